@@ -1,0 +1,1 @@
+"""One file a question: `run(problem, settings, monitor) -> Result`. No input or output here."""

@@ -1,0 +1,200 @@
+"""Self-checks of the user's model: is what automatic differentiation returns the curvature of the loss?
+
+No single check suffices. Symmetry finds a wrong custom derivative; repeatability finds randomness (dropout left on); a
+block of products against a single one finds faults of compilation; the comparison with differences of gradients finds
+`stop_gradient` and straight-through estimators inside a second derivative; the comparison of the gradient with
+differences of losses finds them inside the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.analyses.planning import equations
+from curvcli.curvature import build, sums
+from curvcli.curvature.flatten import Layout
+from curvcli.errors import NumericsError
+from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.probes import sphere
+from curvcli.problem import Batches, Problem
+from curvcli.schema.report import Check
+from curvcli.schema.settings import AnalysisSettings
+
+Array = Any
+
+CAUSES = {
+    "deterministic": "the model draws random numbers at evaluation (dropout left on?)",
+    "block": "a product depends on the vectors beside it (a model that mixes examples, or a fault of the XLA compiler)",
+    "symmetric": "a custom derivative (custom_vjp, custom_jvp) is not the derivative of its function",
+    "gradient_vs_loss": "the gradient is not the loss's (stop_gradient, a straight-through estimator, custom_vjp)",
+    "product_vs_gradient": "the product is not the derivative of the gradient (stop_gradient, custom derivatives)",
+}
+
+EXAMPLES = 32
+"""Examples that derivatives are compared with differences on."""
+
+STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""Lengths of the differences relative to the weights; the best agreement counts, since a ReLU's kinks spoil long ones
+and rounding spoils short ones."""
+
+
+def finite_objective(problem: Problem) -> tuple[float, Array]:
+    """J and ∇J, which must be finite.
+
+    Raises
+    ------
+    NumericsError
+        The loss or the gradient is not finite.
+    """
+    value, gradient = sums.objective_and_gradient(problem, Layout.of(problem.params))
+    if not np.isfinite(value):
+        raise NumericsError(
+            f"the loss is {value} at these weights",
+            "check the data and the model's outputs, or use --dtype float64",
+        )
+    if not bool(jnp.all(jnp.isfinite(gradient))):
+        raise NumericsError(
+            "the gradient of the loss is not finite at these weights",
+            "check the model for divisions and square roots at zero, or use --dtype float64",
+        )
+    return value, gradient
+
+
+def self_checks(
+    problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int
+) -> tuple[dict[str, Check], list[str]]:
+    """Five checks, and a warning with the likely cause for each that fails.
+
+    Parameters
+    ----------
+    block
+        Vectors in a block, as many as the analysis will use: a compiler's fault was seen that spoils a block's later
+        vectors only, and only from a size on.
+
+    Notes
+    -----
+    Cost: two blocks of products and one product; differences of gradients and losses on 32 examples.
+
+    Raises
+    ------
+    NumericsError
+        A product of the matrix is not finite.
+    """
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    block = max(block, 2)
+    pair = sphere(key, 0, block, operator.dim, operator.dtype)
+    first, second, alone = operator.matmat(pair), operator.matmat(pair), operator.matmat(pair[-1:])
+    if not bool(jnp.all(jnp.isfinite(first))):
+        raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
+    size = float(jnp.linalg.norm(first)) / block**0.5 or 1.0
+    eps = float(np.finfo(operator.dtype).eps)
+
+    values = {
+        "deterministic": (float(jnp.linalg.norm(first - second)) / size, 100 * eps),
+        "block": (float(jnp.linalg.norm(first[-1] - alone[0])) / size, 1e3 * eps),
+        "symmetric": (abs(float(first[0] @ pair[1]) - float(first[1] @ pair[0])) / size, 1e3 * eps),
+        **_differences(problem, settings.seed),
+    }
+    checks = {
+        name: Check(passed=bool(value <= threshold), value=value, threshold=threshold)
+        for name, (value, threshold) in values.items()
+    }
+    warnings = [
+        f"self-check {name!r} failed ({check.value:.2g}, allowed {check.threshold:.2g}): {CAUSES[name]}"
+        for name, check in checks.items()
+        if not check.passed
+    ]
+    return checks, warnings
+
+
+def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
+    """Errors and thresholds of the two comparisons with differences, on a few examples in float64.
+
+    In float64 even where the analysis is not: in float32 the steps would have to be so long that a ReLU network crosses
+    kinks on the way, whose contribution to a difference of gradients no derivative sees.
+    """
+    with jax.enable_x64(True):
+        problem = _few_in_float64(problem)
+        layout = Layout.of(problem.params)
+        key = jax.random.key(seed + 1)
+        away, direction = sphere(key, 0, 2, layout.dim, "float64")
+        weights = layout.ravel(problem.params)
+        scale = float(jnp.linalg.norm(weights)) or 1.0
+        # Not at w itself: at a minimum the gradient is rounding, and says nothing of the model.
+        point = weights + 0.01 * scale * away
+        threshold = 20 * _precision(problem) ** (1 / 3)
+        return {
+            "gradient_vs_loss": (_gradient_error(problem, layout, point, scale), threshold),
+            "product_vs_gradient": (_product_error(problem, layout, point, direction, scale), threshold),
+        }
+
+
+def _few_in_float64(problem: Problem) -> Problem:
+    """The problem on its first examples, in one batch, everything that floats in float64."""
+
+    def cast(leaf: Any) -> Any:
+        return jnp.asarray(leaf, "float64") if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    params, frozen = jax.tree.map(cast, (problem.params, problem.frozen))
+    batches = problem.batches
+    few = min(EXAMPLES, batches.num_examples)
+    inputs, targets, weight = jax.tree.map(lambda leaf: leaf[:few], (batches.inputs, batches.targets, batches.weight))
+    return replace(
+        problem, params=params, frozen=frozen, batches=Batches(inputs, targets, weight, few, np.dtype("float64"))
+    )
+
+
+def _precision(problem: Problem) -> float:
+    """The largest eps among the floating dtypes that the network computes in: a model may set its own."""
+    batch = next(iter(problem.batches))
+    closed = jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs)
+    dtypes = {getattr(v.aval, "dtype", None) for equation in equations(closed.jaxpr) for v in equation.outvars}
+    return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
+
+
+def _gradient_error(problem: Problem, layout: Layout, point: Array, scale: float) -> float:
+    """∇J·u against (J(w + hu) − J(w − hu)) / 2h along the gradient's own direction u, relative; best of several h."""
+    _, gradient = sums.objective_and_gradient(problem, layout, layout.unravel(point))
+    norm = float(jnp.linalg.norm(gradient))
+    if norm == 0:
+        return 0.0
+    unit = gradient / norm
+
+    def error(step: float) -> float:
+        # With the gradient, which is not needed: that program is compiled already.
+        ahead, behind = (
+            sums.objective_and_gradient(problem, layout, layout.unravel(point + sign * step * unit))[0]
+            for sign in (1, -1)
+        )
+        return abs((ahead - behind) / (2 * step) - norm) / norm
+
+    return _best(error, scale)
+
+
+def _product_error(problem: Problem, layout: Layout, point: Array, direction: Array, scale: float) -> float:
+    """H v against (∇J(w + hv) − ∇J(w − hv)) / 2h, relative; best of several h. Of the Hessian, whatever the matrix."""
+    moved = replace(problem, params=layout.unravel(point))
+    product = build(moved, "hessian").matmat(direction[None])[0]
+
+    def error(step: float) -> float:
+        ahead, behind = (
+            sums.objective_and_gradient(problem, layout, layout.unravel(point + sign * step * direction))[1]
+            for sign in (1, -1)
+        )
+        difference = (ahead - behind) / (2 * step)
+        size = max(float(jnp.linalg.norm(product)), float(jnp.linalg.norm(difference)))
+        return float(jnp.linalg.norm(difference - product)) / size if size else 0.0
+
+    return _best(error, scale)
+
+
+def _best(error: Callable[[float], float], scale: float) -> float:
+    """The smallest error over steps relative to the size of the weights; infinite errors give the largest float."""
+    errors = [error(step * scale) for step in STEPS]
+    return float(np.nan_to_num(min((e for e in errors if np.isfinite(e)), default=np.inf)))

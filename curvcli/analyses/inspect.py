@@ -1,0 +1,130 @@
+"""What does curv see? Parameters by layer, data, loss, gradient norm, self-checks, and a forecast of cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import finite_objective, self_checks
+from curvcli.analyses.spectrum import memory_plan, resolved_method
+from curvcli.curvature import build, sums
+from curvcli.linalg.meter import Meter
+from curvcli.linalg.probes import sphere
+from curvcli.problem import Problem
+from curvcli.schema.inspect import (
+    ArrayRecord,
+    DataSummary,
+    Forecast,
+    InspectResult,
+    InspectSettings,
+    ParameterRecord,
+    Plan,
+)
+
+
+def run(
+    problem: Problem, settings: InspectSettings, outputs: Any, stored_dtypes: dict[str, str]
+) -> Answer[InspectResult]:
+    """What was understood of the files, and what `curv spectrum` would cost with these settings.
+
+    Cost: one gradient, the self-checks' products, and two timed blocks of products.
+    """
+    value, gradient = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(
+        build(problem, settings.matrix, damping=settings.damping, with_regulariser=settings.regulariser)
+    )
+    plan, forecast = forecast_spectrum(problem, settings, operator=operator)
+    block = plan.probes_at_once
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
+    everything = {**problem.frozen["params"], **problem.params}
+    result = InspectResult(
+        parameters=[
+            _parameter(name, everything[name], stored_dtypes[name], name in problem.params)
+            for name in sorted(everything)
+        ],
+        layers=layer_sizes(problem),
+        collections=collection_sizes(problem),
+        data=_data(problem, outputs),
+        loss_value=value,
+        gradient_norm=float(jnp.linalg.norm(gradient)),
+        plan=plan,
+        forecast=forecast,
+    )
+    return Answer(result, meter, value, checks, warnings)
+
+
+def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any = None) -> tuple[Plan, Forecast]:
+    """How the work would be cut, and products, passes and bytes; seconds too if there is an operator to time."""
+    dense, steps = resolved_method(settings, problem.dim) == "dense", min(settings.steps, problem.dim)
+    memory = memory_plan(problem, settings)
+    batches = problem.batches
+    block = memory.at_once
+    products = problem.dim if dense else settings.max_probes * steps
+    passes = -(-problem.dim // block) if dense else -(-settings.max_probes // block) * steps
+    seconds = None
+    if operator is not None:
+        vectors = sphere(jax.random.key(settings.seed), 0, block, operator.dim, operator.dtype)
+        jax.block_until_ready(operator.matmat(vectors))
+        start = time.perf_counter()
+        jax.block_until_ready(operator.matmat(vectors))
+        seconds = passes * (time.perf_counter() - start)
+    plan = Plan(
+        batch_size=batches.batch_size,
+        batches=len(batches),
+        padded=len(batches) * batches.batch_size - batches.num_examples,
+        resident=batches.nbytes <= sums.RESIDENT_BYTES,
+        probes_at_once=memory.at_once,
+    )
+    return plan, Forecast(products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)
+
+
+def layer_sizes(problem: Problem) -> dict[str, int]:
+    """Differentiated parameters of each layer: of the node above a leaf."""
+    layers: dict[str, int] = {}
+    for name, leaf in sorted(problem.params.items()):
+        layer = name.rpartition("/")[0] or name
+        layers[layer] = layers.get(layer, 0) + leaf.size
+    return layers
+
+
+def collection_sizes(problem: Problem) -> dict[str, int]:
+    """Entries of each collection that is held fixed."""
+    collections = problem.frozen["collections"]
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in collections.items()}
+
+
+def _parameter(name: str, leaf: Any, stored: str, differentiated: bool) -> ParameterRecord:
+    norm = float(np.linalg.norm(np.asarray(leaf, np.float64)))
+    return ParameterRecord(
+        name=name,
+        shape=list(leaf.shape),
+        size=leaf.size,
+        stored_dtype=stored,
+        differentiated=differentiated,
+        norm=norm,
+    )
+
+
+def _data(problem: Problem, outputs: Any) -> DataSummary:
+    """Shapes, masked share and the number of examples of each class."""
+    batches = problem.batches
+    inputs = batches.inputs if isinstance(batches.inputs, dict) else {"inputs": batches.inputs}
+    arrays = {**inputs, "targets": batches.targets}
+    labels, weight = batches.targets, batches.weight
+    classes = None
+    if problem.loss.integer_targets and np.issubdtype(labels.dtype, np.integer):
+        seen = np.broadcast_to(weight.reshape(weight.shape + (1,) * (labels.ndim - weight.ndim)), labels.shape) > 0
+        classes = np.bincount(labels[seen], minlength=outputs.shape[-1]).tolist()
+    return DataSummary(
+        num_examples=batches.num_examples,
+        arrays=[ArrayRecord(name=name, shape=list(a.shape), dtype=str(a.dtype)) for name, a in arrays.items()],
+        outputs=ArrayRecord(name="outputs", shape=list(outputs.shape), dtype=str(outputs.dtype)),
+        masked_fraction=float(np.mean(weight == 0)),
+        classes=classes,
+    )

@@ -1,0 +1,298 @@
+"""What does the spectrum of this matrix look like?
+
+Small matrices are written out and diagonalised. Larger ones are probed: Lanczos quadrature in lockstep for the density,
+then both extremes are refined from the density's own Krylov spaces until their true residuals meet the tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.linalg
+
+from curvcli.analyses import planning
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import finite_objective, self_checks
+from curvcli.curvature import build
+from curvcli.errors import NumericsError
+from curvcli.linalg import bounds, density, eigen, slq
+from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.meter import Meter
+from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.linalg.probes import sphere
+from curvcli.linalg.quadrature import NO_OUTLIERS, Quadrature
+from curvcli.problem import Problem
+from curvcli.schema.estimate import Beyond, Eigenvalue, Estimate
+from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
+
+DENSE_DIM = 1500
+"""Below this the whole matrix is cheaper than 10 probes of 80 steps and the refinement, and it is exact."""
+
+DENSE_BLOCK = 64
+"""Rows of the matrix that are computed together."""
+
+FIRST_LOOK = 4
+"""Probes before the interval is first held against a relative tolerance."""
+
+BEYOND_PROBABILITY = 0.99
+NEAR_ZERO = {"float32": 1e-5, "float64": 1e-10}
+"""Relative to the largest magnitude: below it an eigenvalue in this arithmetic counts as zero."""
+
+
+def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answer[SpectrumResult]:
+    """Spectral density, extremes, trace, Frobenius norm and masses of one curvature matrix.
+
+    Cost: `probes`·`steps` products and what the extremes need beyond them; D products for a dense answer.
+    """
+    value, _ = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(
+        build(problem, settings.matrix, damping=settings.damping, with_regulariser=settings.regulariser)
+    )
+    method = resolved_method(settings, operator.dim)
+    plan = memory_plan(problem, settings)
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
+    if method == "dense":
+        result = _dense(operator, settings, plan.at_once, monitor)
+    else:
+        result = _sampled(operator, settings, method, plan.at_once, monitor, warnings)
+    return Answer(result, meter, value, checks, warnings)
+
+
+def resolved_method(settings: SpectrumSettings, dim: int) -> str:
+    """The method that `auto` means for this many parameters."""
+    if settings.method != "auto":
+        return settings.method
+    return "dense" if dim <= DENSE_DIM else "xtrace"
+
+
+def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.MemoryPlan:
+    """Vectors in a block, and the bytes that the analysis takes.
+
+    Raises
+    ------
+    MemoryLimitError
+        It does not fit.
+    """
+    if resolved_method(settings, problem.dim) == "dense":
+        return planning.plan_dense(problem.dim, min(DENSE_BLOCK, problem.dim), settings.max_memory)
+    # With a relative tolerance the probes come in fours, so that every look at the interval finds whole blocks.
+    probes = settings.max_probes if settings.rtol is None else min(settings.max_probes, FIRST_LOOK)
+    return planning.plan_lanczos(
+        problem,
+        probes=probes,
+        steps=min(settings.steps, problem.dim),
+        full=settings.reorthogonalize == "full",
+        max_memory=settings.max_memory,
+    )
+
+
+def tolerance(settings: SpectrumSettings) -> float:
+    """The residual asked for, relative to ‖A‖, but not below the noise of the products."""
+    return max(settings.tol, 2 * noise(settings))
+
+
+def noise(settings: SpectrumSettings) -> float:
+    """Rounding of a product relative to ‖A‖ ‖v‖, at its largest: along a top eigenvector (measured: up to 14 eps)."""
+    return 16 * float(np.finfo(settings.dtype).eps)
+
+
+def _sampled(
+    operator: LinearOperator,
+    settings: SpectrumSettings,
+    method: str,
+    at_once: int,
+    monitor: Monitor,
+    warnings: list[str],
+) -> SpectrumResult:
+    """Quadrature and refined extremes."""
+    steps, full = min(settings.steps, operator.dim), settings.reorthogonalize == "full"
+    key = jax.random.key(settings.seed)
+    runs = slq.Slq(steps, settings.reorthogonalize, deflate=full and method == "xtrace")
+    collected = slq.Collected()
+    looks = look_schedule(settings.max_probes, settings.rtol)
+    trace = None
+    for look in looks:
+        while len(collected.tridiagonals) < look and (monitor.stop() is None or not collected.tridiagonals):
+            count = min(at_once, look - len(collected.tridiagonals))
+            runs.round(operator, key, count, collected, monitor, settings.max_probes * steps)
+        quadrature = slq.quadrature(collected, key, operator)
+        trace = quadrature.estimate(lambda x: x, settings.confidence, method, operator.dim, len(looks))
+        if monitor.stop() or _narrow(trace, settings.rtol):
+            break
+    assert trace is not None
+    if settings.rtol is not None and not _narrow(trace, settings.rtol):
+        warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
+
+    low, high = _extremes(operator, settings, collected, key, monitor, warnings)
+    quadrature = slq.quadrature(collected, key, operator)
+    return _result(operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks))
+
+
+def look_schedule(probes: int, rtol: float | None) -> list[int]:
+    """After how many probes the interval is looked at: at the end, or at 4, 8, 16, … with a relative tolerance.
+
+    >>> look_schedule(10, None), look_schedule(50, 0.01)
+    ([10], [4, 8, 16, 32, 50])
+    """
+    if rtol is None or probes <= FIRST_LOOK:
+        return [probes]
+    doubling = [FIRST_LOOK * 2**i for i in range(int(math.log2(probes / FIRST_LOOK)) + 1)]
+    return sorted({*doubling, probes})
+
+
+def _narrow(estimate: Estimate, rtol: float | None) -> bool:
+    low, high = estimate.interval
+    return rtol is not None and 0.5 * (high - low) <= rtol * abs(estimate.value)
+
+
+def _extremes(
+    operator: LinearOperator,
+    settings: SpectrumSettings,
+    collected: slq.Collected,
+    key: Any,
+    monitor: Monitor,
+    warnings: list[str],
+) -> tuple[Eigenvalue, Eigenvalue]:
+    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with their true residuals."""
+    start = sphere(jax.random.fold_in(key, 0), 0, 1, operator.dim, operator.dtype)  # used only where no basis was kept
+    spent = sum(len(t.alpha) for t in collected.tridiagonals)
+    pairs = []
+    for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
+        algorithm = eigen.ThickRestart(
+            *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + settings.steps,
+            max_products=max(spent // 2, 100), start=space or eigen.from_vector(start),
+        )  # fmt: skip
+        state = algorithm.init(operator)
+        if monitor.stop() is None or not state.basis.size:
+            state = iterate(algorithm, operator, key, monitor=monitor, stage=f"refining {name}", state=state)
+        pairs.append(algorithm.result(state))
+    vectors = jax.numpy.concatenate([pair.vectors for pair in pairs])
+    values, residuals = eigen.true_residuals(operator, vectors)
+    norm = float(np.abs(values).max())
+    beyond = _beyond(operator, settings, collected)
+    found = []
+    for side, name in enumerate(("λ_min", "λ_max")):
+        # A residual below the noise of a product is not knowledge.
+        residual = max(float(residuals[side]), 0.5 * noise(settings) * norm)
+        converged = residual <= tolerance(settings) * norm
+        if not converged:
+            advice = "; it may be rounding: try --dtype float64" if settings.dtype == "float32" else ""
+            warnings.append(
+                f"{name} has not converged: residual {residual:.2g}, asked for {tolerance(settings) * norm:.2g}{advice}"
+            )
+        found.append(eigenvalue(values[side], residual, converged, beyond[side]))
+    return found[0], found[1]
+
+
+def eigenvalue(value: float, residual: float, converged: bool, bound: float | None) -> Eigenvalue:
+    """An eigenvalue with its residual interval and, for an extreme, the bound on what may lie beyond."""
+    beyond = None if bound is None else Beyond(bound=bound, probability=BEYOND_PROBABILITY)
+    interval = (value - residual, value + residual)
+    return Eigenvalue(value=value, residual=residual, interval=interval, converged=converged, beyond=beyond)
+
+
+def _beyond(
+    operator: LinearOperator, settings: SpectrumSettings, collected: slq.Collected
+) -> tuple[float | None, float | None]:
+    """Bounds below and above which no eigenvalue lies, with probability `BEYOND_PROBABILITY`."""
+    if settings.reorthogonalize == "none":  # the theorem speaks of exact arithmetic
+        return None, None
+    measures = collected.measures
+    interval = bounds.beyond_extremes(
+        min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures),
+        steps=min(len(m.nodes) for m in measures), starts=len(measures), dim=operator.dim,
+        probability=BEYOND_PROBABILITY,
+    )  # fmt: skip
+    return interval or (None, None)
+
+
+def _dense(operator: LinearOperator, settings: SpectrumSettings, block: int, monitor: Monitor) -> SpectrumResult:
+    """All eigenvalues of the matrix written out."""
+    matrix = np.empty((operator.dim, operator.dim))
+    for start, rows in dense_rows(operator, block):
+        matrix[start : start + len(rows)] = rows
+        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
+    if not np.all(np.isfinite(matrix)):
+        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
+    values = scipy.linalg.eigvalsh(0.5 * (matrix + matrix.T))
+    norm = float(np.abs(values).max())
+    residual = 0.5 * noise(settings) * norm
+    low, high = (
+        eigenvalue(float(values[end]), residual, True, float(values[end]) + sign * residual)
+        for end, sign in ((0, -1), (-1, 1))
+    )
+    weights = np.full(len(values), 1 / len(values))
+    measure = bounds.Measure(values, weights, np.zeros(len(values)))
+    # Everything is known: the "outliers" are all eigenvalues, and nothing is left to be sampled.
+    quadrature = Quadrature(operator.dim, [values], [weights], [NO_OUTLIERS._replace(values=values, overlaps=weights)])
+    trace = Estimate.exact(float(values.sum()), settings.confidence)
+    return _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
+
+
+def _result(
+    operator: LinearOperator,
+    settings: SpectrumSettings,
+    method: str,
+    measures: list[bounds.Measure],
+    quadrature: Quadrature,
+    low: Eigenvalue,
+    high: Eigenvalue,
+    trace: Estimate,
+    looks: int,
+) -> SpectrumResult:
+    """Everything that is read from the quadrature and the extremes."""
+    cut = NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value))
+    if method == "dense":
+        values = measures[0].nodes
+        frobenius = Estimate.exact(float(np.linalg.norm(values)), settings.confidence)
+        negative = Estimate.exact(float(np.mean(values < -cut)), settings.confidence)
+        near_zero = Estimate.exact(float(np.mean(np.abs(values) <= cut)), settings.confidence)
+    else:
+        frobenius = _square_root(quadrature.estimate(np.square, settings.confidence, method, operator.dim, looks))
+        below = -np.nextafter(cut, np.inf)
+        negative = (
+            Estimate.exact(0.0, settings.confidence)  # a theorem, not a measurement
+            if operator.psd
+            else density.mass(quadrature, measures, -np.inf, below, settings.confidence, looks)
+        )
+        near_zero = density.mass(quadrature, measures, -cut, cut, settings.confidence, looks)
+    smooth = density.smooth(quadrature, min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures))
+    if method == "dense":
+        counts = (np.searchsorted(measures[0].nodes, smooth.grid, side="right") / operator.dim).tolist()
+        band = density.Cumulative(grid=smooth.grid, lower=counts, upper=counts)
+    else:
+        band = density.cumulative_band(quadrature, measures, smooth.grid, settings.confidence, looks)
+    return SpectrumResult(
+        dim=operator.dim,
+        method=method,  # type: ignore[arg-type]
+        nodes=[m.nodes.tolist() for m in measures],
+        weights=[m.weights.tolist() for m in measures],
+        lambda_max=high,
+        lambda_min=low,
+        trace=trace,
+        frobenius_norm=frobenius,
+        negative_mass=negative,
+        near_zero_mass=near_zero,
+        near_zero_tolerance=cut,
+        deflated=max(len(known.values) for known in quadrature.outliers),
+        density=smooth,
+        cumulative=band,
+        max_stable_learning_rate=2 / high.value if high.interval[0] > 0 else None,
+    )
+
+
+def _square_root(square: Estimate) -> Estimate:
+    """The square root of an estimate, its interval mapped along: a monotone map keeps the coverage."""
+    low, high = (math.sqrt(max(end, 0.0)) for end in square.interval)
+    value = math.sqrt(max(square.value, 0.0))
+    return square.model_copy(
+        update={
+            "value": value,
+            "stderr": square.stderr / (2 * value) if value else 0.0,
+            "interval": (low, high),
+        }
+    )

@@ -1,0 +1,18 @@
+"""`curv init`."""
+
+from __future__ import annotations
+
+from curvcli.cli.options import Request, analysis
+from curvcli.schema.settings import DataSettings
+
+
+@analysis(DataSettings)
+def init(request: Request) -> int:
+    """[bold]curv init model.ckpt --model net.py:CNN --data digits.npz --loss softmax_cross_entropy[/bold]
+
+    Write a curv.toml in this folder (or to -o FILE), after the loss was evaluated with it. From then on
+    [bold]curv spectrum[/bold] is a complete command here.
+    """
+    from curvcli.cli.execute import write_spec
+
+    return write_spec(request)

@@ -1,0 +1,35 @@
+"""`curv schema`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="a report's name, `error` or `curv.toml`")] = None,
+) -> int:
+    """[bold]curv schema spectrum[/bold]
+
+    The JSON Schema of a report, of an error record, or of curv.toml. Without NAME: the names there are.
+    """
+    import json
+
+    from curvcli.cli import output
+    from curvcli.errors import UsageError
+    from curvcli.schema.registry import SCHEMAS
+
+    if name is None:
+        text = "\n".join(SCHEMAS)
+    elif name not in SCHEMAS:
+        raise UsageError(f"no schema {name!r}", f"the names are: {', '.join(SCHEMAS)}")
+    else:
+        document = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **SCHEMAS[name].model_json_schema(),
+        }
+        text = json.dumps(document, indent=2)
+    with output.own_stdout() as stdout:
+        output.write_line(stdout, text)
+    return 0

@@ -1,0 +1,158 @@
+"""stderr: progress, warnings, errors. Nothing here writes to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from curvcli.errors import CurvError, InternalError, SpecError
+
+
+def report_error(error: CurvError, *, debug: bool) -> int:
+    """Two lines on stderr, a traceback with --debug; returns the exit code."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    _say(f"error: {error.message}\nhint: {error.hint}")
+    return error.exit_code
+
+
+def as_told(error: Exception | SystemExit) -> CurvError:
+    """The error itself, or a bug of ours where it is an exception that should not have come this far."""
+    if isinstance(error, CurvError):
+        return error
+    if isinstance(error, SystemExit):
+        return SpecError("the model's code asks the process to exit", "take sys.exit out of it; --debug shows where")
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    bug = InternalError(text, "this is a bug of curv's; please report it with the command and what --debug prints")
+    bug.__cause__ = error
+    return bug
+
+
+def warn(message: str) -> None:
+    """One `warning:` line."""
+    _say(f"warning: {message}")
+
+
+def note(message: str) -> None:
+    """One line of information."""
+    _say(message)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed; then there is nobody to tell
+        print(text, file=sys.stderr, flush=True)
+
+
+def can_redraw() -> bool:
+    """Whether stderr is a terminal on which a line can be written over."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def silence_stdout() -> None:
+    """After a closed pipe: let the interpreter's own last flush go nowhere instead of complaining."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def fill_closed_streams() -> None:
+    """Occupy closed standard descriptors, lest a file opened later be taken for stdout or stderr.
+
+    `sys.stdout` stays None where it was closed; `sys.stderr` leads nowhere.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def finish(code: int) -> None:
+    """End the process with this code. JAX's threads may still wait for work; nothing of ours is left to do."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it was closed
+            stream.flush()
+    os._exit(code)
+
+
+class Watch:
+    """The monitor of a run at a terminal: progress on stderr, a deadline, Ctrl-C.
+
+    The first Ctrl-C (or SIGTERM) asks the run to stop at the next step and answer with what it has; the second ends it.
+
+    Parameters
+    ----------
+    time_limit
+        Seconds from now, or None.
+    show
+        Whether progress is drawn.
+    """
+
+    def __init__(self, time_limit: float | None, show: bool) -> None:
+        self.deadline = None if time_limit is None else time.monotonic() + time_limit
+        self.signal: int | None = None
+        self.reason: str | None = None
+        self._show, self._bar, self._task, self._stage = show, None, None, ""
+
+    def stop(self) -> str | None:
+        """Why to stop, if there is a reason."""
+        if self.signal is not None:
+            self.reason = "interrupted"
+        elif self.deadline is not None and time.monotonic() > self.deadline:
+            self.reason = "time limit"
+        return self.reason
+
+    def progress(self, stage: str, products: int, planned: int | None) -> None:
+        """Redraw the line: stage, products done of those planned, rate, time left."""
+        if not self._show:
+            return
+        bar: Any = self._started()
+        if stage != self._stage:
+            if self._task is not None:
+                bar.remove_task(self._task)
+            self._task, self._stage = bar.add_task(stage, total=planned), stage
+        bar.update(self._task, completed=products, total=planned)
+
+    def _started(self) -> Any:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("products"),
+                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+        return self._bar
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Catch signals and clear the progress line at the end."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                if self._bar is not None:
+                    self._bar.console.show_cursor()
+                os._exit(128 + number)
+            self.signal = number
+
+        try:
+            for number in before:
+                with contextlib.suppress(ValueError):  # not in the main thread: a test, or an embedding program
+                    signal.signal(number, handle)
+            yield
+        finally:
+            for number, handler in before.items():
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, handler)
+            if self._bar is not None:
+                self._bar.stop()

@@ -1,0 +1,406 @@
+"""Load, run, report: the only door from the command line to the engine, which is imported here and nowhere earlier."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from curvcli import __version__
+from curvcli.cli import console, output
+from curvcli.cli.options import Request
+from curvcli.errors import CurvError, UsageError
+from curvcli.schema.inspect import ForecastRecord
+from curvcli.schema.report import Cost, Environment, ErrorRecord, ProblemRecord, Report
+from curvcli.xla import guard_environment
+
+if TYPE_CHECKING:
+    from curvcli.analyses.answer import Answer
+    from curvcli.loading.resolve import Loaded
+
+EXIT_UNTRUSTED = 3
+Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One checkpoint of a command line, at one step.
+
+    Parameters
+    ----------
+    argument
+        As typed; None for the one of curv.toml.
+    step
+        None: the latest, or there are no steps.
+    name
+        What an error record calls the checkpoint.
+    failure
+        Why its steps could not be listed.
+    """
+
+    argument: str | None
+    step: int | None
+    name: str
+    failure: CurvError | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command has to say of one target.
+
+    Parameters
+    ----------
+    line
+        As JSON.
+    text
+        The same for people, written for a stream; None where stderr has said it.
+    code
+        The exit code.
+    """
+
+    line: str
+    text: Callable[[TextIO], str] | None
+    code: int
+
+
+def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) -> int:
+    """Answer one command line: a report for each checkpoint, on stdout or in a file. Returns the exit code.
+
+    Parameters
+    ----------
+    request
+        The command line.
+    report_class
+        Envelope of the reports.
+    run
+        `(loaded, settings, monitor) -> Answer`.
+    """
+    settings = request.parsed_settings()
+
+    def answer(target: Target) -> Reply:
+        from curvcli.cli.render import render
+
+        report, code = _one(request, settings, target, report_class, run)
+        return Reply(report.to_json(), partial(render, report), code)
+
+    return _answer_each(request, settings, answer)
+
+
+def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Reply]) -> int:
+    """Every target's reply where it belongs; with several targets a failing one does not stop the others."""
+    options = request.output
+    file, kind = options["output"], options["format"]
+    if file in output.STDOUT:
+        file, kind = None, kind or "json"
+    if file is not None:
+        output.check_writable(file)
+    as_text = kind == "text" or (kind is None and sys.stdout is not None and sys.stdout.isatty())
+    several = len(request.checkpoints) > 1 or request.spec["all_steps"]
+    codes, lines = [], []
+    with output.own_stdout(needed=as_text or file is None) as stdout:
+        prepare_jax(settings.dtype, settings.threads, cache=not options["no_cache"])
+        try:
+            for target in _targets(request):
+                reply = _tried(answer, target, debug=options["debug"]) if several else answer(target)
+                codes.append(reply.code)
+                lines.append(reply.line)
+                if as_text and reply.text is not None:
+                    output.write_line(stdout, reply.text(stdout))
+                elif file is None and not as_text:
+                    output.write_line(stdout, reply.line)
+                if reply.code >= 128:
+                    break
+        finally:
+            # Whatever ended the loop, finished reports are kept.
+            if file is not None and lines:
+                output.write_file(file, "\n".join(lines) + "\n")
+    return next((code for code in codes if code), 0)
+
+
+def _tried(answer: Callable[[Target], Reply], target: Target, *, debug: bool) -> Reply:
+    """The reply, or an error record."""
+    try:
+        return answer(target)
+    except (Exception, SystemExit) as error:
+        told = console.as_told(error)
+        console.report_error(told, debug=debug)
+        record = ErrorRecord(
+            checkpoint=target.name, step=target.step, error=told.message, hint=told.hint, exit_code=told.exit_code
+        )
+        return Reply(record.to_json(), None, told.exit_code)
+
+
+def prepare_jax(dtype: str, threads: int | None, *, cache: bool) -> None:
+    """Configure JAX before its first computation: threads, precision, dtype, compilation cache."""
+    if threads is not None:
+        # XLA's CPU backend sizes its pool by NPROC, read when the backend starts.
+        os.environ["NPROC"] = str(threads)
+    guard_environment()
+    import jax
+
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    # Accelerators multiply float32 in lower precision by default; curvature is a second derivative and needs it whole.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if cache:
+        _enable_cache(jax)
+
+
+def _enable_cache(jax: Any) -> None:
+    """Keep compiled programs between runs, in a folder of the user's own; without it if it cannot be had."""
+    base = os.environ.get("CURV_CACHE_DIR")
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home folder
+        folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curv"
+        programs = folder / f"jax-{jax.__version__}"
+        programs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if programs.stat().st_uid != os.getuid():  # a compiled program is code: never take another user's
+            return
+        jax.config.update("jax_compilation_cache_dir", str(programs))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_compilation_cache_max_size", 1 << 30)
+
+
+def _targets(request: Request) -> Iterator[Target]:
+    """The checkpoints and steps that a command line asks for."""
+    from curvcli.loading.checkpoint import checkpoint_steps
+
+    step, every = request.spec["step"], request.spec["all_steps"]
+    if step is not None and every:
+        raise UsageError("--step and --all-steps exclude each other", "give one of them")
+    for argument in request.checkpoints or [None]:
+        if not every:
+            yield Target(argument, step, argument or "")
+            continue
+        try:
+            _, _, path = locate(request, argument)
+            steps = checkpoint_steps(path)
+            if not steps:
+                raise UsageError(
+                    f"--all-steps: {path} has no steps", "it takes the root folder of a checkpoint manager"
+                )
+        except CurvError as error:
+            if len(request.checkpoints) < 2:
+                raise
+            yield Target(argument, None, argument or "", error)
+        else:
+            yield from (Target(argument, one, str(path)) for one in steps)
+
+
+def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
+    """Where the specification was found, the specification with the command line over it, and the checkpoint."""
+    from curvcli.loading import orbax
+    from curvcli.loading.resolve import checkpoint_path
+    from curvcli.loading.spec_file import find_spec, merge
+
+    given = None if argument is None else checkpoint_path(argument, None, Path.cwd())
+    found = find_spec(given, request.spec["spec"], orbax.read_metadata)
+    overrides = request.overrides()
+    # Files given on the command line are relative to the current folder, those in curv.toml to it.
+    for table, key in (("model", "target"), ("loss", "name")):
+        overrides[table][key] = absolute_target(overrides[table][key])
+    overrides["data"]["path"] = absolute_source(overrides["data"]["path"])
+    spec = merge(found, overrides)
+    return found, spec, given or checkpoint_path(None, spec, found.base)
+
+
+def absolute_target(text: str | None) -> str | None:
+    """`file.py:attr` from the command line, made independent of the folder it is read from; others as they are."""
+    head, _, attribute = (text or "").rpartition(":")
+    return f"{Path(head).absolute()}:{attribute}" if head.endswith(".py") else text
+
+
+def absolute_source(text: str | None) -> str | None:
+    """The same for data: a path, a target or a URL."""
+    if text is None or (":" in text and not Path(text).exists()):
+        return absolute_target(text)
+    return str(Path(text).absolute())
+
+
+def load(request: Request, settings: Any, target: Target) -> Loaded:
+    """The problem that a command line names, planned."""
+    from curvcli.analyses.planning import with_batch_size
+    from curvcli.loading.resolve import load_problem
+
+    if target.failure is not None:
+        raise target.failure
+    found, spec, path = locate(request, target.argument)
+    loaded = load_problem(spec, found, path, settings, step=target.step, trust=request.spec["trust"])
+    warnings = [*loaded.warnings, *_inherited(request, found)]
+    return replace(loaded, problem=with_batch_size(loaded.problem, settings.batch_size), warnings=warnings)
+
+
+def _inherited(request: Request, found: Any) -> list[str]:
+    """A warning where the command line names model, data and loss, and a curv.toml still adds to them."""
+    if request.spec["spec"] is not None or not all(request.spec[name] for name in ("model", "data", "loss")):
+        return []
+    added = {
+        f"{table}.{key}"
+        for table, keys in (("data", ("split", "mask")), ("loss", ("l2", "reduction", "regulariser", "ignore_label")))
+        for key in keys
+        if key in found.values.get(table, {}) and request.spec.get(key) is None
+    }
+    return [f"{', '.join(sorted(added))} come from {found.origin}"] if added else []
+
+
+def _one(
+    request: Request, settings: Any, target: Target, report_class: type[Report[Any, Any]], run: Run
+) -> tuple[Report[Any, Any], int]:
+    """One report and its exit code."""
+    quiet = request.output["quiet"]
+    started = time.perf_counter()
+    loaded = load(request, settings, target)
+    if request.output["verbose"]:
+        step = "" if loaded.checkpoint.step is None else f", step {loaded.checkpoint.step}"
+        console.note(
+            f"{loaded.checkpoint.path} ({loaded.checkpoint.format}{step}): {loaded.problem.dim} parameters; "
+            f"{loaded.data.path}: {loaded.data.num_examples} examples in batches of {loaded.problem.batches.batch_size}"
+        )
+    watch = console.Watch(settings.time_limit, show=not quiet and console.can_redraw())
+    with _compile_clock() as compiling, watch.watching():
+        answer = run(loaded, settings, watch)
+    warnings = [*loaded.warnings, *answer.warnings]
+    if watch.reason is not None:
+        warnings.append(f"stopped early ({watch.reason}): the answer rests on what was reached")
+    untrusted = any(not check.passed for check in answer.checks.values())
+    report = report_class(
+        curv=__version__,
+        problem=problem_record(loaded, answer.loss_value),
+        matrix=settings.matrix,
+        settings=settings,
+        result=answer.result,
+        checks=answer.checks,
+        untrusted=untrusted,
+        cost=Cost(
+            products=answer.meter.products,
+            data_passes=answer.meter.data_passes,
+            seconds=time.perf_counter() - started,
+            compile_seconds=compiling[0],
+            peak_memory_bytes=_peak_memory(),
+        ),
+        environment=_environment(settings),
+        warnings=warnings,
+    )
+    if not quiet:
+        for message in warnings:
+            console.warn(message)
+    if watch.signal is not None:
+        return report, 128 + watch.signal
+    return report, EXIT_UNTRUSTED if untrusted else 0
+
+
+def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
+    """What the report says of the problem."""
+    problem, spec = loaded.problem, loaded.spec
+    return ProblemRecord(
+        checkpoint=loaded.checkpoint,
+        model=spec.model.target or "",
+        num_params=problem.dim,
+        loss=spec.loss.name or "",
+        reduction=spec.loss.reduction,
+        normaliser=problem.normaliser,
+        l2=spec.loss.l2,
+        regulariser=spec.loss.regulariser,
+        data=loaded.data,
+        loss_value=loss_value,
+        spec=spec,
+        spec_file=loaded.spec_file,
+    )
+
+
+@contextlib.contextmanager
+def _compile_clock() -> Iterator[list[float]]:
+    """Seconds that XLA spends compiling, as JAX itself reports them."""
+    from jax import monitoring
+
+    total, active = [0.0], [True]
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if active[0] and event.endswith("backend_compile_duration"):
+            total[0] += duration_secs
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield total
+    finally:
+        active[0] = False  # listeners cannot be taken off again without touching those of others
+
+
+def _peak_memory() -> int:
+    """Peak bytes of the device, or of the process where the device is the host."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _environment(settings: Any) -> Environment:
+    import jax
+
+    device = jax.local_devices()[0]
+    threads = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    return Environment(
+        jax=jax.__version__,
+        device=f"{device.platform} {device.device_kind}",
+        dtype=settings.dtype,
+        threads=threads,
+    )
+
+
+def forecast(request: Request) -> int:
+    """`--dry-run`: plan and forecast, no product spent."""
+    settings = request.parsed_settings()
+
+    def answer(target: Target) -> Reply:
+        from curvcli.analyses.inspect import forecast_spectrum
+
+        plan, cost = forecast_spectrum(load(request, settings, target).problem, settings)
+        record = ForecastRecord(plan=plan, forecast=cost)
+        text = (
+            f"{cost.products} products in {cost.data_passes} data passes, {cost.bytes / 1e6:.0f} MB; "
+            f"{plan.batches} batches of {plan.batch_size} examples"
+        )
+        return Reply(record.to_json(), lambda stream: text, 0)
+
+    return _answer_each(request, settings, answer)
+
+
+def write_spec(request: Request) -> int:
+    """`curv init`: evaluate the loss with the specification given, then write it."""
+    import tomli_w
+
+    if len(request.checkpoints) != 1:
+        raise UsageError(
+            "curv init takes one checkpoint",
+            "for example: curv init model.ckpt --model net.py:CNN --data digits.npz",
+        )
+    settings = request.parsed_settings()
+    file = request.output["output"] or Path("curv.toml")
+    if file.exists():
+        raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
+    output.check_writable(file)
+    with output.own_stdout() as stdout:
+        prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
+        from curvcli.analyses.checks import finite_objective
+        from curvcli.loading.spec_file import relative_to
+
+        target = Target(request.checkpoints[0], request.spec["step"], request.checkpoints[0])
+        loaded = load(request, settings, target)
+        value, _ = finite_objective(loaded.problem)
+        found, _, path = locate(request, target.argument)
+        document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
+        output.write_file(file, tomli_w.dumps(document))
+        problem = loaded.problem
+        output.write_line(
+            stdout,
+            f"{file}: loss {value:.6g} over {loaded.data.num_examples} examples, {problem.dim} parameters, "
+            f"normaliser {problem.normaliser:g}",
+        )
+    return 0

@@ -1,0 +1,114 @@
+"""The app: one line a command. Only the command that runs is imported, so that help is quick."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from curvcli import __version__
+from curvcli.cli import console
+from curvcli.errors import OutputError, UsageError
+
+COMMANDS = {
+    "spectrum": "spectral density, both extremes, trace: how sharp is this point?",
+    "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
+    "init": "write a curv.toml and prove it by evaluating the loss",
+    "schema": "the JSON Schema of a report or of curv.toml",
+}
+"""Every command is `curvcli/cli/commands/NAME.py` with a function of that name."""
+
+HELP = """[bold]curv spectrum model.ckpt --model net.py:CNN --data digits.npz --loss softmax_cross_entropy[/bold]
+
+Loss curvature of a trained JAX network: a checkpoint, a dataset and a loss go in, numbers with their uncertainty come
+out: as JSON on stdout in a pipeline, as a summary on a terminal."""
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"curv {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+def build_app(chosen: str | None) -> typer.Typer:
+    """The app with one command in full; the others by name and summary alone. None: all in full."""
+    app = typer.Typer(
+        name="curv", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    app.callback(help=_paragraphs(HELP))(_root)
+    for name, summary in COMMANDS.items():
+        function = _load(name) if chosen in (None, name) else lambda: None
+        app.command(name, short_help=summary, help=_paragraphs(function.__doc__ or ""))(function)
+    return app
+
+
+def _paragraphs(text: str) -> str:
+    """The text without the line breaks of its source, for a terminal of any width."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
+
+
+def _load(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"curvcli.cli.commands.{name}"), name)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; what goes wrong is told on stderr."""
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), "")
+    completing = "_CURV_COMPLETE" in os.environ
+    debug = "--debug" in arguments or os.environ.get("CURV_DEBUG", "").lower() in ("1", "true", "yes", "on", "t", "y")
+    if chosen and chosen not in COMMANDS and not completing:
+        return console.report_error(unknown_command(chosen), debug=False)
+    try:
+        code = build_app(None if completing else chosen)(list(arguments), prog_name="curv", standalone_mode=False)
+        return int(code or 0)
+    except typer.TyperException as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # no command: the help was shown
+            return UsageError.exit_code
+        hint = f"see: curv {chosen} --help".replace("  ", " ")
+        return console.report_error(UsageError(message, hint), debug=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # what typer and rich make of a closed pipe
+            console.silence_stdout()
+            return 141
+        return console.report_error(console.as_told(error), debug=debug)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error = OutputError("no space is left on the device that is written to", "free some, or write elsewhere")
+        return console.report_error(console.as_told(error), debug=debug)
+
+
+def unknown_command(name: str) -> UsageError:
+    """What to say of a command that does not exist."""
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    return UsageError(
+        f"no command {name!r}",
+        f"did you mean: curv {near[0]}" if near else f"the commands are: {', '.join(COMMANDS)}",
+    )
+
+
+def console_main() -> None:
+    """The entry point of the `curv` script."""
+    console.fill_closed_streams()
+    code = run(sys.argv[1:])
+    console.finish(code)

@@ -1,0 +1,258 @@
+"""Every shared option, written once: problem, settings and output options as a command's signature.
+
+The options of an analysis are made from the fields of its Settings class: names, types, defaults and help texts have
+that one home. Each option is also read from the environment, as CURV_NAME.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from curvcli.errors import UsageError
+from curvcli.schema.spec import ProblemSpec
+
+Kind = Literal["linen", "nnx", "apply"]
+ReductionName = Literal["mean", "sum", "tokens"]
+Format = Literal["json", "text"]
+
+PROBLEM, DATA, ANALYSIS, OUTPUT = "The problem", "How much of it", "The analysis", "Output and run"
+
+_SPEC: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
+    "spec": (Path, "--spec", "a curv.toml; default: beside the checkpoint, else in this folder", {"metavar": "FILE"}),
+    "model": (str, "--model", "the network: pkg.mod:attr or file.py:attr", {"metavar": "TARGET"}),
+    "model_arg": (list[str], "--model-arg", "argument of the model, as TOML (repeatable)", {"metavar": "K=V"}),
+    "kind": (Kind, "--kind", "how the model is called; detected where unambiguous", {}),
+    "data": (str, "--data", ".npz, .npy folder, .csv, .parquet, Hugging Face folder, pkg.mod:fn", {"metavar": "SRC"}),
+    "inputs": (str, "--inputs", "name of the input array, or columns: a,b or px_* (default: x)", {"metavar": "NAME"}),
+    "targets": (str, "--targets", "name of the target array, or columns (default: y)", {"metavar": "NAME"}),
+    "loss": (str, "--loss", "squared_error, softmax_cross_entropy, sigmoid_cross_entropy, poisson, or a target",
+             {"metavar": "NAME"}),
+    "l2": (float, "--l2", "adds ½·l2·‖w‖² to the loss", {"metavar": "X"}),
+    "reduction": (ReductionName, "--reduction", "divide the summed losses by examples, 1 or tokens", {}),
+    "step": (int, "--step", "of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
+    "all_steps": (bool, "--all-steps", "every step of a manager's root, one report a line", {}),
+    "trust": (bool, "--trust", "run the code that a checkpoint's own curv.toml names", {}),
+}  # fmt: skip
+
+_OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
+    "output": (Path, "-o,--output", "write the JSON report here (-: stdout)", {"metavar": "FILE"}),
+    "format": (Format, "--format", "default: text on a terminal, else json", {}),
+    "quiet": (bool, "-q,--quiet", "no progress and no warnings", {}),
+    "verbose": (bool, "-v,--verbose", "say more on stderr", {}),
+    "debug": (bool, "--debug", "tracebacks", {}),
+    "no_cache": (bool, "--no-cache", "do not keep compiled programs between runs", {}),
+    "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes, and spend none", {}),
+}
+
+LONGEST_METAVAR = 20
+"""Characters of choices that still fit beside an option on 80 columns."""
+
+_SIZES = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line as typed: None where an option was not given."""
+
+    name: str
+    checkpoints: list[str]
+    settings_class: type[BaseModel]
+    settings: dict[str, Any]
+    spec: dict[str, Any] = field(default_factory=dict)
+    output: dict[str, Any] = field(default_factory=dict)
+
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """What lies over curv.toml, by table; None where nothing does.
+
+        Raises
+        ------
+        UsageError
+            A value is out of range; the message names the option.
+        """
+        given = self.spec
+        tables = {
+            "model": {
+                "target": given["model"], "kind": given["kind"], "kwargs": model_arguments(given["model_arg"] or [])
+            },
+            "data": {"path": given["data"], "inputs": given["inputs"], "targets": given["targets"]},
+            "loss": {"name": given["loss"], "l2": given["l2"], "reduction": given["reduction"]},
+        }  # fmt: skip
+        said = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
+        self._validated(ProblemSpec, said)
+        return tables
+
+    def parsed_settings(self) -> Any:
+        """The settings, validated.
+
+        Raises
+        ------
+        UsageError
+            A value is out of range; the message names the option.
+        """
+        given = {name: value for name, value in self.settings.items() if value not in (None, [])}
+        if "max_memory" in given:
+            given["max_memory"] = parse_size(given["max_memory"])
+        return self._validated(self.settings_class, given)
+
+    def _validated(self, schema: type[BaseModel], values: dict[str, Any]) -> Any:
+        """The values as an instance of a schema whose last keys are names of options."""
+        try:
+            return schema.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = _flag(str(first["loc"][-1]))
+            raise UsageError(
+                f"{option} {first['input']}: {first['msg'].lower()}", f"see: curv {self.name} --help"
+            ) from error
+
+
+def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], Any]], Callable[..., Any]]:
+    """A command over checkpoints: gives a function of one Request the signature with all shared options."""
+
+    def decorate(function: Callable[[Request], Any]) -> Callable[..., Any]:
+        settings = {name: _setting(name, info) for name, info in settings_class.model_fields.items()}
+        spec = {name: _option(name, *row, panel=PROBLEM) for name, row in _SPEC.items()}
+        output = {name: _option(name, *row, panel=OUTPUT) for name, row in _OUTPUT.items()}
+
+        def command(**given: Any) -> Any:
+            return function(
+                Request(
+                    function.__name__, given["checkpoints"] or [], settings_class,
+                    {n: given[n] for n in settings}, {n: given[n] for n in spec}, {n: given[n] for n in output},
+                )
+            )  # fmt: skip
+
+        checkpoint = typer.Argument(
+            metavar="CKPT", show_default=False,
+            help="Orbax checkpoint (item, step or manager root), msgpack, .safetensors or .npz; default: curv.toml's",
+        )  # fmt: skip
+        first = inspect.Parameter(
+            "checkpoints",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[list[str] | None, checkpoint],
+        )
+        parameters = [first, *spec.values(), *settings.values(), *output.values()]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__ = function.__doc__
+        command.__name__ = function.__name__
+        return command
+
+    return decorate
+
+
+def _option(name: str, kind: Any, flags: str, text: str, extra: dict[str, Any], *, panel: str) -> inspect.Parameter:
+    """One option as a parameter; None when it is not given."""
+    option = typer.Option(
+        *flags.split(","), help=text, envvar=f"CURV_{name.upper()}", show_envvar=False, rich_help_panel=panel,
+        show_default=False, **extra,
+    )  # fmt: skip
+    default = False if kind is bool else None
+    annotation = kind if kind is bool else kind | None
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
+
+
+def _setting(name: str, info: Any) -> inspect.Parameter:
+    """The option of one field of a Settings class."""
+    text, kind, extra = info.description or "", _plain_type(info.annotation), {}
+    panel = DATA if name in DATA_FIELDS else ANALYSIS
+    if name == "regulariser":
+        # On by default, so the option switches it off.
+        option = typer.Option("--no-regulariser", help="leave the regulariser's curvature out", rich_help_panel=panel,
+                              show_default=False, envvar="CURV_NO_REGULARISER", show_envvar=False)  # fmt: skip
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None,
+            annotation=Annotated[bool | None, _inverted(option)],
+        )  # fmt: skip
+    if name == "max_memory":
+        kind, extra = str, {"metavar": "SIZE"}
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    if len("|".join(choices)) > LONGEST_METAVAR:
+        extra = {"metavar": "NAME"}
+        text += "" if all(choice in text for choice in choices) else f": {', '.join(choices)}"
+    default = info.default if info.default_factory is None else None
+    if default is not None and kind is not bool:
+        text += f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
+    return _option(name, kind, _flag(name), text, extra, panel=panel)
+
+
+def _inverted(option: Any) -> Any:
+    """A flag that turns its setting off: given, the value is False; not given, None."""
+    option.callback = lambda value: False if value else None
+    return option
+
+
+DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads")
+
+
+def _flag(name: str) -> str:
+    short = {"k": "-k"}
+    return short.get(name, "--" + name.replace("_", "-"))
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The annotation without `| None`."""
+    if get_origin(annotation) in (list, Literal):
+        return annotation
+    rest = [part for part in get_args(annotation) if part is not type(None)]
+    return rest[0] if rest else annotation
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `4GB`, `512 MiB` or a plain number.
+
+    >>> parse_size("4GB"), parse_size("1.5 KiB"), parse_size("100")
+    (4000000000, 1536, 100)
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+    if not match or match[2].lower() not in _SIZES:
+        raise UsageError(f"--max-memory {text}: not a size", "write it as 4GB, 512MiB or a number of bytes")
+    return int(Decimal(match[1]) * _SIZES[match[2].lower()])
+
+
+def model_arguments(pairs: list[str]) -> dict[str, Any]:
+    """`K=V` arguments, each V parsed as TOML.
+
+    >>> model_arguments(["features=[128, 10]", 'activation="tanh"'])
+    {'features': [128, 10], 'activation': 'tanh'}
+    """
+    import tomllib
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key.strip().isidentifier():
+            raise UsageError(f"--model-arg {pair}: not of the form K=V", "for example --model-arg 'features=[128, 10]'")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            bare = text.strip().strip("()")
+            list_meant = "," in bare
+            value = f"[{bare}]" if list_meant else f'"{bare}"'
+            kind = "a list needs brackets" if list_meant else "a text needs quotes"
+            raise UsageError(
+                f"--model-arg {pair}: {text!r} is not a TOML value", f"{kind}: --model-arg '{key.strip()}={value}'"
+            ) from error
+    return values

@@ -1,0 +1,61 @@
+"""Parameters by path <-> one flat vector: the border between trees and linear algebra."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from curvcli.problem import Params
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter lies in the flat vector. Hashable: a static argument, never an array.
+
+    Parameters
+    ----------
+    names, shapes
+        Path and shape of each parameter, in the order of the vector.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, params: Params) -> Layout:
+        """The layout of these parameters, in the order of their paths."""
+        names = tuple(sorted(params))
+        return cls(names, tuple(tuple(params[name].shape) for name in names))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each parameter."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return sum(self.sizes)
+
+    @partial(jax.jit, static_argnums=0)
+    def ravel(self, params: Params) -> Array:
+        """Parameters, each with the same extra leading axes, as [..., dim]."""
+        leaves = [params[name] for name in self.names]
+        lead = leaves[0].shape[: leaves[0].ndim - len(self.shapes[0])]
+        return jnp.concatenate([jnp.reshape(leaf, (*lead, -1)) for leaf in leaves], axis=-1)
+
+    @partial(jax.jit, static_argnums=0)
+    def unravel(self, vectors: Array) -> Params:
+        """[..., dim] as parameters with the same leading axes."""
+        lead, start, params = vectors.shape[:-1], 0, {}
+        for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True):
+            params[name] = jnp.reshape(vectors[..., start : start + size], (*lead, *shape))
+            start += size
+        return params

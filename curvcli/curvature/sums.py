@@ -1,0 +1,110 @@
+"""Sums over batches: the objective, its gradient and its curvature from per-batch pieces.
+
+    total = (1/M) Σ_batches piece + the regulariser's own term
+
+The loop over batches runs in the host: XLA's CPU backend runs convolutions inside compiled loops through a slow path,
+and a host loop is what lets data stream from disk. Dispatch is asynchronous, so the host is ahead of the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.curvature import products
+from curvcli.curvature.flatten import Layout
+from curvcli.problem import Batch, Batches, Problem
+
+Array = Any
+
+RESIDENT_BYTES = 2 << 30
+"""Data up to this size are put on the device once; larger data stream from the host at every pass."""
+
+
+def resident(batches: Batches) -> Iterable[Batch]:
+    """The batches on the device if they are small enough to stay there, else as they are."""
+    if batches.nbytes > RESIDENT_BYTES:
+        return batches
+    return tuple(jax.device_put(batch) for batch in batches)
+
+
+def sum_products(piece: Callable[..., Array], problem: Problem, batches: Iterable[Batch]) -> Callable[[Array], Array]:
+    """`vectors -> (1/M) Σ_batches piece(params, frozen, batch, vectors)`, for vectors [k, dim]."""
+
+    def matmat(vectors: Array) -> Array:
+        total = lost = jnp.zeros_like(vectors)
+        for batch in batches:
+            total, lost = _add(total, lost, piece(problem.params, problem.frozen, batch, vectors))
+        return total / problem.normaliser
+
+    return matmat
+
+
+@jax.jit
+def _add(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
+    """Kahan's compensated sum: its error does not grow with the number of batches."""
+    term = term - lost
+    following = total + term
+    return following, (following - total) - term
+
+
+def functions(problem: Problem) -> products.Functions:
+    """What is static in the problem: `(predict, loss)`."""
+    return problem.predict, problem.loss
+
+
+def regulariser_value(problem: Problem, params: Any) -> Array:
+    """R at these parameters; floating ones outside the chosen block count too, so that J does not depend on it."""
+    everything = {**problem.frozen["params"], **params}
+    value = jnp.zeros((), problem.dtype)
+    if problem.regulariser.l2:
+        squares = [jnp.sum(jnp.square(w)) for w in everything.values() if jnp.issubdtype(w.dtype, jnp.floating)]
+        value += 0.5 * problem.regulariser.l2 * sum(squares)
+    if problem.regulariser.fn is not None:
+        value += jnp.asarray(problem.regulariser.fn(problem.nest(everything)), problem.dtype)
+    return value
+
+
+def regulariser_products(problem: Problem, layout: Layout) -> Callable[[Array], Array] | None:
+    """`vectors -> ∇²R vectors`, for vectors [k, dim]; None where R = 0."""
+    l2, fn, nest = problem.regulariser.l2, problem.regulariser.fn, problem.nest
+    if fn is None:
+        return (lambda vectors: l2 * vectors) if l2 else None
+
+    @jax.jit
+    def user_part(params: Any, frozen_params: Any, vectors: Array) -> Array:
+        gradient = jax.grad(lambda p: jnp.asarray(fn(nest({**frozen_params, **p})), problem.dtype))
+        _, tangent_map = jax.linearize(gradient, params)
+        return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
+
+    return lambda vectors: l2 * vectors + user_part(problem.params, problem.frozen["params"], vectors)
+
+
+def objective(problem: Problem, params: Any | None = None) -> float:
+    """J at the problem's parameters, or at others of the same form. One forward pass over the data."""
+    params = problem.params if params is None else params
+    values = [
+        products.loss_value(functions(problem), params, problem.frozen, batch) for batch in resident(problem.batches)
+    ]
+    # Batch values are added in float64 on the host: a float32 sum over many batches would lose digits of the loss.
+    total = float(np.sum(np.asarray(jax.device_get(values), dtype=np.float64)))
+    return total / problem.normaliser + float(regulariser_value(problem, params))
+
+
+def objective_and_gradient(problem: Problem, layout: Layout, params: Any | None = None) -> tuple[float, Array]:
+    """J and ∇J [dim] at the problem's parameters, or at others of the same form. One gradient pass over the data."""
+    params = problem.params if params is None else params
+    values, total = [], jnp.zeros(layout.dim, problem.dtype)
+    lost = total
+    for batch in resident(problem.batches):
+        value, gradient = products.loss_and_gradient(functions(problem), layout, params, problem.frozen, batch)
+        values.append(value)
+        total, lost = _add(total, lost, gradient)
+    value = float(np.sum(np.asarray(jax.device_get(values), dtype=np.float64))) / problem.normaliser
+    regulariser, slope = jax.value_and_grad(partial(regulariser_value, problem))(params)
+    return value + float(regulariser), total / problem.normaliser + layout.ravel(slope)

@@ -1,0 +1,1 @@
+"""Vectors and symmetric linear operators: knows nothing of networks."""

@@ -1,0 +1,103 @@
+"""Orthonormal bases that grow row by row, for several Krylov spaces at once.
+
+A basis is a list of chunks [k, CHUNK, dim], filled from the front; unfilled rows are zero. Orthogonalising against
+whole chunks keeps every operation a large matrix product of one shape (compiled once), costs at most CHUNK − 1 idle
+rows, and lets memory grow with the rows that exist.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+
+CHUNK = 16
+
+
+class Basis(NamedTuple):
+    """k orthonormal bases of `size` rows each."""
+
+    chunks: tuple[Array, ...]  # each [k, CHUNK, dim]
+    size: int
+
+
+EMPTY = Basis((), 0)
+
+
+def append(basis: Basis, new: Array) -> Basis:
+    """The bases with one more row each; `new` is [k, dim] and orthonormal to the rows before, or zero."""
+    chunks, position = basis.chunks, basis.size % CHUNK
+    if position == 0:
+        k, dim = new.shape
+        return Basis((*chunks, _first(new, k, dim)), basis.size + 1)
+    return Basis((*chunks[:-1], _write(chunks[-1], new, position)), basis.size + 1)
+
+
+def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
+    """Make vectors [k, dim] orthogonal to their bases, by two passes of Gram–Schmidt.
+
+    Twice is enough (Giraud, Langou and Rozložník 2005): after the second pass what remains along the basis is of the
+    size of rounding. Returns the vectors and, for `coefficients`, what was removed.
+    """
+    removed = []
+    for _ in range(2):
+        # Classical within a chunk, modified from chunk to chunk.
+        for chunk in basis.chunks:
+            vectors, part = _subtract(chunk, vectors)
+            removed.append(part)
+    return vectors, removed
+
+
+def coefficients(basis: Basis, removed: list[Array]) -> np.ndarray:
+    """The components [k, size] along the basis that `orthogonalise` removed, in float64 on the host."""
+    passes = np.concatenate([np.asarray(part, np.float64) for part in removed], axis=1)
+    half = len(basis.chunks) * CHUNK
+    return (passes[:, :half] + passes[:, half:])[:, : basis.size]
+
+
+def combine(basis: Basis, weights: np.ndarray) -> Array:
+    """Σ_j weights[k, r, j] row_j: [k, r, size] -> [k, r, dim]. Ritz vectors from eigenvectors of T."""
+    k, r, size = weights.shape
+    # Padded to whole chunks and to a multiple of 8 vectors, so that few shapes are compiled.
+    padded = np.zeros((k, -(-r // 8) * 8, len(basis.chunks) * CHUNK), basis.chunks[0].dtype)
+    padded[:, :r, :size] = weights
+    parts = [_combine(chunk, padded[:, :, i * CHUNK : (i + 1) * CHUNK]) for i, chunk in enumerate(basis.chunks)]
+    total = sum(parts[1:], parts[0])
+    return total if padded.shape[1] == r else total[:, :r]
+
+
+def single(basis: Basis, index: int) -> Basis:
+    """One of the k bases, as a basis of its own."""
+    return Basis(tuple(row(chunk, index) for chunk in basis.chunks), basis.size)
+
+
+@jax.jit
+def row(array: Array, index: Array) -> Array:
+    """array[index : index + 1] with a traced index: compiled once, not once an index."""
+    return jax.lax.dynamic_slice_in_dim(array, index, 1, axis=0)
+
+
+@jax.jit
+def _subtract(chunk: Array, vectors: Array) -> tuple[Array, Array]:
+    along = jnp.einsum("kmd,kd->km", chunk, vectors)
+    return vectors - jnp.einsum("kmd,km->kd", chunk, along), along
+
+
+@jax.jit
+def _combine(chunk: Array, weights: Array) -> Array:
+    return jnp.einsum("krm,kmd->krd", weights, chunk)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _first(new: Array, k: int, dim: int) -> Array:
+    return jnp.zeros((k, CHUNK, dim), new.dtype).at[:, 0].set(new)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(chunk: Array, new: Array, position: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(chunk, new[:, None], position, axis=1)

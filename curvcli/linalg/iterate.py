@@ -1,0 +1,97 @@
+"""The one loop: runs any algorithm, reports progress, and stops it early when asked.
+
+An algorithm is three functions over an explicit state: `init`, `step`, `result`. `iterate` alone knows about progress,
+deadlines and interrupts, so no algorithm has to.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from curvcli.linalg.operator import LinearOperator
+
+State = TypeVar("State")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Algorithm(Protocol[State, Result_co]):
+    """What can be iterated. `step` is a host function of jitted pieces; the state holds everything that changes."""
+
+    def init(self, operator: LinearOperator, key: Any) -> State:
+        """The state before the first step."""
+        ...
+
+    def step(self, operator: LinearOperator, state: State) -> State:
+        """One step further."""
+        ...
+
+    def done(self, state: State) -> bool:
+        """Whether another step would add nothing."""
+        ...
+
+    def products(self, state: State) -> int:
+        """Matrix-vector products spent so far."""
+        ...
+
+    def result(self, state: State) -> Result_co:
+        """What the state says; valid after any number of steps (at least one)."""
+        ...
+
+
+class Monitor(Protocol):
+    """Who watches a run: the terminal's progress, a deadline, an interrupt, a test's counter."""
+
+    def stop(self) -> str | None:
+        """Why to stop now (`time limit`, `interrupted`), or None to go on."""
+        ...
+
+    def progress(self, stage: str, products: int, planned: int | None) -> None:
+        """Products spent so far in this stage, of those planned (None: open)."""
+        ...
+
+
+class Silent:
+    """A monitor that neither stops nor tells."""
+
+    def stop(self) -> str | None:
+        """Never."""
+        return None
+
+    def progress(self, stage: str, products: int, planned: int | None) -> None:
+        """Nothing."""
+
+
+def iterate(
+    algorithm: Algorithm[State, Result_co],
+    operator: LinearOperator,
+    key: Any,
+    *,
+    monitor: Monitor,
+    stage: str,
+    planned: int | None = None,
+    state: State | None = None,
+) -> State:
+    """Run an algorithm until it is done or the monitor stops it; at least one step is made.
+
+    Parameters
+    ----------
+    algorithm, operator, key
+        What to run, on which matrix, from which randomness.
+    monitor
+        Told after every step; asked before every step but the first.
+    stage, planned
+        For the monitor: the name of this part of the run, and the products it may take.
+    state
+        Where to go on from; None starts anew.
+
+    Returns
+    -------
+    State
+        The last state; `algorithm.result(state)` reads it.
+    """
+    state = algorithm.init(operator, key) if state is None else state
+    first = True
+    while not algorithm.done(state) and (first or monitor.stop() is None):
+        state, first = algorithm.step(operator, state), False
+        monitor.progress(stage, algorithm.products(state), planned)
+    return state

@@ -1,0 +1,56 @@
+"""Symmetric linear operators on blocks of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class LinearOperator:
+    """A symmetric matrix A known by its products.
+
+    Parameters
+    ----------
+    matmat
+        [k, dim] -> [k, dim], the rows of the result being A times the rows given. A host function of jitted pieces.
+    dim
+        D.
+    dtype
+        Floating dtype of the products.
+    psd
+        Whether A is known to be positive semi-definite.
+    """
+
+    matmat: Callable[[Array], Array]
+    dim: int
+    dtype: np.dtype
+    psd: bool = False
+
+
+def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:
+    """An explicit symmetric matrix [dim, dim] as an operator."""
+    matrix = jnp.asarray(matrix)
+    return LinearOperator(lambda vectors: vectors @ matrix, len(matrix), np.dtype(matrix.dtype), psd)
+
+
+def to_dense(operator: LinearOperator, block: int = 64) -> np.ndarray:
+    """The whole matrix, symmetrised, in float64: [dim, dim]. Cost: dim products, memory O(dim²)."""
+    matrix = np.empty((operator.dim, operator.dim))
+    for start, rows in dense_rows(operator, block):
+        matrix[start : start + len(rows)] = rows
+    return 0.5 * (matrix + matrix.T)
+
+
+def dense_rows(operator: LinearOperator, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows of the matrix in blocks, `(first row, rows)`: products with blocks of the identity, of one shape."""
+    for start in range(0, operator.dim, block):
+        # Made by numpy, with zero rows past the end: one shape, and no compilation for each offset.
+        rows = operator.matmat(jnp.asarray(np.eye(block, operator.dim, start, dtype=operator.dtype)))
+        yield start, np.asarray(rows, dtype=np.float64)[: operator.dim - start]

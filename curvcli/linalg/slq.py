@@ -1,0 +1,165 @@
+"""Stochastic Lanczos quadrature, in rounds of probes that advance in lockstep.
+
+After each round its bases are given up, but for what later stages build on: the Krylov space that reaches furthest at
+either end (the start of the refinement of the extremes), and the outlying Ritz vectors (deflation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.linalg import basis as bases
+from curvcli.linalg import eigen
+from curvcli.linalg.bounds import Measure
+from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal
+from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.probes import sphere
+from curvcli.linalg.quadrature import NO_OUTLIERS, Outliers, Quadrature, leave_one_out
+
+Array = Any
+
+OUTLIERS_PER_PROBE = 16
+OUTLIERS_IN_ALL = 128
+"""Ritz vectors kept for deflation: from the first probes on, until there are this many."""
+
+KEPT = 24
+"""Ritz vectors kept of the Krylov space that reaches furthest at one end; half as many at its other end."""
+
+
+@dataclass
+class Collected:
+    """What all rounds so far have found."""
+
+    tridiagonals: list[Tridiagonal] = field(default_factory=list)
+    low: eigen.KrylovSpace | None = None
+    high: eigen.KrylovSpace | None = None
+    outliers: list[tuple[int, np.ndarray, Array]] = field(default_factory=list)  # probe, values [r], vectors [r, dim]
+    products: int = 0
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The quadrature of each probe."""
+        return [Measure.of(t) for t in self.tridiagonals]
+
+
+@dataclass(frozen=True)
+class Slq:
+    """The settings of a run.
+
+    Parameters
+    ----------
+    steps, reorthogonalize
+        Of each Lanczos process.
+    deflate
+        Whether outlying Ritz vectors are kept; needs reorthogonalisation.
+    """
+
+    steps: int
+    reorthogonalize: Literal["full", "none"]
+    deflate: bool
+
+    def round(
+        self,
+        operator: LinearOperator,
+        key: Array,
+        count: int,
+        collected: Collected,
+        monitor: Monitor,
+        planned: int,
+    ) -> None:
+        """Run `count` further probes and add what they find. Cost: count·steps products, memory count·steps·dim."""
+        first = len(collected.tridiagonals)
+        start = sphere(key, first, count, operator.dim, operator.dtype)
+        algorithm = Lanczos(start, self.steps, self.reorthogonalize)
+        state = iterate(
+            algorithm,
+            operator,
+            key,
+            monitor=_Offset(monitor, collected.products),
+            stage="density",
+            planned=planned,
+        )
+        collected.products += state.products
+        if self.reorthogonalize == "full":
+            for probe, tridiagonal in enumerate(algorithm.result(state)):
+                _keep_extremes(collected, state, probe, tridiagonal)
+                if self.deflate:
+                    _keep_outliers(collected, state, probe, tridiagonal)
+        collected.tridiagonals += algorithm.result(state)
+
+
+class _Offset:
+    """A monitor for one round of several: adds the products of the rounds before."""
+
+    def __init__(self, monitor: Monitor, before: int) -> None:
+        self.monitor, self.before = monitor, before
+
+    def stop(self) -> str | None:
+        return self.monitor.stop()
+
+    def progress(self, stage: str, products: int, planned: int | None) -> None:
+        self.monitor.progress(stage, self.before + products, planned)
+
+
+def _keep_extremes(collected: Collected, state: LanczosState, probe: int, tridiagonal: Tridiagonal) -> None:
+    """Keep this probe's Krylov space if no other reaches further."""
+    values, _ = tridiagonal.eigh()
+    highest, lowest = _top(collected.high), -_top(collected.low, sign=-1)
+    if values[-1] > highest:
+        collected.high = eigen.compress(eigen.from_lanczos(state, probe), (KEPT // 2, KEPT))
+    if values[0] < lowest:
+        collected.low = eigen.compress(eigen.from_lanczos(state, probe), (KEPT, KEPT // 2))
+
+
+def _top(space: eigen.KrylovSpace | None, sign: int = 1) -> float:
+    """The largest eigenvalue of ±T; −∞ for no space."""
+    return -np.inf if space is None else float(np.linalg.eigvalsh(sign * space.projected)[-1])
+
+
+def _keep_outliers(collected: Collected, state: LanczosState, probe: int, tridiagonal: Tridiagonal) -> None:
+    """Keep the Ritz vectors that are outlying and have converged, while there is room."""
+    room = min(OUTLIERS_PER_PROBE, OUTLIERS_IN_ALL - sum(len(values) for _, values, _ in collected.outliers))
+    values, vectors = tridiagonal.eigh()
+    converged = tridiagonal.beta[-1] * np.abs(vectors[-1]) <= 1e-3 * np.abs(values)
+    order = np.argsort(-np.abs(values), kind="stable")
+    chosen = np.array([i for i in order if converged[i] and values[i] != 0][:room], int)
+    if not len(chosen):
+        return
+    basis = bases.single(state.basis, probe)
+    weights = np.zeros((1, len(chosen), basis.size))
+    weights[0, :, : len(values)] = vectors[:, chosen].T
+    owner = len(collected.tridiagonals) + probe
+    collected.outliers.append((owner, values[chosen], bases.combine(basis, weights)[0]))
+
+
+def quadrature(collected: Collected, key: Array, operator: LinearOperator) -> Quadrature:
+    """The quadrature of all probes so far, deflated where outliers were kept."""
+    measures, dim = collected.measures, operator.dim
+    outliers = [NO_OUTLIERS] * len(measures)
+    if collected.outliers:
+        outliers = _outliers(collected, key, dim, operator.dtype)
+    eps = float(np.finfo(operator.dtype).eps)
+    return Quadrature(dim, [m.nodes for m in measures], [m.weights for m in measures], outliers, 100 * eps, eps)
+
+
+def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Outliers]:
+    """For each probe the outliers that the others know."""
+    owners = np.concatenate([np.full(len(values), owner) for owner, values, _ in collected.outliers])
+    values = np.concatenate([values for _, values, _ in collected.outliers])
+    vectors = jnp.concatenate([rows for _, _, rows in collected.outliers])
+    count = len(collected.tridiagonals)
+    # Start vectors are drawn again, not kept: they cost less than the memory.
+    overlaps = [_inner(sphere(key, i, 1, dim, dtype), vectors) for i in range(count)]
+    gram = np.asarray(_inner(vectors, vectors), np.float64)
+    return leave_one_out(owners, values, gram, np.concatenate([np.asarray(o, np.float64) for o in overlaps]))
+
+
+@jax.jit
+def _inner(left: Array, right: Array) -> Array:
+    return left @ right.T

@@ -1,0 +1,1 @@
+"""Files become a problem: checkpoint, data, model and loss, each mismatch named."""

@@ -1,0 +1,140 @@
+"""Do outputs, targets and loss fit? Shapes first, then every value, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from curvcli.errors import DataError, SpecError
+from curvcli.losses import Loss
+
+ROWS = 1 << 16
+
+
+def fit_targets(
+    loss: Loss, outputs: Any, targets: Any, mask: np.ndarray | None, ignore_label: int | None
+) -> tuple[Any, np.ndarray | None]:
+    """Targets in the form the loss takes, and the mask with ignored labels left out.
+
+    Parameters
+    ----------
+    loss
+        One of the table, or the user's own (whose targets are taken as they are).
+    outputs
+        Shape and dtype of the model's outputs for one batch, [b, ..., C].
+    targets
+        [N, ...], perhaps memory-mapped.
+    mask
+        [N] or [N, T], or None.
+    ignore_label
+        A class number that marks tokens to leave out.
+
+    Raises
+    ------
+    DataError
+        A shape or a value does not fit; the message names the first row.
+    """
+    units, classes = outputs.shape[1:-1], outputs.shape[-1]
+    labelled = loss.known and loss.integer_targets and targets.shape[1:] == units
+    if ignore_label is not None and not labelled:
+        raise SpecError(
+            f"[loss] ignore_label needs class numbers, and {loss.name} has other targets here",
+            "remove ignore_label, and leave tokens out by [data] mask",
+        )
+    if not loss.known:
+        return targets, mask
+    check_mask(mask, units)
+    if loss.integer_targets and classes < 2:
+        raise SpecError(
+            f"{loss.name} of a single output is 0 whatever the weights",
+            "for two classes and one logit give --loss sigmoid_cross_entropy",
+        )
+    whole = np.issubdtype(targets.dtype, np.integer) or targets.dtype == bool
+    if labelled:
+        if not whole:
+            raise DataError(
+                f"{loss.name} got class numbers of dtype {targets.dtype}",
+                "store class numbers as integers (floats would be truncated), or soft labels with one column a class",
+            )
+        return _class_numbers(targets, classes, mask, ignore_label)
+    if targets.shape[1:] != outputs.shape[1:]:
+        expected = f"[N{''.join(f', {n}' for n in outputs.shape[1:])}]"
+        if loss.integer_targets:
+            expected += f" or integer [N{''.join(f', {n}' for n in units)}]"
+        raise DataError(
+            f"targets have shape [N{''.join(f', {n}' for n in targets.shape[1:])}], {loss.name} needs {expected} "
+            "for this model's outputs",
+            "reshape the targets, or check --targets, --loss and the model's last layer",
+        )
+    _check_range(loss, targets)
+    # Integer rows of the outputs' shape (one-hot labels, counts) are numbers to the loss.
+    return (targets.astype(np.promote_types(targets.dtype, np.float32)) if whole else targets), mask
+
+
+def check_mask(mask: np.ndarray | None, units: tuple[int, ...]) -> None:
+    """The mask has the shape of the losses, [N, *units], or of the examples.
+
+    Raises
+    ------
+    DataError
+        It has another one.
+    """
+    if mask is not None and (mask.ndim > 1 + len(units) or mask.shape[1:] != units[: mask.ndim - 1]):
+        raise DataError(
+            f"the mask has shape {list(mask.shape)}, the losses [N{''.join(f', {n}' for n in units)}]",
+            "a mask has one weight an example [N], or one a token [N, T]",
+        )
+
+
+def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(array), ROWS):
+        yield start, np.asarray(array[start : start + ROWS])
+
+
+def _class_numbers(
+    targets: Any, classes: int, mask: np.ndarray | None, ignore_label: int | None
+) -> tuple[Any, np.ndarray | None]:
+    """Labels in 0 … C − 1 as int32; ignored ones as class 0 with weight 0."""
+    ignored = None
+    if ignore_label is not None:
+        ignored = np.asarray(targets) == ignore_label
+        targets = np.where(ignored, 0, targets)
+        keep = (~ignored).astype(np.float32)
+        if mask is not None and mask.ndim < keep.ndim:
+            mask = mask.reshape(mask.shape + (1,) * (keep.ndim - mask.ndim))
+        mask = keep if mask is None else keep * mask
+    for start, block in _blocks(targets):
+        bad = (block < 0) | (block >= classes)
+        if mask is not None:
+            # Where a token is masked out its label does not matter; it is set to 0 below.
+            weight = np.asarray(mask[start : start + len(block)])
+            bad &= np.broadcast_to(weight.reshape(weight.shape + (1,) * (bad.ndim - weight.ndim)), bad.shape) > 0
+        if bad.any():
+            row = int(np.argwhere(bad)[0][0])
+            value = int(block[bad][0])
+            raise DataError(
+                f"label {value} in row {start + row} is outside 0 … {classes - 1}, the model's {classes} classes",
+                "declare it with [loss] ignore_label if it marks tokens to leave out"
+                if value < 0
+                else "if the labels count from 1, subtract 1; else check --targets and the model's last layer",
+            )
+    return np.clip(np.asarray(targets), 0, classes - 1).astype(np.int32), mask
+
+
+def _check_range(loss: Loss, targets: Any) -> None:
+    """Targets that no likelihood of this kind allows."""
+    low, high = {
+        "sigmoid_cross_entropy": (0, 1),
+        "softmax_cross_entropy": (0, np.inf),
+        "poisson": (0, np.inf),
+    }.get(loss.name, (-np.inf, np.inf))
+    for start, block in _blocks(targets):
+        bad = (block < low) | (block > high)
+        if bad.any():
+            raise DataError(
+                f"target {float(block[bad][0]):g} in row {start + int(np.argwhere(bad)[0][0])} is outside "
+                f"[{low:g}, {high:g}], which {loss.name} needs",
+                "check --targets and --loss",
+            )

@@ -1,0 +1,359 @@
+"""A specification and its files become a problem; whatever does not fit is named."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
+from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
+from curvcli.loading.dataset import Dataset, load_dataset
+from curvcli.loading.labels import check_mask, fit_targets
+from curvcli.loading.model import Network, make_network, user_code
+from curvcli.loading.spec_file import NAME, FoundSpec
+from curvcli.loading.targets import Targets
+from curvcli.loading.trees import flatten_tree
+from curvcli.losses import LOSSES, Loss, user_loss
+from curvcli.problem import Batches, Params, Problem, Regulariser
+from curvcli.schema.report import CheckpointRecord, DataRecord
+from curvcli.schema.settings import DataSettings
+from curvcli.schema.spec import ProblemSpec
+
+PROVISIONAL_BATCH = 64
+INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A problem and the record of what it was made from.
+
+    Parameters
+    ----------
+    problem
+        With a provisional batch size; the plan of an analysis sets it.
+    spec
+        As resolved.
+    checkpoint, data
+        What was read.
+    stored_dtypes
+        Of every parameter, by path.
+    outputs
+        Shape and dtype of the model's outputs for one batch.
+    warnings
+        What the user should know and no error is.
+    spec_file
+        The curv.toml that was read.
+    """
+
+    problem: Problem
+    spec: ProblemSpec
+    checkpoint: CheckpointRecord
+    data: DataRecord
+    stored_dtypes: dict[str, str]
+    outputs: jax.ShapeDtypeStruct
+    warnings: list[str]
+    spec_file: str | None = None
+
+
+def load_problem(
+    spec: ProblemSpec,
+    found: FoundSpec,
+    checkpoint: Path,
+    settings: DataSettings,
+    *,
+    step: int | None,
+    trust: bool,
+) -> Loaded:
+    """Read everything that a specification names and fit it together.
+
+    Parameters
+    ----------
+    spec, found
+        The specification, and where it came from: its paths are relative to that file.
+    checkpoint
+        The file or folder with the weights.
+    settings
+        Which parameters and how many examples, in which arithmetic.
+    step
+        Of a checkpoint manager's root; None for the latest.
+    trust
+        Whether code named beside the checkpoint may run.
+
+    Raises
+    ------
+    CurvError
+        Of the class that fits what is wrong.
+    """
+    # What the command line gave is the user's own word, also over a sidecar that is not trusted.
+    named = frozenset(str(value) for entries in found.values.values() for value in entries.values())
+    targets = Targets(found.base, found.trusted or trust, found.origin, named)
+    for table, key, value in (
+        ("model", "target", spec.model.target), ("data", "path", spec.data.path), ("loss", "name", spec.loss.name)
+    ):  # fmt: skip
+        if not value:
+            raise SpecError(
+                f"no {table} is given",
+                f"use --{table}, or [{table}] {key} in curv.toml (curv init writes one)",
+            )
+    stored = load_checkpoint(checkpoint, step=step, params=spec.checkpoint.params)
+    if spec.checkpoint.sha256 and spec.checkpoint.sha256 != stored.sha256:
+        raise DataError(
+            f"{checkpoint} is not what curv.toml was written for: its digest is {stored.sha256[:12]}…",
+            "the file changed or is damaged; remove [checkpoint] sha256 if the change was meant",
+        )
+    data = load_dataset(spec.data, base=found.base, call_target=targets.load, num_examples=settings.num_examples)
+    dtype = np.dtype(settings.dtype)
+    inputs = jax.tree.map(lambda array: _checked(array, dtype), data.inputs)
+    network = _network(spec, targets, stored, inputs)
+    params, fixed = _choose(network.params, settings)
+    problem, outputs, warnings = _assemble(spec, targets, network, params, fixed, data, dtype, inputs)
+    return Loaded(
+        problem,
+        spec,
+        CheckpointRecord(path=str(checkpoint), format=stored.format, step=stored.step, sha256=stored.sha256),
+        DataRecord(path=data.path, num_examples=data.num_examples, sha256=data.sha256),
+        {path: str(leaf.dtype) for path, leaf in network.params.items()},
+        outputs,
+        warnings,
+        found.origin if found.values else None,
+    )
+
+
+def _checked(array: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one array for a batch; whole numbers must fit the device's 32 bits."""
+    if np.issubdtype(array.dtype, np.floating):
+        kind = dtype
+    elif array.dtype.itemsize > 4:
+        for start in range(0, len(array), 1 << 16):
+            block = np.asarray(array[start : start + (1 << 16)])
+            if block.size and (block.min() < INT32.min or block.max() > INT32.max):
+                raise DataError(
+                    f"an integer in rows {start} … {start + len(block) - 1} of the data does not fit 32 bits",
+                    "number the ids from 0 on",
+                )
+        kind = np.dtype(np.int32)
+    else:
+        kind = array.dtype
+    return jax.ShapeDtypeStruct((min(PROVISIONAL_BATCH, len(array)), *array.shape[1:]), kind)
+
+
+def _network(spec: ProblemSpec, targets: Targets, stored: Checkpoint, inputs: Any) -> Network:
+    """The model bound to the checkpoint's arrays, shape by shape."""
+    assert spec.model.target is not None
+    params, rest = find_params(stored.tree, spec.checkpoint.params)
+    network = make_network(spec.model, targets.load(spec.model.target), params, rest, inputs)
+    if network.expected is not None:
+        _compare({**network.params, **flatten_tree(network.collections)}, network.expected)
+    return network
+
+
+def _compare(stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Every parameter of the model is in the checkpoint, in its shape, and none is left over."""
+    hint = "check --model and --model-arg (and [checkpoint] params) against how the checkpoint was trained"
+    problems = []
+    for name in sorted(expected.keys() | stored.keys()):
+        if name not in stored:
+            near = difflib.get_close_matches(name, stored, 1)
+            problems.append(
+                f"{name} {list(expected[name].shape)} is missing" + (f" (there is {near[0]})" if near else "")
+            )
+        elif name not in expected:
+            problems.append(f"{name} {list(stored[name].shape)} is not the model's")
+        elif tuple(stored[name].shape) != tuple(expected[name].shape):
+            problems.append(f"{name} is {list(stored[name].shape)}, the model has {list(expected[name].shape)}")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise DataError("checkpoint and model differ: " + "; ".join(problems[:4]) + more, hint)
+
+
+def _choose(params: dict[str, Any], settings: DataSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters to differentiate, by the globs of `--params` and `--exclude`, and the others."""
+
+    def matches(globs: list[str]) -> set[str]:
+        found = set()
+        for glob in globs:
+            hits = {name for name in params if fnmatch.fnmatchcase(name, glob)}
+            if not hits:
+                raise UsageError(
+                    f"no parameter matches {glob!r}", f"the parameters are: {', '.join(sorted(params)[:12])}"
+                )
+            found |= hits
+        return found
+
+    chosen = matches(settings.params) if settings.params else set(params)
+    chosen -= matches(settings.exclude)
+    chosen = {name for name in chosen if jnp.issubdtype(params[name].dtype, jnp.floating) and params[name].size}
+    odd = [name for name in sorted(params) if jnp.issubdtype(params[name].dtype, jnp.complexfloating)]
+    if odd:
+        raise SpecError(
+            f"the parameter {odd[0]} is complex", "its real and imaginary part must be parameters of their own"
+        )
+    if not chosen:
+        raise UsageError("no floating parameter is left to differentiate", "loosen --params and --exclude")
+    return {n: params[n] for n in sorted(chosen)}, {n: params[n] for n in sorted(set(params) - chosen)}
+
+
+def _assemble(
+    spec: ProblemSpec,
+    targets: Targets,
+    network: Network,
+    params: dict[str, Any],
+    fixed: dict[str, Any],
+    data: Dataset,
+    dtype: np.dtype,
+    inputs: Any,
+) -> tuple[Problem, jax.ShapeDtypeStruct, list[str]]:
+    """Outputs, loss, targets, mask and normaliser fitted together."""
+
+    def cast(leaf: Any) -> Any:
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.asarray(leaf)
+
+    arrays: Params = {name: cast(leaf) for name, leaf in params.items()}
+    frozen = {
+        "params": {name: cast(leaf) for name, leaf in fixed.items()},
+        "collections": jax.tree.map(cast, network.collections),
+    }
+    loss, predict, labels = _loss(spec, targets), _predict(network.call), data.targets
+    outputs = user_code("the model", jax.eval_shape, predict, arrays, frozen, inputs)
+    if outputs.ndim == 1 and loss.known:
+        # One output without an axis of its own: the losses of the table want one, [b, 1], and so for the targets.
+        predict = _with_last_axis(predict)
+        outputs = jax.ShapeDtypeStruct((*outputs.shape, 1), outputs.dtype)
+        labels = labels[:, None] if labels.ndim == 1 else labels
+    elif data.tabular and labels.ndim == 1 and outputs.shape[1:] == (1,) and loss.known:
+        # A column of a table cannot say whether it is [N] or [N, 1]; arrays can, and are taken at their word.
+        labels = labels[:, None]
+    labels, mask = fit_targets(loss, outputs, labels, data.mask, spec.loss.ignore_label)
+    weight = np.ones(data.num_examples, dtype) if mask is None else np.asarray(mask, dtype)
+    units = _unit_shape(loss, outputs, labels)
+    check_mask(mask, units[1:])
+    if not weight.any():
+        raise DataError("no example is left: ignore_label and mask leave all out", "check [loss] ignore_label")
+    regulariser = Regulariser(spec.loss.l2, targets.load(spec.loss.regulariser) if spec.loss.regulariser else None)
+    problem = Problem(
+        arrays, frozen, predict, network.nest, loss,
+        Batches(data.inputs, labels, weight, min(PROVISIONAL_BATCH, data.num_examples), dtype),
+        _normaliser(spec.loss.reduction, weight, units), regulariser,
+    )  # fmt: skip
+    if regulariser.fn is not None:
+        value = user_code(
+            "the regulariser", jax.eval_shape, regulariser.fn, network.nest({**frozen["params"], **arrays})
+        )
+        if getattr(value, "shape", None) != ():
+            raise SpecError(f"the regulariser {spec.loss.regulariser} does not return one number", "return a scalar")
+    return problem, outputs, _remarks(data, loss, problem)
+
+
+def _predict(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The network's call on differentiated and frozen parameters, its outputs an array with b rows."""
+
+    def predict(params: Params, frozen: dict[str, Any], inputs: Any) -> Any:
+        outputs = call({**frozen["params"], **params}, frozen["collections"], inputs)
+        if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
+            kind = f"{outputs.dtype} outputs" if hasattr(outputs, "dtype") else f"a {type(outputs).__name__}"
+            raise SpecError(
+                f"the model returns {kind}, not an array of floating outputs",
+                "name a function that returns the outputs (logits) alone, with --kind apply",
+            )
+        if outputs.ndim == 0 or outputs.shape[0] != jax.tree.leaves(inputs)[0].shape[0]:
+            raise SpecError(
+                f"the model returns shape {list(outputs.shape)}, without an axis of examples in front",
+                "the outputs must be [batch, …], one row for each example",
+            )
+        dtype = next(iter(params.values())).dtype
+        return outputs.astype(dtype)  # a model that computes in bfloat16 still has its loss in full precision
+
+    return predict
+
+
+def _with_last_axis(predict: Callable[..., Any]) -> Callable[..., Any]:
+    """Outputs [b] as [b, 1]."""
+    return lambda params, frozen, inputs: predict(params, frozen, inputs)[:, None]
+
+
+def _loss(spec: ProblemSpec, targets: Targets) -> Loss:
+    """The loss by name, or the user's own."""
+    name = spec.loss.name or ""
+    if name in LOSSES:
+        return LOSSES[name]
+    if ":" not in name:
+        near = difflib.get_close_matches(name, LOSSES, 1)
+        raise SpecError(
+            f"unknown loss {name!r}",
+            f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for your own",
+        )
+    function = targets.load(name)
+    if not callable(function):
+        raise SpecError(f"the loss {name} is no function", "it should be fn(outputs, targets) -> one loss an example")
+    return user_loss(name, function)
+
+
+def _unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
+    """The shape of the losses of one batch, which must start with the axis of examples."""
+    batch = outputs.shape[0]
+    units = user_code("the loss", jax.eval_shape, loss.value, outputs, _checked(labels, outputs.dtype))
+    if not getattr(units, "shape", ()) or units.shape[0] != batch:
+        raise SpecError(
+            f"the loss {loss.name} returns shape {list(getattr(units, 'shape', ()))}, not one loss an example",
+            "do not reduce inside the loss: return [batch] or [batch, tokens]; the reduction is --reduction",
+        )
+    return units.shape
+
+
+def _normaliser(reduction: str, weight: np.ndarray, units: tuple[int, ...]) -> float:
+    """M: examples, 1, or tokens, those with weight 0 left out."""
+    if reduction == "sum":
+        return 1.0
+    if reduction == "tokens":
+        return float(np.sum(weight, dtype=np.float64)) * float(np.prod(units[weight.ndim :]))
+    return float(np.sum(np.any(weight.reshape(len(weight), -1) > 0, axis=1)))
+
+
+def _remarks(data: Dataset, loss: Loss, problem: Problem) -> list[str]:
+    """What is no error, but rarely meant."""
+    remarks = []
+    if any(array.dtype == np.uint8 and array.ndim > 2 for array in jax.tree.leaves(data.inputs)):
+        remarks.append("the inputs are uint8 and reach the model unscaled, as 0 … 255")
+    labels = problem.batches.targets
+    if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
+        first = np.asarray(labels[: 1 << 16])
+        if len(labels) <= 1 << 16 and first.min() == first.max():
+            remarks.append(f"every label is {int(first.min())}: is this the right targets array?")
+    return remarks
+
+
+def checkpoint_path(argument: str | None, spec: ProblemSpec | None, base: Path) -> Path:
+    """The checkpoint given, or the one that the specification names.
+
+    Raises
+    ------
+    UsageError
+        Neither is there.
+    """
+    if argument is not None:
+        path = Path(argument)
+        if not path.exists():
+            near = difflib.get_close_matches(path.name, _neighbours(path), 1)
+            hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+            raise NotFoundError(f"no checkpoint {path}", hint)
+        return path
+    if spec is not None and (spec.checkpoint.path is not None or (base / NAME).is_file()):
+        return base / (spec.checkpoint.path or ".")
+    raise UsageError(
+        "no checkpoint is given", "name one: curv spectrum CKPT, or write a curv.toml with: curv init CKPT"
+    )
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return []

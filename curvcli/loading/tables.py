@@ -1,0 +1,442 @@
+"""Tables of examples (.csv, .parquet, Hugging Face folders) as named numeric columns."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curvcli.errors import (
+    CurvError,
+    DataError,
+    MemoryLimitError,
+    NotFoundError,
+    PermissionDeniedError,
+    SpecError,
+    require,
+)
+
+_CELLS_AT_ONCE = 400_000  # text cells of a .csv held at a time
+_SPLIT_IN_NAME = re.compile(r"(train|test|valid|validation|val|dev)(?![a-z])")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Arrays or columns that are there by name and have not been read yet.
+
+    Parameters
+    ----------
+    names
+        What there is, in the order of the file.
+    read
+        Called with names, all of them in `names`, and with how many examples are wanted (None for all); may
+        return more examples than that.
+    noun
+        What messages call one of them: "array" or "column".
+    suffix
+        What a split adds to every name: "_train", or nothing where the source is one split already.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Sequence[str], int | None], dict[str, np.ndarray]]
+    noun: str
+    suffix: str = ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names for a message, the first twenty of them."""
+    told = ", ".join(repr(name) for name in names[:20])
+    return told + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def choose(path: str, source: Source, role: str, wanted: str) -> list[str]:
+    """Find the names that `a`, `a,b` or `pixel_*` stands for.
+
+    Raises
+    ------
+    SpecError
+        One of them is not there.
+    """
+    if wanted + source.suffix in source.names:
+        return [wanted + source.suffix]
+    chosen: dict[str, None] = {}
+    for part in [part.strip() + source.suffix for part in wanted.split(",") if part.strip()] or [wanted]:
+        found = [part] if part in source.names else [name for name in source.names if fnmatchcase(name, part)]
+        if not found:
+            raise _missing(path, source, role, part)
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def _missing(path: str, source: Source, role: str, name: str) -> SpecError:
+    """The error for a name that is not there."""
+    set_it = f"set `{role}` under [data]" + ("" if role == "mask" else f" (or --{role})")
+    lower = {other.lower(): other for other in source.names}
+    close = [lower[other] for other in difflib.get_close_matches(name.lower(), lower, 1)]
+    if source.suffix and name.removesuffix(source.suffix) in source.names:
+        hint = "remove `split` under [data]"
+    elif splits := [other.removeprefix(f"{name}_") for other in source.names if other.startswith(f"{name}_")]:
+        hint = f'{set_it}, or `split`, such as split = "{splits[0]}"'
+    else:
+        hint = set_it + (f": did you mean {close[0]!r}?" if close else "")
+    there = f"there are {listed(source.names)}" if source.names else "there are none"
+    return SpecError(f"{path}: no {source.noun} {name!r} for the {role}; {there}", hint)
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn whatever a decoder raises about a foreign file into an error that names the file.
+
+    Raises
+    ------
+    PermissionDeniedError, NotFoundError, MemoryLimitError, DataError
+        In place of what was raised inside.
+    """
+    try:
+        yield
+    except CurvError:
+        raise
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"{path}: permission denied", "make it readable for this user (chmod u+r), or run as its owner"
+        ) from error
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: is not there", "check that the data was copied completely") from error
+    except MemoryError as error:
+        raise MemoryLimitError(
+            f"{path}: does not fit into memory",
+            "store the arrays as a folder of .npy files, which is read piece by piece",
+        ) from error
+    # Decoders raise anything at all on bytes that they do not expect: TypeError, struct.error, zlib.error.
+    except Exception as error:
+        raise DataError(
+            f"{path}: cannot be read: {type(error).__name__}: {error}",
+            "the file is truncated, damaged or of another format: write or copy it again",
+        ) from error
+
+
+# --- .csv -------------------------------------------------------------------------------------------------
+
+
+def csv_source(file: Path, path: str, split: str | None = None) -> Source:
+    """Read the header of a .csv file; the rows are read when columns are asked for.
+
+    Parameters
+    ----------
+    file, path
+        Where the file is, and what messages call it.
+    split
+        Appended to the names of columns.
+
+    Raises
+    ------
+    DataError
+        The file is not UTF-8, is empty or has no header.
+    """
+    with closing(_csv_rows(file, path)) as rows:
+        _, first = next(rows, (0, []))
+    header = [cell.strip() for cell in first]
+    if not header:
+        raise DataError(f"{path}: the file is empty", "write a header line and one line per example")
+    if all(map(_is_number, header)):
+        raise DataError(
+            f"{path}: the first line holds numbers, not the names of columns",
+            "add a header line that names the columns",
+        )
+
+    def read(names: Sequence[str], limit: int | None) -> dict[str, np.ndarray]:
+        for name in names:
+            if header.count(name) > 1:
+                raise DataError(f"{path}: several columns are named {name!r}", "give each a name of its own")
+        pieces: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in names}
+        with closing(_csv_rows(file, path)) as rows:
+            wanted = islice(rows, 1, None if limit is None else limit + 1)
+            while chunk := list(islice(wanted, math.ceil(_CELLS_AT_ONCE / len(header)))):
+                for line, row in chunk:
+                    if len(row) != len(header):
+                        raise _ragged(path, line, row, header)
+                lines = [line for line, _ in chunk]
+                columns = list(zip(*(row for _, row in chunk), strict=True))
+                for name in names:
+                    cells = columns[header.index(name)]
+                    pieces[name].append(_csv_column(path, name, lines, cells))
+        return {name: np.concatenate(pieces.pop(name)) for name in names}
+
+    return Source(tuple(dict.fromkeys(header)), read, "column", f"_{split}" if split else "")
+
+
+def _csv_rows(file: Path, path: str) -> Generator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with its line number in the file."""
+    with reading(path), file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream, skipinitialspace=True, strict=True)
+        try:
+            for row in rows:
+                if row:
+                    yield rows.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path}: line {rows.line_num}: {error}", "check that line's quotes and commas") from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: not UTF-8 text (after line {rows.line_num}: {error.reason})",
+                "save the file with the encoding UTF-8",
+            ) from error
+
+
+def _ragged(path: str, line: int, row: list[str], header: list[str]) -> DataError:
+    """The error for a row with a cell too few or too many."""
+    at = (
+        f"nothing in column {header[len(row)]!r}"
+        if len(row) < len(header)
+        else f"{row[len(header)][:40]!r} is beyond the last column, {header[-1]!r}"
+    )
+    return DataError(
+        f"{path}: line {line} has {len(row)} cells where the header names {len(header)}: {at}",
+        "give every line as many cells as the header; quote a cell that contains a comma",
+    )
+
+
+def _csv_column(path: str, name: str, lines: list[int], cells: Sequence[str]) -> np.ndarray:
+    """Integers where every cell is one, else floats."""
+    if "_" not in "".join(cells):  # Python takes 1_000 for a number; a data file never means one by it
+        with suppress(ValueError, OverflowError):
+            return np.array([int(cell) for cell in cells], np.int64)
+        with suppress(ValueError):
+            return np.array([float(cell) for cell in cells])
+    line, cell = next((line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_number(cell))
+    told = f"{cell[:40]!r} is not a number" if cell.strip() else "the cell is empty"
+    raise DataError(
+        f"{path}: line {line}, column {name!r}: {told}",
+        "put a number there, remove the line, or leave the column out of inputs and targets",
+    )
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is read as a number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell
+
+
+# --- .parquet and Hugging Face folders, both through pyarrow ----------------------------------------------
+
+
+def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -> Source:
+    """Read the column names of .parquet files that are parts of one table.
+
+    Parameters
+    ----------
+    files, path
+        Where the files are, in order, and what messages call them together.
+    split
+        Picks the files that it begins (`train-00000-of-00002.parquet`); if there is a single file that it
+        does not begin, it is appended to the names of columns.
+
+    Raises
+    ------
+    SpecError
+        pyarrow is not installed, or the split is not there, or several are and none was asked for.
+    """
+    parquet: Any = require("pyarrow.parquet", "tables", "reading .parquet files")
+    suffix = f"_{split}" if split else ""
+    if len(files) > 1 or (split and files[0].name.startswith(split)):
+        files, suffix = _files_of_split(files, path, split), ""
+    with reading(path), parquet.ParquetFile(files[0]) as first:
+        names = tuple(first.schema_arrow.names)
+
+    def load(file: Path, columns: Sequence[str]) -> Any:
+        with parquet.ParquetFile(file) as opened:
+            return opened.read(columns=list(columns))
+
+    return Source(names, _arrow_reader(path, files, load), "column", suffix)
+
+
+def _files_of_split(files: Sequence[Path], path: str, split: str | None) -> list[Path]:
+    """The files of one split, or all where their names tell of no splits."""
+    if split is None:
+        found = {match[1] for file in files if (match := _SPLIT_IN_NAME.match(file.stem))}
+        if len(found) > 1:
+            raise SpecError(
+                f"{path}: holds several splits: {listed(sorted(found))}",
+                'set `split` under [data], such as split = "train"',
+            )
+        return list(files)
+    of_split = [file for file in files if file.stem == split or file.stem.startswith(f"{split}-")]
+    if not of_split:
+        raise SpecError(
+            f"{path}: no file of the split {split!r}; there are {listed([file.name for file in files])}",
+            "set `split` under [data] to how a file's name begins, or leave it out",
+        )
+    return of_split
+
+
+def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
+    """Read the column names of a folder written by Hugging Face's `save_to_disk`.
+
+    Parameters
+    ----------
+    folder, path
+        A Dataset (state.json, .arrow files) or a DatasetDict (dataset_dict.json, a folder for each split),
+        and what messages call it.
+    split
+        Which split; may be left out where there is one.
+
+    Raises
+    ------
+    SpecError
+        pyarrow is not installed, or the split is not there, or several are and none was asked for.
+    """
+    pa: Any = require("pyarrow", "tables", "reading Hugging Face folders")
+    if (folder / "dataset_dict.json").is_file():
+        splits = _strings(_json(folder / "dataset_dict.json", path).get("splits"))
+        split = split or (splits[0] if len(splits) == 1 else None)
+        if split not in splits:
+            asked = f"no split {split!r}; there are" if split else "holds several splits:"
+            raise SpecError(f"{path}: {asked} {listed(splits)}", 'set `split` under [data], such as split = "train"')
+        folder, path = folder / Path(split).name, f"{path}/{split}"
+        state = _json(folder / "state.json", path)
+    else:
+        file = folder / "state.json"
+        state = _json(file, path) if file.is_file() else {}
+        if split and state.get("_split") != split:
+            raise SpecError(
+                f"{path}: no split {split!r}; it is a single Dataset, of the split {state.get('_split')!r}",
+                "remove `split` under [data], or name the folder of the DatasetDict",
+            )
+    if state.get("_indices_data_files"):
+        raise DataError(
+            f"{path}: its rows are rearranged by a separate index file, which is not supported",
+            "save it again: dataset.flatten_indices().save_to_disk(…)",
+        )
+    # By their last part: what a state.json says never leads out of its folder.
+    entries = state.get("_data_files")
+    entries = entries if isinstance(entries, list) else []
+    stored = _strings([entry.get("filename") for entry in entries if isinstance(entry, dict)])
+    files = [folder / Path(name).name for name in stored] or sorted(folder.glob("*.arrow"))
+    if not files:
+        raise DataError(f"{path}: no .arrow file in it", "save the dataset again with save_to_disk")
+
+    def load(file: Path, columns: Sequence[str] | None) -> Any:
+        with pa.memory_map(str(file)) as mapped:
+            if mapped.read(6) == b"ARROW1":
+                table = pa.ipc.open_file(mapped).read_all()
+            else:
+                mapped.seek(0)
+                table = pa.ipc.open_stream(mapped).read_all()
+        if columns is not None:
+            table = table.select(list(columns))
+            table.validate(full=True)  # a damaged offset would otherwise be followed out of the buffer
+        return table
+
+    with reading(f"{path}/{files[0].name}"):
+        names = tuple(load(files[0], None).column_names)
+    return Source(names, _arrow_reader(path, files, load), "column")
+
+
+def _json(file: Path, path: str) -> dict[str, Any]:
+    """A JSON object."""
+    with reading(f"{path}/{file.name}"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: {file.name} is not a JSON object", "save it again with save_to_disk")
+    return found
+
+
+def _strings(found: Any) -> list[str]:
+    """The strings of a list."""
+    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+
+
+def _arrow_reader(
+    path: str, files: Sequence[Path], load: Callable[[Path, Sequence[str]], Any]
+) -> Callable[[Sequence[str], int | None], dict[str, np.ndarray]]:
+    """A reader of columns that go on from file to file."""
+
+    def read(names: Sequence[str], limit: int | None) -> dict[str, np.ndarray]:
+        pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        rows = 0
+        for file in files:
+            with reading(path if Path(path).name == file.name else f"{path}/{file.name}"):
+                table = load(file, names)
+                for name in names:
+                    if name not in table.column_names:
+                        raise DataError(
+                            f"{path}: {file.name} has no column {name!r}, which {files[0].name} has",
+                            "write all the parts with the same columns",
+                        )
+                    _add_chunks(path, name, table.column(name), rows, pieces[name])
+            rows += table.num_rows
+            if limit is not None and rows >= limit:
+                break
+        with reading(path):
+            return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in pieces.items()}
+
+    return read
+
+
+def _add_chunks(path: str, name: str, column: Any, row: int, pieces: list[np.ndarray]) -> None:
+    """Append the chunks of a column as arrays, the first of which begins at example `row`."""
+    where = f"{path}: column {name!r}"
+    for chunk in column.chunks:
+        if not len(chunk):
+            continue
+        array = _chunk_array(chunk, where, row, 1)
+        if pieces and array.shape[1:] != pieces[0].shape[1:]:
+            raise _ragged_lists(where, row, array.shape[1:], pieces[0].shape[1:])
+        pieces.append(array)
+        row += len(chunk)
+
+
+def _chunk_array(chunk: Any, where: str, row: int, per_row: int) -> np.ndarray:
+    """An Arrow array as a numpy array; element i belongs to example row + i // per_row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = chunk.type
+    if chunk.null_count:
+        first = row + int(np.argmax(chunk.is_null().to_numpy(zero_copy_only=False))) // per_row
+        raise DataError(
+            f"{where}: no value in row {first} (counting from 0)",
+            "fill in or drop the rows with missing values",
+        )
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return chunk.to_numpy_ndarray()
+    if isinstance(kind, pa.BaseExtensionType):
+        return _chunk_array(chunk.storage, where, row, per_row)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lengths = pc.call_function("list_value_length", [chunk]).to_numpy(zero_copy_only=False)
+        length = int(lengths[0]) if len(lengths) else 0
+        if (differs := lengths != length).any():
+            bad = int(np.argmax(differs))
+            raise _ragged_lists(where, row + bad // per_row, (int(lengths[bad]),), (length,))
+        values = _chunk_array(chunk.flatten(), where, row, per_row * max(1, length))
+        return values.reshape(len(chunk), length, *values.shape[1:])
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return chunk.to_numpy(zero_copy_only=False)
+    if pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
+        raise DataError(
+            f"{where} holds encoded images, which curv does not decode",
+            "store them as arrays of numbers: Array3D in Hugging Face datasets, or a folder of .npy files",
+        )
+    raise DataError(f"{where} has the type {kind}, not numbers", "encode it as numbers, or leave the column out")
+
+
+def _ragged_lists(where: str, row: int, found: Sequence[int], before: Sequence[int]) -> DataError:
+    """The error for lists of several lengths."""
+    told = [" × ".join(map(str, shape)) or "one" for shape in (found, before)]
+    return DataError(
+        f"{where}: row {row} (counting from 0) has {told[0]} numbers where the rows before it have {told[1]}",
+        "pad the lists to one length, and give the padding the weight 0 in a mask",
+    )

@@ -1,0 +1,131 @@
+"""`pkg.mod:attr` and `file.py:attr`: the user's own code, imported only where the user named it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curvcli.errors import NotFoundError, SpecError
+
+SAFE_PREFIX = "curvcli.zoo:"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Imports targets relative to one folder.
+
+    Parameters
+    ----------
+    base
+        The folder of the curv.toml (or the current one) that `file.py:attr` is relative to.
+    trusted
+        Whether the code that `origin` names may run: not for a checkpoint's own sidecar, the zoo aside.
+    origin
+        The file that names the targets, for messages.
+    named
+        What `origin` names; other targets are the user's own word. None: it names all.
+    """
+
+    base: Path
+    trusted: bool
+    origin: str
+    named: frozenset[str] | None = None
+
+    def load(self, target: str) -> Any:
+        """The object that a target names.
+
+        Raises
+        ------
+        SpecError
+            The target is malformed, untrusted, or fails to import.
+        NotFoundError
+            Its file is not there.
+        """
+        module_name, separator, attribute = target.rpartition(":")
+        if not separator or not module_name or not attribute:
+            raise SpecError(f"{target!r} is not a target", "write it as package.module:attribute or file.py:attribute")
+        asked = self.trusted or (self.named is not None and target not in self.named)
+        if not asked and not target.startswith(SAFE_PREFIX):
+            raise self._refusal(target)
+        found = self._attribute(self._module(module_name, target), module_name, attribute, target)
+        # What the zoo itself imports (a module, a function of another) is not of the zoo.
+        if not asked and getattr(found, "__module__", None) != SAFE_PREFIX.rstrip(":"):
+            raise self._refusal(target)
+        return found
+
+    def _refusal(self, target: str) -> SpecError:
+        return SpecError(
+            f"{self.origin} names code to run: {target}",
+            "it lies beside the checkpoint, so it is not run unasked; read it, then give --trust",
+        )
+
+    def _attribute(self, found: Any, module_name: str, attribute: str, target: str) -> Any:
+        """`a.b` of a module."""
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                names = ", ".join(name for name in dir(found) if not name.startswith("_"))[:200]
+                raise SpecError(f"{module_name} has no {part!r} (target {target})", f"it has: {names}")
+            found = getattr(found, part)
+        return found
+
+    def _module(self, name: str, target: str) -> Any:
+        try:
+            if name.endswith(".py"):
+                return self._file((self.base if self.trusted else Path.cwd()) / name)
+            # A folder that is not trusted must not stand in for an installed package.
+            for folder in (str(Path.cwd()), str(self.base)) if self.trusted else (str(Path.cwd()),):
+                if folder not in sys.path:
+                    sys.path.insert(0, folder)
+            return importlib.import_module(name)
+        except (SpecError, NotFoundError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # the user's module may raise anything, SystemExit included
+            raise SpecError(
+                f"target {target} fails to import: {described(error)}",
+                _import_advice(error),
+            ) from error
+
+    def _file(self, path: Path) -> Any:
+        """A module from a file; its folder joins the path, so that it can import its neighbours."""
+        path = path.resolve()
+        if not path.is_file():
+            raise NotFoundError(
+                f"no file {path.name} in {path.parent}", "give the path of the Python file with the model"
+            )
+        name = f"curv_target_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
+        if name in sys.modules:
+            return sys.modules[name]
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+
+def _import_advice(error: BaseException) -> str:
+    """What to do about an import that failed."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"check the target's name, or install {error.name} in the environment that curv runs in"
+    if isinstance(error, SyntaxError):
+        return "mend the file at the line named"
+    return "run the import by hand, or see --debug"
+
+
+def described(error: BaseException, limit: int = 300) -> str:
+    """`TypeError: …` in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:limit]}" if text else type(error).__name__

@@ -1,0 +1,172 @@
+"""The problem: a network, a loss, data and weights, as the curvature engine sees them.
+
+    J(w) = (1/M) Σ_n a_n L(f(w, x_n), t_n) + R(w)
+
+`Problem` holds every part of it; `normaliser` is M. Nothing here reads a file or builds a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.losses import Loss
+
+PyTree = Any
+Params = dict[str, Any]
+"""Parameters by path, such as `{"Dense_0/kernel": [64, 128]}`: flat, so that a block of them is a sub-dictionary."""
+
+
+class Batch(NamedTuple):
+    """Some examples, always the same number of them."""
+
+    inputs: PyTree  # leading axis b
+    targets: Any  # leading axis b
+    weight: Any  # [b], or [b, T] where tokens are masked; 0 on padding
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Examples in fixed order, cut into batches of one shape; can be iterated any number of times.
+
+    The last batch is padded with copies of the last example under weight 0: a copy, not zeros, because a model that
+    is singular at zero (a logarithm, a norm) would turn weight 0 times infinity into NaN.
+
+    Parameters
+    ----------
+    inputs, targets
+        Arrays (or dictionaries of arrays) with leading axis N; memory-mapped arrays are read batch by batch.
+    weight
+        [N] or [N, T].
+    batch_size
+        Examples in a batch, b.
+    cast
+        The dtype that floating inputs and targets are cast to.
+    """
+
+    inputs: PyTree
+    targets: Any
+    weight: np.ndarray
+    batch_size: int
+    cast: Any
+
+    @property
+    def num_examples(self) -> int:
+        """N, padding not counted."""
+        return len(self.weight)
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all batches as the device holds them."""
+        per_example = sum(leaf.nbytes / len(leaf) for leaf in jax.tree.leaves(next(iter(self))))
+        return int(per_example * len(self) * self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, self.num_examples, self.batch_size):
+            yield self._batch(start)
+
+    def _batch(self, start: int) -> Batch:
+        """The batch of rows start, start + 1, …, padded."""
+        stop = min(start + self.batch_size, self.num_examples)
+        missing = self.batch_size - (stop - start)
+
+        def take(leaf: np.ndarray) -> np.ndarray:
+            rows = np.asarray(leaf[start:stop])
+            if np.issubdtype(rows.dtype, np.floating):
+                rows = rows.astype(self.cast)
+            return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+
+        weight = np.array(take(self.weight))
+        weight[stop - start :] = 0
+        return Batch(jax.tree.map(take, self.inputs), jax.tree.map(take, self.targets), weight)
+
+    def resized(self, batch_size: int) -> Batches:
+        """The same examples in batches of another size."""
+        return Batches(self.inputs, self.targets, self.weight, batch_size, self.cast)
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """R(w) = ½·l2·‖w‖² + fn(w); never divided by the normaliser.
+
+    Parameters
+    ----------
+    l2
+        Weight of the squared norm of all parameters, biases too.
+    fn
+        A function of the parameters in the checkpoint's own (nested) form, or None.
+    """
+
+    l2: float = 0.0
+    fn: Callable[[PyTree], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that J depends on.
+
+    Parameters
+    ----------
+    params
+        The differentiated parameters, by path.
+    frozen
+        `{"params": …, "collections": …}`: parameters outside the chosen block, and the model's other collections
+        (batch statistics). Held fixed, but passed as arguments.
+    predict
+        `(params, frozen, inputs) -> outputs` of shape [b, ..., C].
+    nest
+        Turns all parameters by path into the form the user's model has them in.
+    loss
+        Per example (or token), never reduced.
+    batches
+        The data.
+    normaliser
+        M: the number of examples, of unmasked tokens, or 1.
+    regulariser
+        R.
+    """
+
+    params: Params
+    frozen: dict[str, PyTree]
+    predict: Callable[[Params, dict[str, PyTree], PyTree], Any]
+    nest: Callable[[Params], PyTree]
+    loss: Loss
+    batches: Batches
+    normaliser: float
+    regulariser: Regulariser
+
+    @property
+    def dim(self) -> int:
+        """D, the number of differentiated parameters."""
+        return sum(leaf.size for leaf in self.params.values())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The floating dtype of all computation."""
+        return np.dtype(next(iter(self.params.values())).dtype)
+
+
+def batch_loss(problem_fns: tuple[Callable, Loss], params: Params, frozen: dict, batch: Batch) -> Any:
+    """Σ_n a_n L(f(w, x_n), t_n) over one batch, not normalised.
+
+    Parameters
+    ----------
+    problem_fns
+        `(problem.predict, problem.loss)`: the functions alone, so that no array is closed over.
+    """
+    predict, loss = problem_fns
+    units = loss.value(predict(params, frozen, batch.inputs), batch.targets)
+    return jnp.sum(units * unit_weight(batch.weight, units.ndim))
+
+
+def unit_weight(weight: Any, ndim: int) -> Any:
+    """`weight` with axes of length one appended: [b] becomes [b, 1] against losses of shape [b, T]."""
+    return jnp.reshape(weight, weight.shape + (1,) * (ndim - weight.ndim))

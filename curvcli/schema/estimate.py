@@ -1,0 +1,54 @@
+"""Numbers that carry their uncertainty."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from curvcli.schema.base import Strict
+
+
+class Interval(Strict):
+    """Shared by every uncertain number: where the true value is said to lie."""
+
+    value: float
+    interval: tuple[float, float] = Field(description="[low, high]")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Interval:
+        low, high = self.interval
+        if not low <= self.value <= high:
+            raise ValueError(f"value {self.value} outside its interval [{low}, {high}]")
+        return self
+
+
+class Estimate(Interval):
+    """A number that came from sampling (or, with `method: exact`, did not)."""
+
+    stderr: float = Field(ge=0, description="standard error; 0 for exact numbers")
+    confidence: float = Field(gt=0, lt=1, description="how often such an interval contains the true value")
+    samples: int = Field(ge=0, description="independent probes it rests on; 0 for exact numbers")
+    method: str
+
+    @classmethod
+    def exact(cls, value: float, confidence: float) -> Estimate:
+        """A number without sampling error."""
+        return cls(value=value, stderr=0, interval=(value, value), confidence=confidence, samples=0, method="exact")
+
+
+class Beyond(Strict):
+    """What may lie outside an extreme eigenvalue: a Krylov method can miss eigenvalues, with small probability."""
+
+    bound: float = Field(description="no eigenvalue lies beyond this value")
+    probability: float = Field(
+        gt=0,
+        le=1,
+        description="with at least this probability over the random start vectors (Kuczyński and Woźniakowski 1992)",
+    )
+
+
+class Eigenvalue(Interval):
+    """An eigenvalue from iteration: the matrix has an eigenvalue in [value − residual, value + residual]."""
+
+    residual: float = Field(ge=0, description="‖Ay − θy‖ for the unit vector y, rounding included")
+    converged: bool = Field(description="whether the residual met the tolerance asked for")
+    beyond: Beyond | None = Field(default=None, description="for extremes: what may have been missed")

@@ -1,0 +1,96 @@
+"""`curv inspect`: settings and result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curvcli.schema.base import Strict
+from curvcli.schema.report import Report, one_line
+from curvcli.schema.spectrum import SpectrumSettings
+
+
+class InspectSettings(SpectrumSettings):
+    """What `curv inspect` can be told: the options of `curv spectrum`, whose cost it forecasts."""
+
+
+class ParameterRecord(Strict):
+    """One parameter array of the checkpoint."""
+
+    name: str
+    shape: list[int]
+    size: int
+    stored_dtype: str
+    differentiated: bool
+    norm: float
+
+
+class ArrayRecord(Strict):
+    """One array of the data, or an output of the model."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+class DataSummary(Strict):
+    """What the data look like."""
+
+    num_examples: int
+    arrays: list[ArrayRecord]
+    outputs: ArrayRecord = Field(description="of the model, for one batch")
+    masked_fraction: float = Field(ge=0, le=1, description="of examples or tokens left out")
+    classes: list[int] | None = Field(
+        default=None, description="examples (or tokens) of each class, for integer labels"
+    )
+
+
+class Plan(Strict):
+    """How the products will be computed."""
+
+    batch_size: int
+    batches: int
+    padded: int = Field(description="rows of padding in the last batch")
+    resident: bool = Field(description="whether the data stay on the device")
+    probes_at_once: int
+
+
+class Forecast(Strict):
+    """What `curv spectrum` with these settings would spend."""
+
+    products: int
+    data_passes: int
+    bytes: int = Field(description="parameters, data, Krylov basis and the compiled product's own memory")
+    seconds: float | None = Field(default=None, description="from one timed product; null with --dry-run")
+
+
+class ForecastRecord(Strict):
+    """What `--dry-run` prints."""
+
+    schema_name: Literal["curv.forecast/1"] = Field(default="curv.forecast/1", alias="schema")
+    plan: Plan
+    forecast: Forecast
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return one_line(self)
+
+
+class InspectResult(Strict):
+    """What curv sees."""
+
+    parameters: list[ParameterRecord]
+    layers: dict[str, int] = Field(description="differentiated parameters of each layer")
+    collections: dict[str, int] = Field(description="entries of collections held fixed")
+    data: DataSummary
+    loss_value: float
+    gradient_norm: float
+    plan: Plan
+    forecast: Forecast
+
+
+class InspectReport(Report[InspectSettings, InspectResult]):
+    """The report of `curv inspect`."""
+
+    schema_name: Literal["curv.inspect/1"] = Field(default="curv.inspect/1", alias="schema")

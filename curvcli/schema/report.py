@@ -1,0 +1,141 @@
+"""The envelope of every report, read and written as strict JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import ConfigDict, Field
+
+from curvcli.schema.base import Strict
+from curvcli.schema.spec import ProblemSpec
+
+Settings = TypeVar("Settings", bound=Strict)
+Result = TypeVar("Result", bound=Strict)
+
+
+class CheckpointRecord(Strict):
+    """What the weights were read from."""
+
+    path: str
+    format: Literal["orbax", "msgpack", "safetensors", "npz"]
+    step: int | None
+    sha256: str = Field(description="of the arrays that were read")
+
+
+class DataRecord(Strict):
+    """What the examples were read from."""
+
+    path: str
+    num_examples: int
+    sha256: str
+
+
+class ProblemRecord(Strict):
+    """The objective J(w) = (1/normaliser) Σ loss + regulariser, and where its parts came from."""
+
+    checkpoint: CheckpointRecord
+    model: str
+    num_params: int = Field(description="differentiated parameters, D")
+    loss: str
+    reduction: Literal["mean", "sum", "tokens"]
+    normaliser: float
+    l2: float
+    regulariser: str | None = None
+    data: DataRecord
+    mode: Literal["eval"] = Field(default="eval", description="dropout off, batch statistics held fixed")
+    loss_value: float = Field(description="J, the regulariser included")
+    spec: ProblemSpec = Field(description="the specification as resolved from flags, environment and curv.toml")
+    spec_file: str | None = Field(default=None, description="the curv.toml that was read")
+
+
+class Check(Strict):
+    """One self-check of the user's model."""
+
+    passed: bool
+    value: float
+    threshold: float
+
+
+class Cost(Strict):
+    """What the answer cost."""
+
+    products: int = Field(description="matrix-vector products")
+    data_passes: int = Field(description="times the data were read: a block of products reads them once")
+    seconds: float = Field(description="of the analysis, compilation included")
+    compile_seconds: float
+    peak_memory_bytes: int
+
+
+class Environment(Strict):
+    """Where the answer was computed."""
+
+    jax: str
+    device: str
+    dtype: str
+    threads: int
+
+
+class Report(Strict, Generic[Settings, Result]):
+    """One analysis of one checkpoint."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    curv: str = Field(description="version of curv")
+    problem: ProblemRecord
+    matrix: str | None
+    settings: Settings
+    result: Result
+    checks: dict[str, Check]
+    untrusted: bool = Field(default=False, description="a self-check failed: do not rely on the result")
+    cost: Cost
+    environment: Environment
+    warnings: list[str]
+
+    def to_json(self) -> str:
+        """The report as one line of JSON, its schema's name first; NaN and infinities cannot occur."""
+        return one_line(self)
+
+
+class ErrorRecord(Strict):
+    """Stands in for a report, where one of several checkpoints failed."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    schema_name: Literal["curv.error/1"] = Field(default="curv.error/1", alias="schema")
+    checkpoint: str
+    step: int | None
+    error: str
+    hint: str
+    exit_code: int
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return one_line(self)
+
+
+def one_line(record: Strict) -> str:
+    """A record with a `schema_name` as one line of JSON, its schema first; NaN and infinities cannot occur."""
+    values = record.model_dump(mode="json", by_alias=True)
+    return json.dumps({"schema": values.pop("schema"), **values}, allow_nan=False, ensure_ascii=False)
+
+
+def load_json(text: str) -> Any:
+    """Strict JSON: no NaN, no infinities, no key twice.
+
+    Raises
+    ------
+    ValueError
+        The text is no such JSON.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+        return dict(pairs)
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)

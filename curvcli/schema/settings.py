@@ -1,0 +1,48 @@
+"""What every analysis can be told. These classes are the only home of defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curvcli.schema.base import Strict
+
+MatrixName = Literal["hessian", "ggn", "gauss-newton"]
+Dtype = Literal["float32", "float64"]
+
+
+class DataSettings(Strict):
+    """How much of the problem, in which arithmetic."""
+
+    params: list[str] = Field(default_factory=list, description="globs: only these parameters are differentiated")
+    exclude: list[str] = Field(default_factory=list, description="globs: these parameters are held fixed")
+    num_examples: int | None = Field(default=None, ge=1, description="use the first N examples (default: all)")
+    batch_size: int | None = Field(default=None, ge=1, description="examples at once (default: chosen by size)")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="every random draw comes from it")
+    dtype: Dtype = Field(default="float32", description="arithmetic of all products")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores)")
+
+
+class AnalysisSettings(DataSettings):
+    """Shared by the analyses of a matrix."""
+
+    matrix: MatrixName = Field(default="hessian", description="which curvature matrix")
+    damping: float = Field(default=0.0, ge=0, description="λ; λI is added to the matrix")
+    regulariser: bool = Field(default=True, description="whether the regulariser's curvature is part of the matrix")
+    probes: int | None = Field(default=None, ge=1, description="random vectors; default 10, with rtol at most 512")
+    tol: float = Field(default=1e-6, gt=0, description="eigenvalue residual relative to the norm of the matrix")
+    rtol: float | None = Field(
+        default=None, gt=0, lt=1, description="stop when the interval is this narrow, relatively"
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="of every interval")
+    time_limit: float | None = Field(default=None, gt=0, description="seconds after which to answer with what there is")
+    max_memory: int | None = Field(
+        default=None, ge=1, description="bytes that may be taken (default: 70 % of what is free)"
+    )
+    skip_checks: bool = Field(default=False, description="leave out the self-checks")
+
+    @property
+    def max_probes(self) -> int:
+        """Probes that may be drawn: a fixed number, or room for `rtol` to be met."""
+        return self.probes or (10 if self.rtol is None else 512)

@@ -1,0 +1,73 @@
+"""`curv spectrum`: settings and result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curvcli.schema.base import Strict
+from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.report import Report
+from curvcli.schema.settings import AnalysisSettings
+
+SpectrumMethod = Literal["auto", "dense", "hutchinson", "xtrace"]
+
+
+class SpectrumSettings(AnalysisSettings):
+    """What `curv spectrum` can be told."""
+
+    method: SpectrumMethod = Field(
+        default="auto",
+        description="dense: all eigenvalues, exact; hutchinson: plain mean over probes; xtrace: each probe is freed "
+        "of the outliers that the other probes found; auto: dense for small matrices, else xtrace",
+    )
+    steps: int = Field(default=80, ge=2, description="Lanczos steps a probe")
+    reorthogonalize: Literal["full", "none"] = Field(
+        default="full", description="none: less memory, ghosts in the nodes"
+    )
+
+
+class Density(Strict):
+    """The smoothed spectral density: a picture of nodes and weights, not a result of its own."""
+
+    grid: list[float]
+    value: list[float]
+    stderr: list[float]
+    sigma: float = Field(ge=0, description="width of the Gaussian, in units of eigenvalues; 0 for a single point")
+
+
+class Cumulative(Strict):
+    """Bounds on the fraction of eigenvalues ≤ grid, by Chebyshev, Markov and Stieltjes, widened for sampling."""
+
+    grid: list[float]
+    lower: list[float]
+    upper: list[float]
+
+
+class SpectrumResult(Strict):
+    """The spectral density and what is read from it."""
+
+    dim: int = Field(ge=1)
+    method: Literal["dense", "hutchinson", "xtrace"] = Field(description="the one used")
+    nodes: list[list[float]] = Field(description="[probe][m] Ritz values, ascending; dense: one row, all eigenvalues")
+    weights: list[list[float]] = Field(description="[probe][m]; each probe's weights sum to 1")
+    lambda_max: Eigenvalue
+    lambda_min: Eigenvalue
+    trace: Estimate
+    frobenius_norm: Estimate
+    negative_mass: Estimate = Field(description="fraction of eigenvalues below −near_zero_tolerance")
+    near_zero_mass: Estimate = Field(description="fraction of eigenvalues within ±near_zero_tolerance")
+    near_zero_tolerance: float = Field(ge=0)
+    deflated: int = Field(ge=0, description="outlying eigenvalues that count exactly, without sampling error")
+    density: Density
+    cumulative: Cumulative
+    max_stable_learning_rate: float | None = Field(
+        description="2/λ_max; null unless λ_max is positive beyond its residual"
+    )
+
+
+class SpectrumReport(Report[SpectrumSettings, SpectrumResult]):
+    """The report of `curv spectrum`."""
+
+    schema_name: Literal["curv.spectrum/1"] = Field(default="curv.spectrum/1", alias="schema")

@@ -1,0 +1,30 @@
+"""Tests run stricter than users do: float64, no silent rank promotion, warnings as errors (pyproject.toml)."""
+
+import os
+import tempfile
+
+from curvcli.xla import guard_environment
+
+guard_environment()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Sidecar folders of compiled programs are the user's; tests neither read nor fill them.
+os.environ.pop("CURV_CACHE_DIR", None)
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+# The same small programs are compiled again and again, for every problem that a test makes anew.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="curv-tests-"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """CURV_* variables of whoever runs the tests do not count, and the cache folder is the tests' own."""
+    for name in list(os.environ):
+        if name.startswith("CURV_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CURV_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,58 @@
+"""The documentation holds: links lead somewhere, and every command line in it is one that curv understands."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from curvcli.cli.main import COMMANDS, _load
+from curvcli.schema.spectrum import SpectrumReport, SpectrumResult
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_command_lines_are_understood(page: Path) -> None:
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    for line in re.findall(r"(?:^ {4}|&& |/)(curv .*)", text, re.MULTILINE):
+        words = shlex.split(re.split(r"[|…]| && ", line)[0])
+        assert words[1] in COMMANDS, line
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert options <= known_options(words[1]), line
+
+
+def known_options(command: str) -> set[str]:
+    """Every flag of a command."""
+    flags = set()
+    for parameter in inspect.signature(_load(command)).parameters.values():
+        for option in getattr(parameter.annotation, "__metadata__", ()):
+            # Inside Annotated, the first flag lands in typer's `default`.
+            flags |= {option.default, *(option.param_decls or ())}
+    return flags
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"curv {name}" not in readme] == []
+
+
+def test_every_field_of_the_spectrum_is_explained() -> None:
+    page = (ROOT / "docs/report.md").read_text(encoding="utf-8")
+    fields = {*SpectrumResult.model_fields, *SpectrumReport.model_fields} - {"schema_name", "curv"}
+    assert [name for name in sorted(fields) if f"`{name}`" not in page] == []
+
+
+def test_no_page_names_a_machine_or_a_registry() -> None:
+    for page in [*PAGES, ROOT / "pyproject.toml", ROOT / ".ci/run"]:
+        assert not re.search(r"/(home|root|work|Users)/|index-url|/simple\b", page.read_text(encoding="utf-8")), page
