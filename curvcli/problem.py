@@ -132,6 +132,9 @@ class Problem:
         M: the number of examples, of unmasked tokens, or 1.
     regulariser
         R.
+    population
+        Examples in the whole data set, of which `batches` may hold some; None where there are more, and their number is
+        not known.
     """
 
     params: Params
@@ -142,6 +145,12 @@ class Problem:
     batches: Batches
     normaliser: float
     regulariser: Regulariser
+    population: int | None = None
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether the data are part of a larger set."""
+        return self.population != self.batches.num_examples
 
     @property
     def dim(self) -> int:

@@ -41,6 +41,7 @@ def make_problem(
         batches=Batches(np.asarray(inputs), np.asarray(targets), weight, batch_size, np.dtype(dtype)),
         normaliser=float(count if normaliser is None else normaliser),
         regulariser=Regulariser(l2, regulariser),
+        population=count,
     )
 
 

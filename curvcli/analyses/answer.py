@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from curvcli.linalg.meter import Meter
 from curvcli.schema.base import Strict
 from curvcli.schema.report import Check
@@ -14,10 +16,17 @@ Result = TypeVar("Result", bound=Strict)
 
 @dataclass
 class Answer(Generic[Result]):
-    """A result with the account of how it was reached."""
+    """A result with the account of how it was reached.
+
+    Parameters
+    ----------
+    arrays
+        What goes into the array file that the settings name (`--vectors`, `--arrays`): by name.
+    """
 
     result: Result
     meter: Meter
     loss_value: float
     checks: dict[str, Check] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)

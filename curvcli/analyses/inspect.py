@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import finite_objective, self_checks
 from curvcli.analyses.spectrum import memory_plan, resolved_method
-from curvcli.curvature import build, sums
+from curvcli.curvature import build
+from curvcli.curvature.flatten import Layout
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem
@@ -63,7 +65,6 @@ def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any
     """How the work would be cut, and products, passes and bytes; seconds too if there is an operator to time."""
     dense, steps = resolved_method(settings, problem.dim) == "dense", min(settings.steps, problem.dim)
     memory = memory_plan(problem, settings)
-    batches = problem.batches
     block = memory.at_once
     products = problem.dim if dense else settings.max_probes * steps
     passes = -(-problem.dim // block) if dense else -(-settings.max_probes // block) * steps
@@ -74,23 +75,14 @@ def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any
         start = time.perf_counter()
         jax.block_until_ready(operator.matmat(vectors))
         seconds = passes * (time.perf_counter() - start)
-    plan = Plan(
-        batch_size=batches.batch_size,
-        batches=len(batches),
-        padded=len(batches) * batches.batch_size - batches.num_examples,
-        resident=batches.nbytes <= sums.RESIDENT_BYTES,
-        probes_at_once=memory.at_once,
-    )
+    plan = planning.cut(problem, memory.at_once)
     return plan, Forecast(products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)
 
 
 def layer_sizes(problem: Problem) -> dict[str, int]:
-    """Differentiated parameters of each layer: of the node above a leaf."""
-    layers: dict[str, int] = {}
-    for name, leaf in sorted(problem.params.items()):
-        layer = name.rpartition("/")[0] or name
-        layers[layer] = layers.get(layer, 0) + leaf.size
-    return layers
+    """Differentiated parameters of each layer."""
+    layout = Layout.of(problem.params)
+    return {name: sum(layout.sizes[i] for i in leaves) for name, leaves in layout.layers.items()}
 
 
 def collection_sizes(problem: Problem) -> dict[str, int]:

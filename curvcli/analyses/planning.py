@@ -15,6 +15,7 @@ from curvcli.curvature import sums
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.basis import CHUNK
 from curvcli.problem import Batch, Problem
+from curvcli.schema.inspect import Plan
 
 BLOCK_BYTES = 32 << 20
 """Intermediate values of one batch times the vectors of a block: about what the caches of a CPU hold. Larger batches
@@ -30,6 +31,18 @@ class MemoryPlan:
 
     at_once: int
     bytes: int
+
+
+def cut(problem: Problem, at_once: int) -> Plan:
+    """How the work is cut, for a forecast."""
+    batches = problem.batches
+    return Plan(
+        batch_size=batches.batch_size,
+        batches=len(batches),
+        padded=len(batches) * batches.batch_size - batches.num_examples,
+        resident=batches.nbytes <= sums.RESIDENT_BYTES,
+        probes_at_once=at_once,
+    )
 
 
 def with_batch_size(problem: Problem, batch_size: int | None) -> Problem:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
 
 EXIT_UNTRUSTED = 3
+ARRAY_FILES = ("vectors", "arrays")
+"""Settings that name a file for arrays."""
 Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
 
 
@@ -83,6 +85,12 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         `(loaded, settings, monitor) -> Answer`.
     """
     settings = request.parsed_settings()
+    arrays = next((name for name in ARRAY_FILES if getattr(settings, name, None)), None)
+    if arrays is not None:
+        if len(request.checkpoints) > 1 or request.spec["all_steps"]:
+            raise UsageError(f"--{arrays} holds the arrays of one checkpoint", "run curv once for each of them")
+        output.check_writable(Path(getattr(settings, arrays)))
+        output.check_array_format(Path(getattr(settings, arrays)))
 
     def answer(target: Target) -> Reply:
         from curvcli.cli.render import render
@@ -268,6 +276,9 @@ def _one(
     warnings = [*loaded.warnings, *answer.warnings]
     if watch.reason is not None:
         warnings.append(f"stopped early ({watch.reason}): the answer rests on what was reached")
+    for name in ARRAY_FILES:
+        if answer.arrays and getattr(settings, name, None):
+            output.write_arrays(Path(getattr(settings, name)), answer.arrays)
     untrusted = any(not check.passed for check in answer.checks.values())
     report = report_class(
         curv=__version__,
@@ -354,14 +365,18 @@ def _environment(settings: Any) -> Environment:
     )
 
 
-def forecast(request: Request) -> int:
-    """`--dry-run`: plan and forecast, no product spent."""
+def forecast(request: Request, plan_of: Callable[[Any, Any], tuple[Any, Any]]) -> int:
+    """`--dry-run`: plan and forecast, no product spent.
+
+    Parameters
+    ----------
+    plan_of
+        `(problem, settings) -> (Plan, Forecast)` of the analysis.
+    """
     settings = request.parsed_settings()
 
     def answer(target: Target) -> Reply:
-        from curvcli.analyses.inspect import forecast_spectrum
-
-        plan, cost = forecast_spectrum(load(request, settings, target).problem, settings)
+        plan, cost = plan_of(load(request, settings, target).problem, settings)
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
             f"{cost.products} products in {cost.data_passes} data passes, {cost.bytes / 1e6:.0f} MB; "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
 import os
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from curvcli.errors import OutputError
+from curvcli.errors import OutputError, SpecError, UsageError
 
 STDOUT = {Path(name) for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")}
 """Names of stdout as a file."""
@@ -73,7 +75,7 @@ def write_line(stream: TextIO, text: str) -> None:
         ) from error
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed.
 
     A link's target is replaced and the link kept; a device or FIFO is written to, never renamed over.
@@ -84,15 +86,16 @@ def write_file(path: Path, text: str) -> None:
         The folder is missing or not writable, or the disk is full.
     """
     target = path.resolve()
+    data = content if isinstance(content, bytes) else content.encode("utf-8", errors=SURROGATES)
     try:
         if _is_special(path):
-            with path.open("w", encoding="utf-8", errors=SURROGATES) as stream:
-                stream.write(text)
+            with path.open("wb") as stream:
+                stream.write(data)
             return
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors=SURROGATES) as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
             mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
@@ -127,6 +130,46 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} could not be written: its folder does not exist", f"mkdir -p {path.parent}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path} could not be written: its folder is not writable", "write it elsewhere: -o FILE")
+
+
+ARRAY_FORMATS = (".npz", ".safetensors")
+
+
+def check_array_format(path: Path) -> None:
+    """Say before the work that a file of arrays cannot be written in this format.
+
+    Raises
+    ------
+    UsageError
+        The name ends neither in .npz nor in .safetensors.
+    SpecError
+        The package for the format is missing.
+    """
+    if path.suffix not in ARRAY_FORMATS:
+        raise UsageError(f"{path}: not a format for arrays", f"the name must end in {' or '.join(ARRAY_FORMATS)}")
+    if path.suffix == ".safetensors" and importlib.util.find_spec("safetensors") is None:
+        raise SpecError(f"{path}: writing .safetensors needs a package", "pip install 'curvcli[safetensors]'")
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays by name as .npz or .safetensors, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        The file could not be written.
+    """
+    import numpy as np
+
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    else:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        data = buffer.getvalue()
+    write_file(path, data)
 
 
 def _is_special(path: Path) -> bool:

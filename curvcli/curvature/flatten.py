@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from curvcli.problem import Params
 
@@ -43,6 +44,25 @@ class Layout:
     def dim(self) -> int:
         """D."""
         return sum(self.sizes)
+
+    @property
+    def layers(self) -> dict[str, list[int]]:
+        """The leaves of each layer, as indices: a layer is the node above a leaf.
+
+        >>> Layout(("a/bias", "a/b/kernel", "a/kernel", "scale"), ((2,), (3,), (4,), ())).layers
+        {'a': [0, 2], 'a/b': [1], 'scale': [3]}
+        """
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            found.setdefault(name.rpartition("/")[0] or name, []).append(index)
+        return found
+
+    @partial(jax.jit, static_argnums=0)
+    def leaf_sums(self, vectors: Array) -> Array:
+        """The sum over each parameter's segment: [..., dim] -> [..., leaves]."""
+        ends = np.cumsum(self.sizes).tolist()
+        parts = [vectors[..., end - size : end].sum(-1) for end, size in zip(ends, self.sizes, strict=True)]
+        return jnp.stack(parts, axis=-1)
 
     @partial(jax.jit, static_argnums=0)
     def ravel(self, params: Params) -> Array:

@@ -1,7 +1,6 @@
 """Data files, and functions of the user, become named arrays of examples.
 
-Nothing is unpickled. Arrays in a folder of .npy files stay on the disk as memory maps: the checks and the
-digest read them once, in blocks.
+Nothing is unpickled. Arrays in a folder of .npy files stay on disk as memory maps, which are read once, in blocks.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class Dataset:
         An array [N, …].
     mask
         Weights [N] or [N, T], none of them negative, or None.
-    num_examples
-        N.
+    num_examples, total
+        N, and how many the source has; None where there are more, and their number is not known.
     path
         The file, folder or function, as the user gave it.
     sha256
@@ -65,6 +64,7 @@ class Dataset:
     targets: Any
     mask: np.ndarray | None
     num_examples: int
+    total: int | None
     path: str
     sha256: str
     tabular: bool = False  # came as columns, which cannot tell [N] from [N, 1]
@@ -109,10 +109,11 @@ def load_dataset(
     if num_examples is not None and num_examples < 1:
         raise UsageError(f"--num-examples {num_examples}: at least 1 is needed", "give a positive number")
     if _is_target(path, base):
-        noun, arrays = "array", _from_target(spec, path, call_target, num_examples)
+        counted, noun, arrays = False, "array", _from_target(spec, path, call_target, num_examples)
     else:
         source = _open(base / path, path, spec.split)
         noun, keys = source.noun, _keys(spec, path, source)
+        counted = noun == "array"  # tables are read no further than needed
         stored = source.read(list(dict.fromkeys(key.name for key in keys)), num_examples)
         arrays = {key: stored[key.name] for key in keys}
     total = _check_shapes(path, noun, arrays)
@@ -131,6 +132,7 @@ def load_dataset(
         targets=_targets(path, _of("targets", arrays)),
         mask=_mask(path, _of("mask", arrays)),
         num_examples=num_examples or total,
+        total=total if counted or num_examples in (None, total) else None,
         path=path,
         sha256=digest,
     )
@@ -290,7 +292,7 @@ def _from_target(
             for key, array in named.items():
                 _add_batch(f"{path}: array {key.name!r}", array, gathered[key], count)
             count += max(map(len, named.values()), default=0)
-            if limit is not None and count >= limit:  # a loader may repeat without end
+            if limit is not None and count > limit:  # a loader may repeat without end
                 break
     with reading(path):
         return {key: np.concatenate(a) if len(a) > 1 else a[0] for key, a in gathered.items()}
@@ -343,9 +345,6 @@ def _add_batch(where: str, array: np.ndarray, gathered: list[np.ndarray], count:
             "make all batches the same but for their first axis: pad, with the weight 0 in a mask",
         )
     gathered.append(array)
-
-
-# --- checks, and putting it together ----------------------------------------------------------------------
 
 
 def _check_dtype(where: str, dtype: np.dtype) -> None:

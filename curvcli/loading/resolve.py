@@ -241,7 +241,7 @@ def _assemble(
     problem = Problem(
         arrays, frozen, predict, network.nest, loss,
         Batches(data.inputs, labels, weight, min(PROVISIONAL_BATCH, data.num_examples), dtype),
-        _normaliser(spec.loss.reduction, weight, units), regulariser,
+        _normaliser(spec.loss.reduction, weight, units), regulariser, data.total,
     )  # fmt: skip
     if regulariser.fn is not None:
         value = user_code(

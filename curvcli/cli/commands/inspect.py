@@ -16,7 +16,9 @@ def inspect(request: Request) -> int:
     from curvcli.cli.execute import execute, forecast
 
     if request.output["dry_run"]:
-        return forecast(request)
+        from curvcli.analyses.inspect import forecast_spectrum
+
+        return forecast(request, forecast_spectrum)
 
     def run(loaded, settings, watch):
         from curvcli.analyses import inspect

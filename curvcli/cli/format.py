@@ -1,0 +1,90 @@
+"""How numbers and what stands above them are written: shared by the views."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.report import Report
+
+Part = Any
+"""What rich can print."""
+
+
+def number(value: float) -> str:
+    """Five significant digits, as short as they can be.
+
+    >>> number(0.46336), number(-1.3869e-06), number(0.0)
+    ('0.46336', '-1.3869e-06', '0')
+    """
+    return f"{value:.5g}"
+
+
+def with_error(value: float, margin: float) -> str:
+    """A value to the digit that its margin reaches.
+
+    >>> with_error(5.09077, 0.0611), with_error(0.46336496, 5.8e-7), with_error(2.0, 0.0)
+    ('5.091 ± 0.061', '0.46336496 ± 5.8e-07', '2')
+    """
+    if margin <= 0:
+        return number(value)
+    digits = (
+        0 if value == 0 else max(2, min(8, math.floor(math.log10(abs(value))) - math.floor(math.log10(margin)) + 2))
+    )
+    return f"{value:.{max(digits, 2)}g} ± {margin:.2g}"
+
+
+def estimate(estimate: Estimate) -> str:
+    """An estimate with half the width of its interval, and what it rests on."""
+    low, high = estimate.interval
+    if estimate.method == "exact":
+        return f"{number(estimate.value)} (exact)"
+    return f"{with_error(estimate.value, 0.5 * (high - low))} ({estimate.confidence:.0%}, {estimate.samples} probes)"
+
+
+def fraction(estimate: Estimate) -> str:
+    """A fraction in per cent with its interval."""
+    low, high = estimate.interval
+    if estimate.method == "exact":
+        return f"{estimate.value:.3%} (exact)"
+    return f"{estimate.value:.3%}, in [{low:.3%}, {high:.3%}]"
+
+
+def eigenvalue(found: Eigenvalue) -> str:
+    """An eigenvalue with its residual."""
+    text = with_error(found.value, found.residual)
+    return text if found.converged else f"{text} (not converged)"
+
+
+def header(report: Report[Any, Any]) -> Text:
+    """What was analysed, in two lines."""
+    problem = report.problem
+    step = "" if problem.checkpoint.step is None else f" step {problem.checkpoint.step}"
+    chosen = [*report.settings.params, *(f"not {glob}" for glob in report.settings.exclude)]
+    block = f" ({', '.join(chosen)})" if chosen else ""
+    regulariser = f" + l2 {problem.l2:g}" if problem.l2 else ""
+    regulariser += f" + {problem.regulariser}" if problem.regulariser else ""
+    return Text(
+        f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters{block}\n"
+        f"{problem.loss} ({problem.reduction}, ÷ {problem.normaliser:g}){regulariser} on "
+        f"{problem.data.num_examples:,} examples · loss {number(problem.loss_value)} · {report.environment.dtype}",
+        style="dim",
+    )
+
+
+def table(rows: list[tuple[str, str]]) -> Table:
+    """Names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def failed(report: Report[Any, Any]) -> list[Part]:
+    """A line where a self-check failed."""
+    names = ", ".join(name for name, check in report.checks.items() if not check.passed)
+    return [Text(f"UNTRUSTED: self-check failed: {names}", style="bold red")] if names else []

@@ -1,0 +1,1 @@
+"""One view a report: `view(report, width, unicode)` gives the parts of one screen."""

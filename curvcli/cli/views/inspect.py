@@ -1,0 +1,42 @@
+"""`curv inspect` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, failed, header, number, table
+from curvcli.schema.inspect import InspectReport
+
+
+def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
+    """Loss, layers, data and what a spectrum would cost."""
+    result = report.result
+    headline = f"Loss {number(result.loss_value)}, gradient norm {number(result.gradient_norm)}"
+    layers = Table.grid(padding=(0, 2))
+    shown = sorted(result.layers.items(), key=lambda item: -item[1])[:12]
+    for name, size in shown:
+        layers.add_row(Text(name), Text(f"{size:,}", justify="right"))
+    if len(result.layers) > len(shown):
+        layers.add_row(Text(f"… {len(result.layers) - len(shown)} more layers"), Text(""))
+    data = result.data
+    arrays = ", ".join(f"{a.name} {a.shape} {a.dtype}" for a in [*data.arrays, data.outputs])
+    rows = [
+        ("data", arrays),
+        ("masked", f"{data.masked_fraction:.1%}"),
+        ("classes", "–" if data.classes is None else " ".join(map(str, data.classes[:20]))),
+        ("held fixed", ", ".join(f"{name} ({size:,})" for name, size in result.collections.items()) or "–"),
+        ("batches", f"{result.plan.batches} of {result.plan.batch_size} examples, {result.plan.padded} padded"),
+        ("self-checks", "passed" if all(c.passed for c in report.checks.values()) else "FAILED"),
+        ("curv spectrum", f"{result.forecast.products} products in {result.forecast.data_passes} passes, "
+                          f"{result.forecast.bytes / 1e6:.0f} MB, about {result.forecast.seconds or 0:.1f} s"),
+    ]  # fmt: skip
+    return [
+        Text(headline, style="bold"),
+        header(report),
+        *failed(report),
+        Text(""),
+        layers,
+        Text(""),
+        table(rows),
+    ]

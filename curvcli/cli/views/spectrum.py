@@ -1,0 +1,48 @@
+"""`curv spectrum` for people."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, header, number, table
+from curvcli.cli.plot_text import density_plot
+from curvcli.schema.spectrum import SpectrumReport
+
+
+def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
+    """Sharpness, both extremes, trace and masses, and the density as a picture."""
+    result = report.result
+    high, low = result.lambda_max, result.lambda_min
+    headline = (
+        f"Sharpness: λ_max {number(high.value)}"
+        if high.value > 0
+        else f"λ_max {number(high.value)}: no positive curvature"
+    )
+    whole = not (report.settings.params or report.settings.exclude)
+    if result.max_stable_learning_rate is not None and report.matrix == "hessian" and whole:
+        headline += f"; gradient descent is unstable above lr {result.max_stable_learning_rate:.3g}"
+    rows = [
+        ("λ_max", eigenvalue(high)),
+        ("λ_min", eigenvalue(low)),
+        ("trace", estimate(result.trace)),
+        ("Frobenius norm", estimate(result.frobenius_norm)),
+        (
+            "2/λ_max",
+            "none" if result.max_stable_learning_rate is None else number(result.max_stable_learning_rate),
+        ),
+        (f"eigenvalues < −{result.near_zero_tolerance:.1g}", fraction(result.negative_mass)),
+        (f"within ±{result.near_zero_tolerance:.1g}", fraction(result.near_zero_mass)),
+    ]
+    cost = report.cost
+    method = {
+        "dense": "all eigenvalues, exact",
+        "hutchinson": "Lanczos quadrature",
+        "xtrace": "deflated Lanczos quadrature",
+    }
+    foot = f"{method[result.method]} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    plot = density_plot(result.density, result.dim, width=min(width, 100), height=9, unicode=unicode)
+    title = f"{report.matrix}: eigenvalues per unit, logarithmic"
+    return [
+        Text(headline, style="bold"), header(report), *failed(report), Text(""), table(rows), Text(""),
+        Text(title), Text(plot), Text(foot, style="dim"),
+    ]  # fmt: skip
