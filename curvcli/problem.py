@@ -133,8 +133,7 @@ class Problem:
     regulariser
         R.
     population
-        Examples in the whole data set, of which `batches` may hold some; None where there are more, and their number is
-        not known.
+        Examples in the whole data set, of which `batches` may hold some; None where it was not read to its end.
     """
 
     params: Params

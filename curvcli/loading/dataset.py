@@ -53,7 +53,7 @@ class Dataset:
     mask
         Weights [N] or [N, T], none of them negative, or None.
     num_examples, total
-        N, and how many the source has; None where there are more, and their number is not known.
+        N, and how many the source has; None where it was not read to its end.
     path
         The file, folder or function, as the user gave it.
     sha256
@@ -132,7 +132,7 @@ def load_dataset(
         targets=_targets(path, _of("targets", arrays)),
         mask=_mask(path, _of("mask", arrays)),
         num_examples=num_examples or total,
-        total=total if counted or num_examples in (None, total) else None,
+        total=total if counted or num_examples is None else None,
         path=path,
         sha256=digest,
     )
@@ -292,7 +292,7 @@ def _from_target(
             for key, array in named.items():
                 _add_batch(f"{path}: array {key.name!r}", array, gathered[key], count)
             count += max(map(len, named.values()), default=0)
-            if limit is not None and count > limit:  # a loader may repeat without end
+            if limit is not None and count >= limit:  # a loader may repeat without end
                 break
     with reading(path):
         return {key: np.concatenate(a) if len(a) > 1 else a[0] for key, a in gathered.items()}

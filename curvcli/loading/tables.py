@@ -41,7 +41,7 @@ class Source:
         What there is, in the order of the file.
     read
         Called with names, all of them in `names`, and with how many examples are wanted (None for all); may
-        return more examples than that, and does so where there are more.
+        return more examples than that.
     noun
         What messages call one of them: "array" or "column".
     suffix
@@ -161,7 +161,7 @@ def csv_source(file: Path, path: str, split: str | None = None) -> Source:
                 raise DataError(f"{path}: several columns are named {name!r}", "give each a name of its own")
         pieces: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in names}
         with closing(_csv_rows(file, path)) as rows:
-            wanted = islice(rows, 1, None if limit is None else limit + 2)
+            wanted = islice(rows, 1, None if limit is None else limit + 1)
             while chunk := list(islice(wanted, math.ceil(_CELLS_AT_ONCE / len(header)))):
                 for line, row in chunk:
                     if len(row) != len(header):
@@ -378,7 +378,7 @@ def _arrow_reader(
                         )
                     _add_chunks(path, name, table.column(name), rows, pieces[name])
             rows += table.num_rows
-            if limit is not None and rows > limit:
+            if limit is not None and rows >= limit:
                 break
         with reading(path):
             return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in pieces.items()}
