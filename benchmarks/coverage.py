@@ -18,23 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from spectra import DIM, SPECTRA
 
 from curvcli.linalg import slq
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.quadrature import NO_OUTLIERS
 
-DIM, STEPS = 300, 30
-rng = np.random.default_rng(1)
-SPECTRA = {
-    "flat": rng.uniform(0.9, 1.1, DIM),
-    "single outlier": np.concatenate([[1000.0], rng.uniform(0, 1, DIM - 1)]),
-    "few outliers": np.concatenate([[100, 50, 30, 20, 10], rng.uniform(-0.5, 1, DIM - 5)]),
-    "indefinite": rng.normal(size=DIM),
-    "low rank": np.concatenate([[9, 5, 3, -1, -2], np.zeros(DIM - 5)]),
-    "exponential": 0.7 ** np.arange(DIM),
-    "power law 1/i": 1 / np.arange(1, DIM + 1),
-}
+STEPS = 30
 
 
 def main(runs: int) -> None:

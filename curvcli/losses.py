@@ -34,6 +34,13 @@ class Loss:
     known
         Whether it is one of the table: its targets can be checked, and it is a negative log-likelihood in natural
         parameters, so that Fisher = Gauss–Newton.
+    pseudo_gradient
+        `(key, z) -> ∂L/∂z` at targets drawn from the model's own distribution, of the shape of z, whose last axis is C:
+        mean 0 and covariance H_z. Only for losses of the table.
+    likelihood
+        For a user's loss: the loss of the table whose distribution its outputs are declared to stand for.
+    draw
+        For a user's loss: `(outputs, key) -> targets`, drawn from the model's own distribution.
     """
 
     name: str
@@ -41,10 +48,25 @@ class Loss:
     hessian_product: Callable[[Array, Array, Array], Array] | None
     integer_targets: bool = False
     known: bool = True
+    pseudo_gradient: Callable[[Array, Array], Array] | None = None
+    likelihood: Loss | None = None
+    draw: Callable[[Array, Array], Array] | None = None
+
+    @property
+    def family(self) -> Loss | None:
+        """The loss of the table that gives the Fisher matrix, if any does."""
+        return self if self.known else self.likelihood
+
+
+# The pseudo-gradients are p − y with the cancelling digits kept: at the label drawn, p_y − 1 is −(the others' sum).
 
 
 def _squared_error(z: Array, t: Array) -> Array:
     return 0.5 * jnp.sum(jnp.square(z - t), axis=-1)
+
+
+def _normal_draw(key: Array, z: Array) -> Array:
+    return jax.random.normal(key, z.shape, z.dtype)
 
 
 def one_hot(z: Array, t: Array) -> Array:
@@ -72,6 +94,12 @@ def _softmax_hessian_product(z: Array, t: Array, dz: Array) -> Array:
     return p * (shifted - jnp.sum(p * shifted, axis=-1, keepdims=True))
 
 
+def _softmax_draw(key: Array, z: Array) -> Array:
+    drawn = _is_top(z, jax.random.categorical(key, z)[..., None])
+    others = jnp.where(drawn, 0, jax.nn.softmax(z, axis=-1))
+    return jnp.where(drawn, -jnp.sum(others, axis=-1, keepdims=True), others)
+
+
 def _is_top(z: Array, top: Array) -> Array:
     return jax.lax.broadcasted_iota(top.dtype, z.shape, z.ndim - 1) == top
 
@@ -85,23 +113,39 @@ def _sigmoid_hessian_product(z: Array, t: Array, dz: Array) -> Array:
     return jax.nn.sigmoid(z) * jax.nn.sigmoid(-z) * dz
 
 
+def _sigmoid_draw(key: Array, z: Array) -> Array:
+    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(z))
+    return jnp.where(drawn, -jax.nn.sigmoid(-z), jax.nn.sigmoid(z))
+
+
 def _poisson(z: Array, t: Array) -> Array:
     return jnp.sum(jnp.exp(z) - t * z, axis=-1)
+
+
+def _poisson_draw(key: Array, z: Array) -> Array:
+    return jnp.exp(z) - jax.random.poisson(key, jnp.exp(z)).astype(z.dtype)
 
 
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("squared_error", _squared_error, lambda z, t, dz: dz),
-        Loss("softmax_cross_entropy", _softmax_cross_entropy, _softmax_hessian_product, integer_targets=True),
-        Loss("sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_hessian_product),
-        Loss("poisson", _poisson, lambda z, t, dz: jnp.exp(z) * dz),
+        Loss("squared_error", _squared_error, lambda z, t, dz: dz, pseudo_gradient=_normal_draw),
+        Loss("softmax_cross_entropy", _softmax_cross_entropy, _softmax_hessian_product, integer_targets=True,
+             pseudo_gradient=_softmax_draw),
+        Loss("sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_hessian_product, pseudo_gradient=_sigmoid_draw),
+        Loss("poisson", _poisson, lambda z, t, dz: jnp.exp(z) * dz, pseudo_gradient=_poisson_draw),
     )
-}
+}  # fmt: skip
 
 
-def user_loss(name: str, fn: Callable[[Array, Array], Array]) -> Loss:
-    """A loss of the user's own: its output Hessian comes by automatic differentiation, and it is no likelihood.
+def user_loss(
+    name: str,
+    fn: Callable[[Array, Array], Array],
+    *,
+    likelihood: Loss | None = None,
+    draw: Callable[[Array, Array], Array] | None = None,
+) -> Loss:
+    """A loss of the user's own: its output Hessian comes by automatic differentiation.
 
     Parameters
     ----------
@@ -109,5 +153,8 @@ def user_loss(name: str, fn: Callable[[Array, Array], Array]) -> Loss:
         The target it came from.
     fn
         `(outputs, targets) -> losses`, one per example (or per token).
+    likelihood, draw
+        What makes it a likelihood, for the Fisher matrices, if anything does: a loss of the table, or a sampler of
+        targets.
     """
-    return Loss(name, fn, None, known=False)
+    return Loss(name, fn, None, known=False, likelihood=likelihood, draw=draw)

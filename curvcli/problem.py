@@ -28,6 +28,7 @@ class Batch(NamedTuple):
     inputs: PyTree  # leading axis b
     targets: Any  # leading axis b
     weight: Any  # [b], or [b, T] where tokens are masked; 0 on padding
+    index: Any  # [b], the examples' places in the data: random draws belong to them, whatever the batch size
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Batches:
 
         weight = np.array(take(self.weight))
         weight[stop - start :] = 0
-        return Batch(jax.tree.map(take, self.inputs), jax.tree.map(take, self.targets), weight)
+        index = np.arange(start, start + self.batch_size, dtype=np.int32)
+        return Batch(jax.tree.map(take, self.inputs), jax.tree.map(take, self.targets), weight, index)
 
     def resized(self, batch_size: int) -> Batches:
         """The same examples in batches of another size."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.outputs import draw_keys
 from curvcli.losses import LOSSES, Loss
 from curvcli.problem import Batches, Problem, Regulariser
 
@@ -83,6 +86,21 @@ def mlp_problem(
     return make_problem(mlp, mlp_params(sizes), inputs, targets_for(loss, count, sizes[-1]), loss, **rest)
 
 
+def token_problem(loss: str | Loss = "softmax_cross_entropy", *, mask: bool = True, **rest: Any) -> Problem:
+    """A network over sequences, outputs [N, 4, 5], normalised by tokens; about a third of them masked."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(9, 4, 3))
+    targets = targets_for(loss if isinstance(loss, str) else loss.name, 36, 5)
+    targets = targets.reshape(9, 4, *targets.shape[1:])
+    weight = (rng.random((9, 4)) < 0.7).astype(float) if mask else np.ones((9, 4))
+    params = {"w": rng.normal(size=(3, 6)), "u": 0.5 * rng.normal(size=(6, 5))}
+
+    def predict(p: dict, x: Any) -> Any:
+        return jnp.tanh(jnp.cumsum(x, axis=1) @ p["w"]) @ p["u"]  # tokens see those before them
+
+    return make_problem(predict, params, inputs, targets, loss, weight=weight, normaliser=weight.sum(), **rest)
+
+
 def dense_objective(problem: Problem) -> Callable[[Any], Any]:
     """J of the flat parameters, written without batches, padding or curv's sums."""
     layout, batches = Layout.of(problem.params), problem.batches
@@ -125,6 +143,95 @@ def dense_ggn(problem: Problem, *, output_hessian: bool = True) -> np.ndarray:
         weight = batches.weight.reshape(batches.weight.shape + (1,) * (z.ndim - batches.weight.ndim))
         middle = np.diag(np.broadcast_to(weight, z.shape).reshape(-1))
     return jacobian.T @ middle @ jacobian / problem.normaliser
+
+
+def dense_jacobian(problem: Problem) -> tuple[Any, np.ndarray]:
+    """Outputs z [N, ..., C] and ∂z/∂w [z.size, D]."""
+    layout = Layout.of(problem.params)
+
+    def outputs(flat: Any) -> Any:
+        return problem.predict(layout.unravel(flat), problem.frozen, jnp.asarray(problem.batches.inputs))
+
+    flat = flat_params(problem)
+    z = outputs(flat)
+    return z, np.asarray(jax.jacobian(outputs)(flat)).reshape(z.size, -1)
+
+
+def dense_unit_gradients(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of all units' losses [N, units, D], and their weights [N, units]."""
+    layout, batches = Layout.of(problem.params), problem.batches
+
+    def losses(flat: Any) -> Any:
+        z = problem.predict(layout.unravel(flat), problem.frozen, jnp.asarray(batches.inputs))
+        return problem.loss.value(z, jnp.asarray(batches.targets)).reshape(len(batches.weight), -1)
+
+    gradients = np.asarray(jax.jacobian(losses)(flat_params(problem)))
+    weight = batches.weight.reshape(len(gradients), -1)
+    return gradients, np.broadcast_to(weight, gradients.shape[:2])
+
+
+def fisher_by_enumeration(loss: str, z: np.ndarray) -> np.ndarray:
+    """E[∂L/∂z ∂L/∂zᵀ] of units with outputs z [U, C] over the labels of their own law, label by label: [U, C, C]."""
+    count, classes = z.shape
+    slopes = jax.jit(jax.vmap(jax.grad(lambda rows, t: jnp.sum(LOSSES[loss].value(rows, t))), (None, 0)))
+    if loss == "softmax_cross_entropy":
+        chances = np.exp(z - z.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        g = np.asarray(slopes(z, np.repeat(np.arange(classes)[:, None], count, axis=1)))
+        return np.einsum("uy,yuc,yue->uce", chances, g, g)
+    # In the other three each output has a law of its own: labels [Y] or [Y, U, C], and their chances [Y, U, C].
+    if loss == "sigmoid_cross_entropy":
+        labels, chances = np.array([0.0, 1.0]), np.stack([1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z))])
+    elif loss == "poisson":
+        labels = np.arange(80.0)
+        chances = scipy.stats.poisson.pmf(labels[:, None, None], np.exp(z))
+    else:
+        labels, weights = np.polynomial.hermite_e.hermegauss(8)
+        labels, chances = z + labels[:, None, None], (weights / weights.sum())[:, None, None]
+    g = np.asarray(
+        slopes(z, np.broadcast_to(labels.reshape(len(labels), *labels.shape[1:] or (1, 1)), (len(labels), *z.shape)))
+    )
+    return np.einsum("uc,ce->uce", np.sum(chances * g**2, axis=0), np.eye(classes))
+
+
+def dense_matrix(problem: Problem, name: str, *, mc_samples: int = 1, seed: int = 0) -> np.ndarray:
+    """The data term of a matrix, from explicit Jacobians and gradients of single units; no regulariser."""
+    plain = replace(problem, regulariser=Regulariser())
+    if name == "hessian":
+        return dense_hessian(plain)
+    if name in ("ggn", "gauss-newton"):
+        return dense_ggn(plain, output_hessian=name == "ggn")
+    if name == "residual":
+        return dense_hessian(plain) - dense_ggn(plain)
+    if name == "empirical-fisher":
+        gradients, weight = dense_unit_gradients(problem)
+        return np.einsum("nud,nu,nue->de", gradients, weight, gradients) / problem.normaliser
+    if name == "gradient-covariance":
+        gradients, weight = dense_unit_gradients(problem)
+        summed = np.einsum("nud,nu->nd", gradients, weight)[(weight > 0).any(axis=1)]
+        return np.cov(summed, rowvar=False, ddof=0)
+    z, jacobian = dense_jacobian(problem)
+    weight = problem.batches.weight.reshape(
+        problem.batches.weight.shape + (1,) * (z.ndim - problem.batches.weight.ndim)
+    )
+    weight = np.broadcast_to(weight, z.shape)
+    if name == "ntk":
+        rows = np.sqrt(weight.reshape(-1, 1)) * jacobian
+        return rows @ rows.T
+    classes, family = z.shape[-1], problem.loss.family
+    assert family is not None
+    assert family.pseudo_gradient is not None
+    units, of_unit = np.asarray(z).reshape(-1, classes), jacobian.reshape(-1, classes, jacobian.shape[-1])
+    if name == "fisher":
+        middles = fisher_by_enumeration(family.name, units)
+    else:
+        draw = jax.jit(family.pseudo_gradient)
+        drawn = np.asarray(
+            [[draw(jax.random.fold_in(key, n), row) for n, row in enumerate(z)] for key in draw_keys(seed, mc_samples)]
+        ).reshape(mc_samples, -1, classes)
+        middles = np.einsum("suc,sue->uce", drawn, drawn) / mc_samples
+    of_weight = weight.reshape(-1, classes)[:, 0]
+    return np.einsum("ucd,uce,u,uef->df", of_unit, middles, of_weight, of_unit) / problem.normaliser
 
 
 def flat_params(problem: Problem) -> Any:

@@ -57,3 +57,43 @@ def test_softmax_of_a_confident_example_keeps_its_digits(margin: float) -> None:
     assert float(loss.value(jnp.asarray(exact, "float32"), label)[0]) == pytest.approx(
         -np.log1p(-others.sum()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pseudo_gradients_have_mean_zero_and_the_output_hessian_as_covariance(name: str) -> None:
+    """Within 5 standard errors of 40,000 draws, entry by entry."""
+    loss, z = LOSSES[name], jnp.asarray([0.3, -1.2, 0.8, 0.0])
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    drawn = np.asarray(jax.vmap(loss.pseudo_gradient, (0, None))(keys, z))
+    products = np.einsum("si,sj->sij", drawn, drawn)
+    covariance = jax.vmap(lambda dz: loss.hessian_product(z[None], None, dz[None])[0])(jnp.eye(4))
+    for samples, expected in ((drawn, np.zeros(4)), (products, np.asarray(covariance))):
+        stderr = samples.std(axis=0, ddof=1) / np.sqrt(len(drawn))
+        assert np.all(np.abs(samples.mean(axis=0) - expected) <= 5 * stderr + 1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pseudo_gradients_are_gradients_at_a_target(name: str) -> None:
+    """Each is ∂L/∂z at some target that the loss allows; tokens draw on their own."""
+    loss, z = LOSSES[name], jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)))
+    drawn = np.asarray(loss.pseudo_gradient(jax.random.key(1), z))
+    slope = jax.grad(lambda rows, t: jnp.sum(loss.value(rows, t)))
+    target = np.asarray(slope(z, jnp.zeros_like(z))) - drawn  # ∂L/∂z = A'(z) − t
+    if name == "softmax_cross_entropy":
+        np.testing.assert_allclose(np.sort(target, axis=1), np.tile([0.0, 0, 0, 1], (7, 1)), atol=1e-12)
+        assert len(set(target.argmax(axis=1))) > 1
+    elif name != "squared_error":
+        np.testing.assert_allclose(target, np.round(target), atol=1e-12)
+        assert target.min() > -1e-9
+        assert name == "poisson" or target.max() < 1 + 1e-9
+
+
+def test_pseudo_gradient_of_a_confident_example_keeps_its_digits() -> None:
+    """p_y − 1 in float32 is 0 where the others' probabilities are 1e-9; the sum of the entries must stay 0."""
+    z = jnp.asarray([21.0, 0.3, -0.5], "float32")
+    drawn = np.asarray(LOSSES["softmax_cross_entropy"].pseudo_gradient(jax.random.key(0), z))
+    exact = np.exp(np.asarray(z, np.float64) - 21.0)
+    np.testing.assert_allclose(drawn, [-exact[1:].sum(), *exact[1:]], rtol=1e-5)
+    logit = jnp.asarray([21.0], "float32")
+    drawn = np.asarray(LOSSES["sigmoid_cross_entropy"].pseudo_gradient(jax.random.key(0), logit))
+    np.testing.assert_allclose(drawn, [-np.exp(-21.0)], rtol=1e-5)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses.planning import equations
-from curvcli.curvature import build, sums
+from curvcli.analyses.planning import equations, inner_jaxprs
+from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import NumericsError
+from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Batches, Problem
@@ -42,6 +43,13 @@ EXAMPLES = 32
 STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Lengths of the differences relative to the weights; the best agreement counts, since a ReLU's kinks spoil long ones
 and rounding spoils short ones."""
+
+
+PIECEWISE_LINEAR = ("relu", "relu6", "leaky_relu", "hard_tanh", "hard_sigmoid", "hard_silu", "hard_swish")
+"""Functions of `jax.nn` whose kinks no second derivative sees, by the names that they have in a jaxpr."""
+
+INDEFINITE = 1e-6
+"""Relative to its largest eigenvalue: an output Hessian with a Ritz value below minus this is indefinite."""
 
 
 def finite_objective(problem: Problem) -> tuple[float, Array]:
@@ -113,6 +121,76 @@ def self_checks(
     return checks, warnings
 
 
+def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
+    """What a user should know of this matrix for this network and loss, as warnings.
+
+    Cost: a trace of the network; for `ggn` with a user's loss, 32 products of the output Hessian of 32 examples.
+    """
+    notes = []
+    if settings.matrix in ("hessian", "residual") and _has_kinks(_network_jaxpr(problem)):
+        notes.append(
+            f"the network is piecewise linear (ReLU, max-pooling): the {settings.matrix} leaves out its kinks, "
+            "which have no second derivative"
+        )
+    if settings.matrix == "ggn" and not problem.loss.known:
+        ratio = _lowest_output_curvature(problem, settings.seed)
+        if ratio < -INDEFINITE:
+            notes.append(
+                f"the loss {problem.loss.name} is not convex in the outputs (smallest curvature {ratio:.2g} of the "
+                "largest): the ggn is indefinite"
+            )
+    return notes
+
+
+def _network_jaxpr(problem: Problem) -> Any:
+    batch = next(iter(problem.batches))
+    return jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs).jaxpr
+
+
+def _has_kinks(jaxpr: Any) -> bool:
+    """Whether a piecewise-linear function is plainly there; some that are spelled out by hand are missed."""
+    maker = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "reduce_window_max" or equation.params.get("name") in PIECEWISE_LINEAR:
+            return True
+        if name == "max":
+            constants = [one for one in equation.invars if hasattr(one, "val")]
+            others = [one for one in equation.invars if not hasattr(one, "val")]
+            if constants and others and not np.any(constants[0].val) and not _is_variance(maker.get(others[0])):
+                return True
+        if any(_has_kinks(one) for one in inner_jaxprs(equation)):
+            return True
+    return False
+
+
+def _is_variance(equation: Any) -> bool:
+    """Whether it is E[x²] − E[x]², which normalisation layers keep from rounding below zero by max(·, 0)."""
+    return equation is not None and equation.primitive.name == "sub"
+
+
+def _lowest_output_curvature(problem: Problem, seed: int) -> float:
+    """The smallest Ritz value of a few examples' output Hessians, relative to the largest magnitude; 0 if all are 0."""
+    with jax.enable_x64(True):
+        problem = _few_in_float64(problem)
+        batch = next(iter(problem.batches))
+        z = problem.predict(problem.params, problem.frozen, batch.inputs)
+
+        @jax.jit
+        def products(z: Array, batch: Any, vectors: Array) -> Array:
+            across = outputs.loss_hessian(problem.loss, z, batch)
+            return jax.vmap(lambda row: across(row.reshape(z.shape)).reshape(-1))(vectors)
+
+        operator = LinearOperator(lambda vectors: products(z, batch, vectors), z.size, np.dtype("float64"))
+        start = sphere(jax.random.key(seed), 0, 1, z.size, "float64")
+        lanczos = Lanczos(start, min(32, z.size))
+        state = lanczos.init(operator)
+        while not lanczos.done(state):
+            state = lanczos.step(operator, state)
+        values, _ = lanczos.result(state)[0].eigh()
+        return float(values[0] / (np.abs(values).max() or 1.0))
+
+
 def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
     """Errors and thresholds of the two comparisons with differences, on a few examples in float64.
 
@@ -152,9 +230,8 @@ def _few_in_float64(problem: Problem) -> Problem:
 
 def _precision(problem: Problem) -> float:
     """The largest eps among the floating dtypes that the network computes in: a model may set its own."""
-    batch = next(iter(problem.batches))
-    closed = jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs)
-    dtypes = {getattr(v.aval, "dtype", None) for equation in equations(closed.jaxpr) for v in equation.outvars}
+    jaxpr = _network_jaxpr(problem)
+    dtypes = {getattr(v.aval, "dtype", None) for equation in equations(jaxpr) for v in equation.outvars}
     return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, self_checks
+from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
 from curvcli.analyses.spectrum import memory_plan, resolved_method
-from curvcli.curvature import build
+from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.probes import sphere
@@ -38,12 +38,11 @@ def run(
     """
     value, gradient = finite_objective(problem)
     meter = Meter()
-    operator = meter.count(
-        build(problem, settings.matrix, damping=settings.damping, with_regulariser=settings.regulariser)
-    )
+    operator = meter.count(build_for(problem, settings))
     plan, forecast = forecast_spectrum(problem, settings, operator=operator)
     block = plan.probes_at_once
     checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
+    warnings = [*warnings, *matrix_notes(problem, settings)]
     everything = {**problem.frozen["params"], **problem.params}
     result = InspectResult(
         parameters=[
@@ -63,11 +62,12 @@ def run(
 
 def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any = None) -> tuple[Plan, Forecast]:
     """How the work would be cut, and products, passes and bytes; seconds too if there is an operator to time."""
-    dense, steps = resolved_method(settings, problem.dim) == "dense", min(settings.steps, problem.dim)
+    dim = dimension(problem, settings.matrix)
+    dense, steps = resolved_method(settings, dim) == "dense", min(settings.steps, dim)
     memory = memory_plan(problem, settings)
     block = memory.at_once
-    products = problem.dim if dense else settings.max_probes * steps
-    passes = -(-problem.dim // block) if dense else -(-settings.max_probes // block) * steps
+    products = dim if dense else settings.max_probes * steps
+    passes = -(-dim // block) if dense else -(-settings.max_probes // block) * steps
     seconds = None
     if operator is not None:
         vectors = sphere(jax.random.key(settings.seed), 0, block, operator.dim, operator.dtype)

@@ -86,21 +86,32 @@ def _intermediate_bytes(jaxpr: Any, parameter_shapes: set[tuple[int, ...]]) -> i
 def equations(jaxpr: Any) -> Iterator[Any]:
     """The equations of a jaxpr, those of inner jaxprs (jit, loops, custom derivatives) in place of their calls."""
     for equation in jaxpr.eqns:
-        values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-        inner = [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
-        if inner:
-            for one in inner:
-                yield from equations(one)
-        else:
+        inner = inner_jaxprs(equation)
+        if not inner:
             yield equation
+        for one in inner:
+            yield from equations(one)
+
+
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """The jaxprs that an equation calls."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
 
 
 def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def plan_lanczos(problem: Problem, *, probes: int, steps: int, full: bool, max_memory: int | None) -> MemoryPlan:
+def plan_lanczos(
+    problem: Problem, *, probes: int, steps: int, full: bool, max_memory: int | None, dim: int | None = None
+) -> MemoryPlan:
     """As many probes at once as the memory permits, with the bytes of data, batch, products and Krylov bases.
+
+    Parameters
+    ----------
+    dim
+        Rows of the matrix, where they are not the parameters.
 
     Raises
     ------
@@ -108,10 +119,11 @@ def plan_lanczos(problem: Problem, *, probes: int, steps: int, full: bool, max_m
         Not even one probe fits; the hint names a number of steps that does.
     """
     limit = max_memory or int(0.7 * available_bytes())
-    vector = problem.dim * problem.dtype.itemsize
+    dim = problem.dim if dim is None else dim
+    vector = dim * problem.dtype.itemsize
     rows = -(-steps // CHUNK) * CHUNK if full else 0
-    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * vector
-    batch = problem.batches.batch_size * activation_bytes(problem)
+    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
+    batch = problem.batches.batch_size * activation_bytes(problem) + pulled_bytes(problem, dim)
 
     def needed(count: int) -> int:
         # A block of k vectors: the bases, six blocks in flight in a step, and the tangents of one batch.
@@ -130,6 +142,37 @@ def plan_lanczos(problem: Problem, *, probes: int, steps: int, full: bool, max_m
     # Rounds of equal size: a smaller last one would be compiled anew.
     even = -(-probes // -(-probes // fitting))
     return MemoryPlan(even, needed(even))
+
+
+def pulled_bytes(problem: Problem, dim: int) -> int:
+    """Bytes that a vector of the kernel takes on its way through the parameters: a sum, its correction, a term."""
+    return 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
+
+
+def plan_vectors(problem: Problem, dim: int, *, rows: int, block: int, max_memory: int | None) -> MemoryPlan:
+    """Vectors in a block, beside `rows` vectors of length dim that are kept.
+
+    Raises
+    ------
+    MemoryLimitError
+        Not even blocks of one vector fit.
+    """
+    limit = max_memory or int(0.7 * available_bytes())
+    vector = dim * problem.dtype.itemsize
+    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
+    batch = problem.batches.batch_size * activation_bytes(problem) + pulled_bytes(problem, dim)
+
+    def needed(count: int) -> int:
+        return resident + (rows + 6 * count) * vector + (count + 3) * batch
+
+    fitting = _largest(lambda count: needed(count) <= limit, block)
+    if fitting == 0:
+        raise MemoryLimitError(
+            f"{rows + 6} vectors of {dim:,} numbers and a batch take {human_bytes(needed(1))}, "
+            f"the limit is {human_bytes(limit)}",
+            "use fewer --probes, --method hutchinson, a smaller --batch-size, or --params",
+        )
+    return MemoryPlan(fitting, needed(fitting))
 
 
 def plan_dense(dim: int, block: int, max_memory: int | None) -> MemoryPlan:

@@ -15,10 +15,11 @@ import scipy.linalg
 
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, self_checks
-from curvcli.curvature import build
+from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.subsampling import data_stderr, eigenvalue_stderr, subsampled
+from curvcli.curvature import MATRICES, build_for, dimension
 from curvcli.errors import NumericsError
-from curvcli.linalg import bounds, density, eigen, slq
+from curvcli.linalg import bounds, density, eigen, krylov, slq
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_rows
@@ -26,6 +27,7 @@ from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadrature import NO_OUTLIERS, Quadrature
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Eigenvalue, Estimate
+from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
 
 DENSE_DIM = 1500
@@ -49,16 +51,17 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
     """
     value, _ = finite_objective(problem)
     meter = Meter()
-    operator = meter.count(
-        build(problem, settings.matrix, damping=settings.damping, with_regulariser=settings.regulariser)
-    )
+    operator = meter.count(build_for(problem, settings))
     method = resolved_method(settings, operator.dim)
     plan = memory_plan(problem, settings)
     checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
+    warnings = [*warnings, *matrix_notes(problem, settings)]
     if method == "dense":
-        result = _dense(operator, settings, plan.at_once, monitor)
+        result, ends = _dense(operator, settings, plan.at_once, monitor)
     else:
-        result = _sampled(operator, settings, method, plan.at_once, monitor, warnings)
+        result, ends = _sampled(operator, settings, method, plan.at_once, monitor, warnings)
+    if subsampled(problem, settings):
+        result = _with_data_error(problem, settings, operator, result, ends)
     return Answer(result, meter, value, checks, warnings)
 
 
@@ -77,25 +80,27 @@ def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.Memory
     MemoryLimitError
         It does not fit.
     """
-    if resolved_method(settings, problem.dim) == "dense":
-        return planning.plan_dense(problem.dim, min(DENSE_BLOCK, problem.dim), settings.max_memory)
+    dim = dimension(problem, settings.matrix)
+    if resolved_method(settings, dim) == "dense":
+        return planning.plan_dense(dim, min(DENSE_BLOCK, dim), settings.max_memory)
     # With a relative tolerance the probes come in fours, so that every look at the interval finds whole blocks.
     probes = settings.max_probes if settings.rtol is None else min(settings.max_probes, FIRST_LOOK)
     return planning.plan_lanczos(
         problem,
         probes=probes,
-        steps=min(settings.steps, problem.dim),
+        steps=min(settings.steps, dim),
         full=settings.reorthogonalize == "full",
         max_memory=settings.max_memory,
+        dim=dim,
     )
 
 
-def tolerance(settings: SpectrumSettings) -> float:
+def tolerance(settings: AnalysisSettings) -> float:
     """The residual asked for, relative to ‖A‖, but not below the noise of the products."""
     return max(settings.tol, 2 * noise(settings))
 
 
-def noise(settings: SpectrumSettings) -> float:
+def noise(settings: AnalysisSettings) -> float:
     """Rounding of a product relative to ‖A‖ ‖v‖, at its largest: along a top eigenvector (measured: up to 14 eps)."""
     return 16 * float(np.finfo(settings.dtype).eps)
 
@@ -107,8 +112,8 @@ def _sampled(
     at_once: int,
     monitor: Monitor,
     warnings: list[str],
-) -> SpectrumResult:
-    """Quadrature and refined extremes."""
+) -> tuple[SpectrumResult, Any]:
+    """Quadrature and refined extremes; and the vectors [2, dim] of λ_min and λ_max."""
     steps, full = min(settings.steps, operator.dim), settings.reorthogonalize == "full"
     key = jax.random.key(settings.seed)
     runs = slq.Slq(steps, settings.reorthogonalize, deflate=full and method == "xtrace")
@@ -127,9 +132,9 @@ def _sampled(
     if settings.rtol is not None and not _narrow(trace, settings.rtol):
         warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
 
-    low, high = _extremes(operator, settings, collected, key, monitor, warnings)
+    low, high, ends = _extremes(operator, settings, collected, key, monitor, warnings)
     quadrature = slq.quadrature(collected, key, operator)
-    return _result(operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks))
+    return _result(operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks)), ends
 
 
 def look_schedule(probes: int, rtol: float | None) -> list[int]:
@@ -156,18 +161,18 @@ def _extremes(
     key: Any,
     monitor: Monitor,
     warnings: list[str],
-) -> tuple[Eigenvalue, Eigenvalue]:
-    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with their true residuals."""
+) -> tuple[Eigenvalue, Eigenvalue, Any]:
+    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals; the vectors."""
     start = sphere(jax.random.fold_in(key, 0), 0, 1, operator.dim, operator.dtype)  # used only where no basis was kept
     spent = sum(len(t.alpha) for t in collected.tridiagonals)
     pairs = []
     for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
         algorithm = eigen.ThickRestart(
             *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + settings.steps,
-            max_products=max(spent // 2, 100), start=space or eigen.from_vector(start),
+            max_products=max(spent // 2, 100), start=space or krylov.from_vectors(start),
         )  # fmt: skip
         state = algorithm.init(operator)
-        if monitor.stop() is None or not state.basis.size:
+        if monitor.stop() is None or not state.space.size:
             state = iterate(algorithm, operator, key, monitor=monitor, stage=f"refining {name}", state=state)
         pairs.append(algorithm.result(state))
     vectors = jax.numpy.concatenate([pair.vectors for pair in pairs])
@@ -185,7 +190,7 @@ def _extremes(
                 f"{name} has not converged: residual {residual:.2g}, asked for {tolerance(settings) * norm:.2g}{advice}"
             )
         found.append(eigenvalue(values[side], residual, converged, beyond[side]))
-    return found[0], found[1]
+    return found[0], found[1], vectors
 
 
 def eigenvalue(value: float, residual: float, converged: bool, bound: float | None) -> Eigenvalue:
@@ -210,15 +215,17 @@ def _beyond(
     return interval or (None, None)
 
 
-def _dense(operator: LinearOperator, settings: SpectrumSettings, block: int, monitor: Monitor) -> SpectrumResult:
-    """All eigenvalues of the matrix written out."""
+def _dense(
+    operator: LinearOperator, settings: SpectrumSettings, block: int, monitor: Monitor
+) -> tuple[SpectrumResult, Any]:
+    """All eigenvalues of the matrix written out; and the vectors [2, dim] of λ_min and λ_max."""
     matrix = np.empty((operator.dim, operator.dim))
     for start, rows in dense_rows(operator, block):
         matrix[start : start + len(rows)] = rows
         monitor.progress("writing the matrix out", start + len(rows), operator.dim)
     if not np.all(np.isfinite(matrix)):
         raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
-    values = scipy.linalg.eigvalsh(0.5 * (matrix + matrix.T))
+    values, vectors = scipy.linalg.eigh(0.5 * (matrix + matrix.T))
     norm = float(np.abs(values).max())
     residual = 0.5 * noise(settings) * norm
     low, high = (
@@ -230,7 +237,20 @@ def _dense(operator: LinearOperator, settings: SpectrumSettings, block: int, mon
     # Everything is known: the "outliers" are all eigenvalues, and nothing is left to be sampled.
     quadrature = Quadrature(operator.dim, [values], [weights], [NO_OUTLIERS._replace(values=values, overlaps=weights)])
     trace = Estimate.exact(float(values.sum()), settings.confidence)
-    return _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
+    ends = vectors[:, [0, -1]].T.astype(operator.dtype)
+    return _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1), ends
+
+
+def _with_data_error(
+    problem: Problem, settings: SpectrumSettings, operator: LinearOperator, result: SpectrumResult, ends: Any
+) -> SpectrumResult:
+    """The result with the standard errors that come from the examples left out."""
+    trace, frobenius = data_stderr(problem, settings, operator, result.frobenius_norm.value)
+    errors = eigenvalue_stderr(problem, settings, ends)
+    assert errors is not None
+    stated = {"trace": trace, "frobenius_norm": frobenius, "lambda_min": errors[0], "lambda_max": errors[1]}
+    fields = {name: getattr(result, name).model_copy(update={"data_stderr": float(v)}) for name, v in stated.items()}
+    return result.model_copy(update=fields)
 
 
 def _result(
@@ -245,6 +265,7 @@ def _result(
     looks: int,
 ) -> SpectrumResult:
     """Everything that is read from the quadrature and the extremes."""
+    curves_the_loss = MATRICES[settings.matrix].curves_the_loss
     cut = NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value))
     if method == "dense":
         values = measures[0].nodes
@@ -281,7 +302,7 @@ def _result(
         deflated=max(len(known.values) for known in quadrature.outliers),
         density=smooth,
         cumulative=band,
-        max_stable_learning_rate=2 / high.value if high.interval[0] > 0 else None,
+        max_stable_learning_rate=2 / high.value if high.interval[0] > 0 and curves_the_loss else None,
     )
 
 

@@ -248,9 +248,10 @@ def _inherited(request: Request, found: Any) -> list[str]:
     """A warning where the command line names model, data and loss, and a curv.toml still adds to them."""
     if request.spec["spec"] is not None or not all(request.spec[name] for name in ("model", "data", "loss")):
         return []
+    beyond = {"data": ("split", "mask"), "loss": ("likelihood", "l2", "reduction", "regulariser", "ignore_label")}
     added = {
         f"{table}.{key}"
-        for table, keys in (("data", ("split", "mask")), ("loss", ("l2", "reduction", "regulariser", "ignore_label")))
+        for table, keys in beyond.items()
         for key in keys
         if key in found.values.get(table, {}) and request.spec.get(key) is None
     }
@@ -284,6 +285,7 @@ def _one(
         curv=__version__,
         problem=problem_record(loaded, answer.loss_value),
         matrix=settings.matrix,
+        regulariser_included=settings.regulariser_included,
         settings=settings,
         result=answer.result,
         checks=answer.checks,

@@ -1,5 +1,5 @@
 """A problem seen as a matrix: `build(problem, matrix)` gives the linear operator."""
 
-from curvcli.curvature.matrices import MATRICES, build
+from curvcli.curvature.matrices import MATRICES, build, build_for, dimension
 
-__all__ = ["MATRICES", "build"]
+__all__ = ["MATRICES", "build", "build_for", "dimension"]

@@ -1,21 +1,25 @@
 """The table of matrices: a name, the products of one batch, and what is known of the matrix beforehand.
 
-Adding a matrix means adding a row here and a per-batch product in `products.py`.
+Adding a matrix means adding a row here, a per-batch product in `products.py` (or what stands between J and Jᵀ in
+`outputs.py`), and its quadratic form in `forms.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from curvcli.curvature import products, sums
+from curvcli.curvature import ntk, outputs, products, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
-from curvcli.problem import Problem
+from curvcli.losses import LOSSES, Loss
+from curvcli.problem import Batch, Problem
+from curvcli.schema.settings import UNREGULARISED, AnalysisSettings
 
-Piece = Callable[..., Any]
+Array = Any
 
 
 @dataclass(frozen=True)
@@ -25,50 +29,158 @@ class Matrix:
     Parameters
     ----------
     piece
-        `(functions, layout) -> piece(params, frozen, batch, vectors)`, one batch's unnormalised products.
+        `(functions, layout, params, frozen, batch, vectors, *extra)`, one batch's unnormalised products; None: the
+        matrix is no sum over batches (`ntk`).
     psd
-        Whether the data term is positive semi-definite for a convex loss.
+        Whether the data term is known to be positive semi-definite, by the loss.
+    curves_the_loss
+        Whether the matrix stands for the curvature of J, so that 2/λ_max is a learning rate.
     """
 
-    piece: Callable[[products.Functions, Layout], Piece]
-    psd: bool
+    piece: Callable[..., Array] | None
+    psd: Callable[[Loss], bool]
+    curves_the_loss: bool
+
+
+def _never(loss: Loss) -> bool:
+    return False
+
+
+def _always(loss: Loss) -> bool:
+    return True
+
+
+def _if_convex(loss: Loss) -> bool:
+    return loss.known  # of a user's loss only a sample of output Hessians can be looked at
 
 
 MATRICES: dict[str, Matrix] = {
-    "hessian": Matrix(lambda fns, layout: partial(products.hessian, fns, layout), psd=False),
-    "ggn": Matrix(lambda fns, layout: partial(products.gauss_newton, fns, True, layout), psd=True),
-    "gauss-newton": Matrix(lambda fns, layout: partial(products.gauss_newton, fns, False, layout), psd=True),
+    "hessian": Matrix(products.hessian, _never, True),
+    "ggn": Matrix(partial(products.sandwich, outputs.loss_hessian), _if_convex, True),
+    "gauss-newton": Matrix(partial(products.sandwich, outputs.identity), _always, True),
+    "fisher": Matrix(partial(products.sandwich, outputs.fisher), _always, True),
+    "fisher-mc": Matrix(partial(products.sandwich, outputs.sampled_fisher), _always, True),
+    "empirical-fisher": Matrix(partial(products.sandwich, outputs.observed_fisher), _always, False),
+    "gradient-covariance": Matrix(products.covariance, _always, False),
+    "residual": Matrix(products.residual, _never, False),
+    "ntk": Matrix(None, _always, False),
 }
 
 
-def build(problem: Problem, matrix: str, *, damping: float = 0.0, with_regulariser: bool = True) -> LinearOperator:
+def build_for(problem: Problem, settings: AnalysisSettings) -> LinearOperator:
+    """The matrix that an analysis was asked for; see `build`."""
+    return build(
+        problem,
+        settings.matrix,
+        damping=settings.damping,
+        with_regulariser=settings.regulariser,
+        mc_samples=settings.mc_samples,
+        seed=settings.seed,
+    )
+
+
+def build(
+    problem: Problem,
+    name: str,
+    *,
+    damping: float = 0.0,
+    with_regulariser: bool = True,
+    mc_samples: int = 1,
+    seed: int = 0,
+) -> LinearOperator:
     """The matrix of this name as a linear operator on blocks of vectors [k, dim].
 
     Parameters
     ----------
     problem
         Network, loss, data and weights.
-    matrix
-        A name in `MATRICES`.
+    name
+        In `MATRICES`.
     damping
         λ; λI is added.
     with_regulariser
-        Whether ∇²R is part of the matrix.
+        Whether ∇²R is part of the matrix, where it can be (`UNREGULARISED`).
+    mc_samples, seed
+        Label samples a unit for `fisher-mc`, and where they come from.
+
+    Raises
+    ------
+    SpecError
+        The matrix needs a likelihood that the loss does not have.
 
     Notes
     -----
-    Cost of a product: one linearisation of each batch, shared by the block, and k applications of it.
+    Cost of a product: one linearisation of each batch, shared by the block, and k applications of it; twice that for
+    `ntk`. Building `gradient-covariance` costs one gradient.
     """
-    layout, row = Layout.of(problem.params), MATRICES[matrix]
-    data_term = sums.sum_products(row.piece(sums.functions(problem), layout), problem, sums.resident(problem.batches))
-    regulariser = sums.regulariser_products(problem, layout) if with_regulariser else None
+    check_likelihood(problem.loss, name)
+    layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
+    if row.piece is None:
+        data_term = ntk.kernel_products(problem, layout, batches)
+    else:
+        piece = partial(row.piece, sums.functions(problem), layout)
+        extra = extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
+        data_term = sums.sum_products(piece, problem, batches, normaliser(problem, name), *extra)
+    regularised = with_regulariser and name not in UNREGULARISED
+    regulariser = sums.regulariser_products(problem, layout) if regularised else None
 
-    def matmat(vectors: Any) -> Any:
+    def matmat(vectors: Array) -> Array:
         out = data_term(vectors)
         if regulariser is not None:
             out = out + regulariser(vectors)
         return out + damping * vectors if damping else out
 
     # A user's regulariser may curve downwards; the ½·l2·‖w‖² of curv's own does not.
-    psd = row.psd and damping >= 0 and (regulariser is None or problem.regulariser.fn is None)
-    return LinearOperator(matmat, layout.dim, problem.dtype, psd)
+    psd = row.psd(problem.loss) and damping >= 0 and (regulariser is None or problem.regulariser.fn is None)
+    return LinearOperator(matmat, dimension(problem, name), problem.dtype, psd)
+
+
+def dimension(problem: Problem, name: str) -> int:
+    """Rows of the matrix: D, or the number of outputs of all examples for `ntk`.
+
+    Raises
+    ------
+    SpecError
+        The matrix needs a likelihood that the loss does not have.
+    """
+    check_likelihood(problem.loss, name)
+    return problem.batches.num_examples * ntk.outputs_per_example(problem) if name == "ntk" else problem.dim
+
+
+def normaliser(problem: Problem, name: str) -> float:
+    """What the sum over the data is divided by."""
+    return float(sums.active_examples(problem)) if name == "gradient-covariance" else problem.normaliser
+
+
+def extra_arguments(
+    problem: Problem, name: str, batches: Iterable[Batch], *, mc_samples: int, seed: int
+) -> tuple[Array, ...]:
+    """What a matrix's piece takes after the vectors: keys of the label draws, or the mean gradient."""
+    if name == "fisher-mc":
+        return (outputs.draw_keys(seed, mc_samples),)
+    if name == "gradient-covariance":
+        return (sums.mean_gradient(problem, Layout.of(problem.params), batches),)
+    return ()
+
+
+def check_likelihood(loss: Loss, name: str) -> None:
+    """The Fisher matrices need to know which distribution the outputs stand for.
+
+    Raises
+    ------
+    SpecError
+        They do not.
+    """
+    if name not in ("fisher", "fisher-mc") or loss.family is not None:
+        return
+    if loss.draw is None:
+        raise SpecError(
+            f"{name} needs a likelihood, and {loss.name} does not say which one it is",
+            f'give [loss] likelihood in curv.toml: {", ".join(LOSSES)}, or a sampler "file.py:fn" with '
+            "fn(outputs, key) -> targets; or use --matrix ggn",
+        )
+    if name == "fisher":
+        raise SpecError(
+            "the exact Fisher matrix needs one of the known likelihoods, and [loss] likelihood names a sampler",
+            "use --matrix fisher-mc, which draws from it",
+        )

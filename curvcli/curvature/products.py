@@ -19,12 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.outputs import OutputMap, active, example_losses, weighted_loss
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Params, batch_loss, unit_weight
+from curvcli.problem import Batch, Params, batch_loss
 
 Array = Any
 Functions = tuple[Callable, Loss]
 """`(predict, loss)`: what is static in a problem."""
+Middle = Callable[..., OutputMap]
+"""One of the functions of `outputs.py`."""
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -51,42 +54,47 @@ def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, 
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def gauss_newton(
+def sandwich(
+    middle: Middle,
     functions: Functions,
-    output_hessian: bool,
     layout: Layout,
     params: Params,
     frozen: dict,
     batch: Batch,
     vectors: Array,
+    *extra: Array,
 ) -> Array:
-    """Σ_n a_n J_nᵀ H_z J_n of one batch times vectors [k, dim]; without `output_hessian`, Σ_n a_n J_nᵀ J_n."""
+    """Σ_n J_nᵀ C_n J_n of one batch times vectors [k, dim]; `middle` is C, `extra` what it takes beside the batch."""
     predict, loss = functions
     outputs, jvp = jax.linearize(lambda p: predict(p, frozen, batch.inputs), params)
     vjp = jax.linear_transpose(jvp, params)
-    weight = unit_weight(batch.weight, outputs.ndim)
-
-    def product(vector: Params) -> Params:
-        tangent = jvp(vector)
-        if output_hessian:
-            tangent = _weighted_output_hessian(loss, outputs, batch, tangent)
-        else:
-            tangent = weight * tangent
-        return vjp(tangent)[0]
-
-    return layout.ravel(jax.vmap(product)(layout.unravel(vectors)))
+    across = middle(loss, outputs, batch, *extra)
+    return layout.ravel(jax.vmap(lambda vector: vjp(across(jvp(vector)))[0])(layout.unravel(vectors)))
 
 
-def _weighted_output_hessian(loss: Loss, outputs: Array, batch: Batch, tangent: Array) -> Array:
-    """∇²_z Σ a_n L(z_n, t_n) times a tangent of the outputs."""
-    if loss.hessian_product is not None:  # one unit's loss depends on its own outputs alone
-        product = loss.hessian_product(outputs, batch.targets, tangent)
-        return unit_weight(batch.weight, outputs.ndim) * product
+@partial(jax.jit, static_argnums=(0, 1))
+def residual(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array) -> Array:
+    """H − G of one batch times vectors [k, dim]: the Hessian of ⟨∂L/∂z, f(w)⟩ with ∂L/∂z held fixed.
 
-    def weighted(
-        z: Array,
-    ) -> Array:  # a user's loss may couple the tokens of an example: the weights go inside
-        units = loss.value(z, batch.targets)
-        return jnp.sum(units * unit_weight(batch.weight, units.ndim))
+    Nothing is subtracted: where every example is fitted the answer is as small as ∂L/∂z, not as H's rounding.
+    """
+    predict, loss = functions
+    slope = jax.grad(lambda z: weighted_loss(loss, z, batch))(predict(params, frozen, batch.inputs))
+    gradient = jax.grad(lambda p: jnp.sum(slope * predict(p, frozen, batch.inputs)))
+    _, tangent_map = jax.linearize(gradient, params)
+    return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
 
-    return jax.jvp(jax.grad(weighted), (outputs,), (tangent,))[1]
+
+@partial(jax.jit, static_argnums=(0, 1))
+def covariance(
+    functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
+) -> Array:
+    """Σ_n (g_n − ḡ)(g_n − ḡ)ᵀ of one batch times vectors [k, dim], over examples with any weight; ḡ = `mean` [dim].
+
+    Both sides are centred, not the matrix: ḡ may be far larger than the spread, and ḡḡᵀ then all digits of Σ g_n g_nᵀ.
+    """
+    predict, loss = functions
+    _, jvp = jax.linearize(lambda p: example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
+    vjp = jax.linear_transpose(jvp, params)
+    centred = jnp.where(active(batch)[None], jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None], 0)
+    return layout.ravel(jax.vmap(lambda row: vjp(row)[0])(centred)) - centred.sum(axis=1)[:, None] * mean[None]

@@ -33,16 +33,25 @@ def resident(batches: Batches) -> Iterable[Batch]:
     return tuple(jax.device_put(batch) for batch in batches)
 
 
-def sum_products(piece: Callable[..., Array], problem: Problem, batches: Iterable[Batch]) -> Callable[[Array], Array]:
-    """`vectors -> (1/M) Σ_batches piece(params, frozen, batch, vectors)`, for vectors [k, dim]."""
+def sum_products(
+    piece: Callable[..., Array], problem: Problem, batches: Iterable[Batch], normaliser: float, *extra: Array
+) -> Callable[[Array], Array]:
+    """`vectors -> Σ_batches piece(params, frozen, batch, vectors, *extra) / normaliser`, for vectors [k, dim]."""
 
     def matmat(vectors: Array) -> Array:
-        total = lost = jnp.zeros_like(vectors)
-        for batch in batches:
-            total, lost = _add(total, lost, piece(problem.params, problem.frozen, batch, vectors))
-        return total / problem.normaliser
+        return total(piece(problem.params, problem.frozen, batch, vectors, *extra) for batch in batches) / normaliser
 
     return matmat
+
+
+def total(terms: Iterable[Array]) -> Array:
+    """The sum of arrays of one shape, compensated."""
+    remaining = iter(terms)
+    summed = next(remaining)
+    lost = jnp.zeros_like(summed)
+    for term in remaining:
+        summed, lost = _add(summed, lost, term)
+    return summed
 
 
 @jax.jit
@@ -56,6 +65,21 @@ def _add(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
 def functions(problem: Problem) -> products.Functions:
     """What is static in the problem: `(predict, loss)`."""
     return problem.predict, problem.loss
+
+
+def mean_gradient(problem: Problem, layout: Layout, batches: Iterable[Batch]) -> Array:
+    """ḡ [dim]: the mean over examples with any weight of their losses' gradients, R left out. One gradient pass."""
+    gradients = (
+        products.loss_and_gradient(functions(problem), layout, problem.params, problem.frozen, batch)[1]
+        for batch in batches
+    )
+    return total(gradients) / active_examples(problem)
+
+
+def active_examples(problem: Problem) -> int:
+    """Examples with any weight."""
+    weight = problem.batches.weight
+    return int(np.any(weight.reshape(len(weight), -1) > 0, axis=1).sum())
 
 
 def regulariser_value(problem: Problem, params: Any) -> Array:

@@ -39,25 +39,30 @@ def append(basis: Basis, new: Array) -> Basis:
 
 
 def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
-    """Make vectors [k, dim] orthogonal to their bases, by two passes of Gram–Schmidt.
+    """Make vectors [k, dim] or [k, b, dim] orthogonal to their bases, by two passes of Gram–Schmidt.
 
     Twice is enough (Giraud, Langou and Rozložník 2005): after the second pass what remains along the basis is of the
     size of rounding. Returns the vectors and, for `coefficients`, what was removed.
     """
+    vectors, first = project_out(basis, vectors)
+    vectors, second = project_out(basis, vectors)
+    return vectors, first + second
+
+
+def project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
+    """One pass of it: classical within a chunk, modified from chunk to chunk."""
     removed = []
-    for _ in range(2):
-        # Classical within a chunk, modified from chunk to chunk.
-        for chunk in basis.chunks:
-            vectors, part = _subtract(chunk, vectors)
-            removed.append(part)
+    for chunk in basis.chunks:
+        vectors, part = _subtract(chunk, vectors)
+        removed.append(part)
     return vectors, removed
 
 
 def coefficients(basis: Basis, removed: list[Array]) -> np.ndarray:
-    """The components [k, size] along the basis that `orthogonalise` removed, in float64 on the host."""
-    passes = np.concatenate([np.asarray(part, np.float64) for part in removed], axis=1)
-    half = len(basis.chunks) * CHUNK
-    return (passes[:, :half] + passes[:, half:])[:, : basis.size]
+    """The components [k, size] along the basis that was removed, all passes together, in float64 on the host."""
+    passes = np.concatenate([np.asarray(part, np.float64) for part in removed], axis=-1)
+    whole = passes.reshape(*passes.shape[:-1], -1, len(basis.chunks) * CHUNK).sum(axis=-2)
+    return whole[..., : basis.size]
 
 
 def combine(basis: Basis, weights: np.ndarray) -> Array:
@@ -66,9 +71,18 @@ def combine(basis: Basis, weights: np.ndarray) -> Array:
     # Padded to whole chunks and to a multiple of 8 vectors, so that few shapes are compiled.
     padded = np.zeros((k, -(-r // 8) * 8, len(basis.chunks) * CHUNK), basis.chunks[0].dtype)
     padded[:, :r, :size] = weights
-    parts = [_combine(chunk, padded[:, :, i * CHUNK : (i + 1) * CHUNK]) for i, chunk in enumerate(basis.chunks)]
-    total = sum(parts[1:], parts[0])
+    total = jnp.zeros((k, padded.shape[1], basis.chunks[0].shape[-1]), padded.dtype)
+    for i, chunk in enumerate(basis.chunks):
+        total = _add_combined(total, chunk, padded[:, :, i * CHUNK : (i + 1) * CHUNK])
     return total if padded.shape[1] == r else total[:, :r]
+
+
+def rotate(basis: Basis, weights: np.ndarray) -> Basis:
+    """The bases of the rows Σ_j weights[k, r, j] row_j, `weights` having orthonormal rows: chunk by chunk."""
+    k, r, size = weights.shape
+    padded = np.zeros((k, -(-r // CHUNK) * CHUNK, size))
+    padded[:, :r] = weights
+    return Basis(tuple(combine(basis, padded[:, i : i + CHUNK]) for i in range(0, r, CHUNK)), r)
 
 
 def single(basis: Basis, index: int) -> Basis:
@@ -84,13 +98,13 @@ def row(array: Array, index: Array) -> Array:
 
 @jax.jit
 def _subtract(chunk: Array, vectors: Array) -> tuple[Array, Array]:
-    along = jnp.einsum("kmd,kd->km", chunk, vectors)
-    return vectors - jnp.einsum("kmd,km->kd", chunk, along), along
+    along = jnp.einsum("kmd,k...d->k...m", chunk, vectors)
+    return vectors - jnp.einsum("kmd,k...m->k...d", chunk, along), along
 
 
-@jax.jit
-def _combine(chunk: Array, weights: Array) -> Array:
-    return jnp.einsum("krm,kmd->krd", weights, chunk)
+@partial(jax.jit, donate_argnums=0)
+def _add_combined(total: Array, chunk: Array, weights: Array) -> Array:
+    return total + jnp.einsum("krm,kmd->krd", weights, chunk)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -62,6 +62,15 @@ def _by_residuals(measure: Measure, low: np.ndarray, high: np.ndarray) -> tuple[
     return np.square(np.maximum(norm - error, 0)), np.minimum(np.square(norm + error), 1.0)
 
 
+def shortfall(steps: int, dim: int, failure: float) -> float:
+    """ε by which the largest Ritz value of `steps` ≥ 1 Lanczos steps falls short of λ_max, relative to λ_max − λ_min.
+
+    Exceeded with probability `failure` at most, for a start uniform on the sphere. Source: Kuczyński and Woźniakowski
+    (1992), theorem 4.2.
+    """
+    return float((max(np.log(1.648 * np.sqrt(dim) / failure), 0.0) / (2 * steps - 1)) ** 2)
+
+
 def beyond_extremes(
     lowest: float, highest: float, *, steps: int, starts: int, dim: int, probability: float
 ) -> tuple[float, float] | None:
@@ -78,8 +87,7 @@ def beyond_extremes(
     steps, starts, dim, probability
         k, the number of independent runs, D, and the probability asked for.
     """
-    per_start = (0.5 * (1 - probability)) ** (1 / starts)
-    epsilon = (max(np.log(1.648 * np.sqrt(dim) / per_start), 0.0) / (2 * steps - 1)) ** 2
+    epsilon = shortfall(steps, dim, (0.5 * (1 - probability)) ** (1 / starts))
     if epsilon >= 0.25:
         return None
     # λ_max − λ_min ≤ (ξ_max − ξ_min) / (1 − 2ε), since each end falls short by at most ε of it.

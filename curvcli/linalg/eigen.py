@@ -1,7 +1,8 @@
-"""Extreme eigenpairs by thick-restart Lanczos, from any Krylov space that exists already."""
+"""Extreme eigenpairs by block Lanczos with thick restarts, from any Krylov space that exists already."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,27 +11,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.linalg import basis as bases
-from curvcli.linalg.basis import Basis
-from curvcli.linalg.lanczos import LanczosState, breakdown, normalise, not_finite
+from curvcli.linalg import bounds, krylov
+from curvcli.linalg.krylov import KrylovSpace, Ritz
+from curvcli.linalg.lanczos import normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.probes import sphere
 
 Array = Any
 
+WIDEST = 8
+"""Vectors in the blocks that look for missed copies, at most."""
 
-class KrylovSpace(NamedTuple):
-    """V with orthonormal rows, T = V A Vᵀ, and the one direction in which A leads out of the space.
+MISSED = 0.01
+"""Probability with which a search for missed copies may end although there are some (in exact arithmetic)."""
 
-    A Vᵀ = Vᵀ T + β f eᵀ, with f the unit `front` and e the last coordinate (before a restart), so that a Ritz pair
-    (θ, Vᵀs) has the residual β |s_last|.
-    """
+CHECKED = 16
+"""Pairs up to which every residual is measured by a product of its own."""
 
-    basis: Basis  # one space: rows [1, j, dim]
-    projected: np.ndarray  # T [j, j], float64
-    front: Array  # [1, dim]
-    outgoing: np.ndarray  # [j], the coefficients of f in A Vᵀ: β e
-    norm: float  # a lower estimate of ‖A‖
-    invariant: bool
+COMBINATIONS = 8
+"""Products that measure the rounding in the residuals of more pairs than that."""
+
+
+class Search(NamedTuple):
+    """Everything that a step changes."""
+
+    space: KrylovSpace
+    ritz: Ritz | None  # of the space as it was when last looked at
     products: int
+    width: int  # vectors that the front is filled up to
+    starts: int  # random vectors that the space rests on
+    settled: int  # those of them whose search for copies is over
+    age: int  # steps since the last of them came in
+    room: int  # of these, steps before the first restart
+    first: int  # steps until the wanted pairs had first converged; 0 before
+    restarts: int
 
 
 class EigenResult(NamedTuple):
@@ -38,13 +52,17 @@ class EigenResult(NamedTuple):
 
     values: np.ndarray  # [r]
     vectors: Array  # [r, dim], orthonormal
-    residuals: np.ndarray  # [r], ‖A y − θ y‖ as the recurrence has it
-    invariant: bool
+    leaving: np.ndarray  # [c, r], the residual vectors A y − θ y in c orthonormal directions
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """‖A y − θ y‖ as the recurrence has it: [r]."""
+        return np.linalg.norm(self.leaving, axis=0)
 
 
 @dataclass(frozen=True)
 class ThickRestart:
-    """The `low` smallest and `high` largest eigenpairs.
+    """The k extreme eigenpairs, or `low` and `high` of them at either end.
 
     Parameters
     ----------
@@ -53,17 +71,36 @@ class ThickRestart:
     tol
         Residual relative to ‖A‖ at which a pair has converged.
     capacity
-        Rows of the basis before it is compressed to the Ritz vectors at both ends.
+        Rows of the basis before it is compressed to the Ritz vectors at both ends; at least low + high + 3·block.
     max_products
         Products that may be spent.
+    start
+        The space to go on from; at least a front.
+    key
+        Where fresh random vectors come from.
+    magnitude
+        The low + high pairs of largest |θ| instead, at whichever end they are.
+    widest
+        Vectors in a block, at most; the blocks are as wide as the start's front until copies are looked for.
 
     Notes
     -----
-    All of T is formed from the coefficients that the orthogonalisation removes, so that a restart needs no case of its
-    own: what couples the kept Ritz vectors to the new one appears as coefficients.
+    What is found, and what may be missed. In exact arithmetic a block Krylov space from b random vectors holds, with
+    probability one, min(b, m) vectors of an m-fold eigenspace, and they converge together. So where every group of
+    wanted values that agree within tol·‖A‖ has fewer members than there were random vectors, none is missing. A group
+    with as many members as random vectors may be part of a larger one; if it lies inside the wanted range (not at its
+    inner edge, where a further copy would not change the values), the wanted pairs are set aside and the search begins
+    anew from fresh random vectors orthogonal to them, in blocks that grow to `widest`. It ends when the bound of
+    Kuczyński and Woźniakowski says that a copy would have shown itself, but for a probability of 0.01; or when it has
+    had as many steps as the first convergence took, which makes a missed copy unlikely but proves nothing; or when the
+    products are spent.
 
-    Cost: one product a step; memory capacity·dim.
-    Source: Wu and Simon (2000), *Thick-restart Lanczos method for large symmetric eigenvalue problems*.
+    An invariant space is no end as long as pairs are wanting: fresh random vectors take the place of directions that
+    have become rounding.
+
+    Cost: b products a step; memory (capacity + what a restart keeps)·dim.
+    Source: Wu and Simon (2000), *Thick-restart Lanczos method for large symmetric eigenvalue problems*; Zhou and Saad
+    (2008), *Block Krylov–Schur method for large symmetric eigenvalue problems*.
     """
 
     low: int
@@ -72,116 +109,226 @@ class ThickRestart:
     capacity: int
     max_products: int
     start: KrylovSpace
+    key: Any = None
+    magnitude: bool = False
+    widest: int = WIDEST
 
-    def init(self, operator: LinearOperator, key: Any = None) -> KrylovSpace:
+    def init(self, operator: LinearOperator, key: Any = None) -> Search:
         """The space given."""
-        return self.start
+        space, width = self.start, max(len(self.start.front), 1)
+        look = krylov.ritz(space) if space.size else None
+        return Search(space, look, 0, width, width, width, 0, self.capacity, 0, 0)
 
-    def step(self, operator: LinearOperator, state: KrylovSpace) -> KrylovSpace:
-        """One product, after a restart where the basis is full."""
-        if state.basis.size >= self.capacity:
-            state = compress(state, self._kept())
-        basis = bases.append(state.basis, state.front)
-        image, removed = bases.orthogonalise(basis, operator.matmat(state.front))
-        front, norms = normalise(image)
-        column, beta = bases.coefficients(basis, removed)[0], float(norms[0])
-        if not (np.isfinite(beta) and np.all(np.isfinite(column))):
-            raise not_finite()
+    def step(self, operator: LinearOperator, state: Search) -> Search:
+        """One block of products, after a restart where the basis is full."""
+        state = self._filled(operator, state)
+        if state.space.size + len(state.space.front) > self.capacity:
+            state = self._restarted(state)
+        space = krylov.extend(operator, state.space)
+        spent = state.products + space.size - state.space.size
+        look, looked = state.ritz, 0 if state.ritz is None else len(state.ritz.values)
+        # The small eigenproblem is solved when there can be enough pairs, and then for every 1/32 of growth: at each
+        # step it would outweigh cheap products.
+        ended = not len(space.front) or space.size == operator.dim or spent >= self.max_products
+        enough, grown = space.size >= self.low + self.high, space.size - looked >= max(1, space.size // 32)
+        if ended or space.size < looked or (enough and grown):
+            look = krylov.ritz(space)
+        return state._replace(space=space, ritz=look, products=spent, age=state.age + 1)
 
-        size = basis.size
-        projected = np.zeros((size, size))
-        projected[:-1, :-1] = state.projected
-        projected[-1, :], projected[:, -1] = column, column
-        norm = max(state.norm, float(np.hypot(np.linalg.norm(column), beta)))
-        invariant = bool(beta <= breakdown(norm, operator.dtype)) or size >= operator.dim
-        outgoing = np.zeros(size)
-        outgoing[-1] = beta
-        return KrylovSpace(basis, projected, front, outgoing, norm, invariant, state.products + 1)
+    def done(self, state: Search) -> bool:
+        """Converged with no copy in doubt, exhausted, or out of products."""
+        if state.ritz is None:
+            return False
+        whole = state.space.size == state.space.basis.chunks[0].shape[-1]
+        return whole or state.products >= self.max_products or (self._converged(state) and not self._suspects(state))
 
-    def done(self, state: KrylovSpace) -> bool:
-        """Converged, exhausted, or out of products."""
-        return state.invariant or state.products >= self.max_products or self._converged(state)
-
-    def products(self, state: KrylovSpace) -> int:
+    def products(self, state: Search) -> int:
         """Products spent here; those that built the starting space were counted before."""
         return state.products
 
-    def result(self, state: KrylovSpace) -> EigenResult:
+    def in_doubt(self, state: Search) -> bool:
+        """Whether equal eigenvalues may have further copies that were not found."""
+        return state.ritz is not None and self._suspects(state)
+
+    def result(self, state: Search) -> EigenResult:
         """The wanted Ritz pairs."""
-        values, vectors = np.linalg.eigh(state.projected)
-        wanted = self._wanted(len(values))
-        rows = bases.combine(state.basis, vectors[:, wanted].T[None])[0]
-        return EigenResult(values[wanted], rows, np.abs(state.outgoing @ vectors[:, wanted]), state.invariant)
+        pairs = krylov.ritz(state.space)
+        low, high = self._ends(pairs.values)
+        pairs = pairs.take(np.r_[:low, len(pairs.values) - high : len(pairs.values)].astype(int))
+        return EigenResult(pairs.values, bases.combine(state.space.basis, pairs.vectors.T[None])[0], pairs.leaving)
 
-    def _wanted(self, size: int) -> np.ndarray:
-        """Indices of the wanted pairs among `size` ascending ones."""
-        return np.unique(np.r_[: min(self.low, size), max(size - self.high, 0) : size].astype(int))
+    def _filled(self, operator: LinearOperator, state: Search) -> Search:
+        """Fresh random vectors where the front has lost some, and where copies are to be looked for."""
+        if state.ritz is not None and self._converged(state) and self._over(state) and self._suspects(state):
+            wanted = self._ends(krylov.ritz(state.space).values)
+            space = krylov.compress(krylov.without_front(state.space), wanted)
+            width = min(2 * state.width, self.widest) if state.starts > state.width else state.width
+            first = state.first or state.products // state.width
+            state = state._replace(space=space, width=width, first=first, restarts=state.restarts + 1)
+        missing = min(state.width, operator.dim - state.space.size) - len(state.space.front)
+        if missing <= 0:
+            return state
+        if state.space.size + state.width > self.capacity:
+            state = self._restarted(state)
+        fresh = sphere(self.key, state.starts, missing, operator.dim, operator.dtype)
+        return state._replace(
+            space=krylov.add_directions(state.space, fresh), settled=self._settled(state),
+            starts=state.starts + missing, age=0, room=(self.capacity - state.space.size) // state.width,
+        )  # fmt: skip
 
-    def _kept(self) -> tuple[int, int]:
-        """Ritz vectors kept at each end in a restart: the wanted ones, a margin, and a third at either end.
+    def _restarted(self, state: Search) -> Search:
+        space = krylov.compress(state.space, self._kept(state))
+        return state._replace(space=space, restarts=state.restarts + 1)
+
+    def _ends(self, values: np.ndarray) -> tuple[int, int]:
+        """How many of these ascending values are wanted at the low and at the high end."""
+        size = len(values)
+        if self.magnitude:
+            chosen = np.argsort(-np.abs(values), kind="stable")[: self.low + self.high]
+            # They are a prefix and a suffix, since |θ| falls and then rises; a zero counts as high.
+            low = int(np.sum(values[chosen] < 0))
+            return low, len(chosen) - low
+        low = min(self.low, size)
+        return low, min(self.high, size - low)
+
+    def _kept(self, state: Search) -> tuple[int, int]:
+        """Ritz vectors kept at each end in a restart: the wanted ones, a margin, and some at either end.
 
         Without the other end the large eigenvalues there would have to be found anew after every restart before small
         ones can be told apart.
         """
-        room = self.capacity * 3 // 5
-        third, wanted = room // 3, max(self.low + self.high, 1)
-        low = third + (room - 2 * third) * self.low // wanted
-        return max(low, self.low), max(room - low, self.high)
+        pairs = krylov.ritz(state.space)
+        low, high = self._ends(pairs.values)
+        extra = max(self.capacity * 3 // 5 - low - high, (self.capacity - low - high - 2 * state.width) // 2)
+        share = extra * (low + high + low) // (3 * max(low + high, 1))  # between a third and two thirds
+        return low + share, high + extra - share
 
-    def _converged(self, state: KrylovSpace) -> bool:
-        if state.basis.size < self.low + self.high:
+    def _converged(self, state: Search) -> bool:
+        assert state.ritz is not None
+        low, high = self._ends(state.ritz.values)
+        if low + high < self.low + self.high:
             return False
-        values, vectors = np.linalg.eigh(state.projected)
-        residuals = np.abs(state.outgoing @ vectors[:, self._wanted(len(values))])
-        return bool(np.all(residuals <= self.tol * max(np.abs(values).max(), state.norm)))
+        residuals = state.ritz.residuals
+        wanted = np.r_[residuals[:low], residuals[len(residuals) - high :]]
+        return not len(state.space.front) or bool(np.all(wanted <= self.tol * self._norm(state)))
+
+    def _norm(self, state: Search) -> float:
+        values = np.zeros(1) if state.ritz is None else state.ritz.values
+        return max(float(np.abs(values).max()), state.space.norm)
+
+    def _settled(self, state: Search) -> int:
+        return state.starts if self._over(state) else state.settled
+
+    def _over(self, state: Search) -> bool:
+        """Whether the search that the latest random vectors began is over: see the notes of the class."""
+        if state.settled == state.starts or not len(state.space.front):
+            return True
+        if state.ritz is None or not state.age:
+            return False
+        if state.first and state.age >= state.first:
+            return True
+        steps, dim = min(state.age, state.room), state.space.basis.chunks[0].shape[-1]
+        short = bounds.shortfall(max(steps, 1), dim, MISSED)
+        groups = self._groups(state, state.settled)
+        return short < 0.25 and all(
+            value - short / (1 - 2 * short) * (value - lowest) > beyond for value, beyond, lowest in groups
+        )
+
+    def _suspects(self, state: Search) -> bool:
+        """Whether a group of equal wanted values may have further members."""
+        return bool(self._groups(state, self._settled(state)))
+
+    def _groups(self, state: Search, members: int) -> list[tuple[float, float, float]]:
+        """Groups of equal values inside the wanted range that have at least so many members.
+
+        Each with its value, the first value that is not wanted and the far end of the spectrum; at the low end all
+        three with the opposite sign.
+        """
+        assert state.ritz is not None
+        found, values = [], state.ritz.values
+        resolution = self.tol * self._norm(state)
+        counts = self._ends(values)
+        edges = [side * v for side, v in ((-1, values[: counts[0]]), (1, values[len(values) - counts[1] :]))]
+        least = min((float(edge.min()) for edge in edges if len(edge)), default=0.0)
+        for side, count, edge in zip((-1, 1), counts, edges, strict=True):
+            if not count:
+                continue
+            outermost_first = np.sort(side * values)[::-1]
+            inner = least if self.magnitude else float(edge.min())
+            wanted = outermost_first[:count]
+            for group in np.split(wanted, np.flatnonzero(-np.diff(wanted) > resolution) + 1):
+                if len(group) >= members and group[-1] > inner + resolution:
+                    beyond = outermost_first[count] if count < len(values) else -np.inf
+                    found.append((float(group[-1]), float(beyond), float(outermost_first[-1])))
+        return found
 
 
-def compress(space: KrylovSpace, keep: tuple[int, int]) -> KrylovSpace:
-    """The space reduced to its `keep` = (lowest, highest) Ritz vectors: what a thick restart keeps."""
-    low, high = keep
-    size = space.basis.size
-    if low + high >= size:
-        return space
-    values, vectors = np.linalg.eigh(space.projected)
-    kept = np.r_[:low, size - high : size].astype(int)
-    rows = bases.combine(space.basis, vectors[:, kept].T[None])  # [1, r, dim]
-    basis = bases.EMPTY
-    for i in range(len(kept)):
-        basis = bases.append(basis, bases.row(rows[0], i))
-    return space._replace(basis=basis, projected=np.diag(values[kept]), outgoing=space.outgoing @ vectors[:, kept])
+def measured_residuals(
+    operator: LinearOperator, found: EigenResult, key: Any, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and residual norms of what was found, rounding included: [r], [r].
+
+    Up to `CHECKED` pairs: Rayleigh quotients and residuals from a product with each vector. More pairs: the residuals
+    of the recurrence, and with each the root sum of squares of the rounding in all of them. Random combinations g of
+    the pairs measure it, chosen so that the residuals cancel in them as far as the recurrence knows them: what is left
+    of A(gY) − (gΘ)Y is rounding.
+
+    Parameters
+    ----------
+    block
+        Vectors in a product: those that are compiled already.
+
+    Notes
+    -----
+    Cost: r products, or `COMBINATIONS` where r is larger than `CHECKED`.
+    """
+    count, known = len(found.values), len(found.leaving)
+    if count <= CHECKED or 2 * known > count:
+        return true_residuals(operator, found.vectors, block)
+    weights = np.array(jax.random.normal(key, (count, COMBINATIONS)), np.float64)
+    weights -= np.linalg.pinv(found.leaving, rcond=1e-10) @ (found.leaving @ weights)
+    weights /= np.linalg.norm(weights, axis=0)
+    errors = _residuals_of_combinations(operator, found, weights.T, block)
+    rounding = np.sqrt((count - known) * np.mean(np.square(errors)))
+    return found.values, np.hypot(found.residuals, rounding)
 
 
-def from_lanczos(state: LanczosState, probe: int) -> KrylovSpace:
-    """One of the Krylov spaces that a lockstep Lanczos run has built; needs its basis."""
-    size = int(state.sizes[probe]) or state.done_steps
-    alpha, beta = state.alphas[probe, :size], state.betas[probe, :size]
-    projected = np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
-    outgoing = np.zeros(size)
-    outgoing[-1] = beta[-1]
-    # A process that broke down early has zero rows behind its basis: they are cut off here.
-    chunks = bases.single(state.basis, probe).chunks[: -(-size // bases.CHUNK)]
-    return KrylovSpace(
-        Basis(chunks, size), projected, bases.row(state.current, probe), outgoing,
-        float(state.norm[probe]), bool(state.sizes[probe]), 0,
-    )  # fmt: skip
+def _residuals_of_combinations(
+    operator: LinearOperator, found: EigenResult, weights: np.ndarray, block: int
+) -> np.ndarray:
+    """‖A(gY) − (gΘ)Y‖ for combinations g in rows."""
+    dtype = found.vectors.dtype
+    vectors = jnp.asarray(weights, dtype) @ found.vectors
+    expected = jnp.asarray(weights * found.values, dtype) @ found.vectors
+    errors = np.concatenate([
+        np.asarray(normalise(image - expected[start : start + len(image)])[1], np.float64)
+        for start, image in _images(operator, vectors, block)
+    ])  # fmt: skip
+    if not np.all(np.isfinite(errors)):
+        raise not_finite()
+    return errors
 
 
-def from_vector(vector: Array) -> KrylovSpace:
-    """The empty space before a start vector [1, dim]."""
-    return KrylovSpace(bases.EMPTY, np.zeros((0, 0)), vector, np.zeros(0), 0.0, False, 0)
-
-
-def true_residuals(operator: LinearOperator, vectors: Array) -> tuple[np.ndarray, np.ndarray]:
+def true_residuals(operator: LinearOperator, vectors: Array, block: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh quotients and residual norms of unit vectors [r, dim].
 
-    Cost: r products, one by one: a product of a single vector is compiled already.
+    Cost: r products, `block` at a time: a product of so many vectors should be compiled already.
     """
-    rows = [bases.row(vectors, i) for i in range(len(vectors))]
-    pairs = [_residuals(operator.matmat(row), row) for row in rows]
-    values, residuals = (np.array([float(pair[side][0]) for pair in pairs]) for side in (0, 1))
+    pairs = [
+        _residuals(image, vectors[start : start + len(image)]) for start, image in _images(operator, vectors, block)
+    ]
+    values, residuals = (np.concatenate([np.asarray(pair[side], np.float64) for pair in pairs]) for side in (0, 1))
     if not np.all(np.isfinite(values + residuals)):
         raise not_finite()
     return values, residuals
+
+
+def _images(operator: LinearOperator, vectors: Array, block: int) -> Iterator[tuple[int, Array]]:
+    """Products with vectors [r, dim], `(first, images)` in blocks of one shape; the last is filled up with zeros."""
+    for start in range(0, len(vectors), block):
+        rows = vectors[start : start + block]
+        padded = jnp.pad(rows, ((0, block - len(rows)), (0, 0)))
+        yield start, operator.matmat(padded)[: len(rows)]
 
 
 @jax.jit

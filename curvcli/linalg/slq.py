@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.linalg import basis as bases
-from curvcli.linalg import eigen
+from curvcli.linalg import krylov
 from curvcli.linalg.bounds import Measure
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal
@@ -37,8 +37,8 @@ class Collected:
     """What all rounds so far have found."""
 
     tridiagonals: list[Tridiagonal] = field(default_factory=list)
-    low: eigen.KrylovSpace | None = None
-    high: eigen.KrylovSpace | None = None
+    low: krylov.KrylovSpace | None = None
+    high: krylov.KrylovSpace | None = None
     outliers: list[tuple[int, np.ndarray, Array]] = field(default_factory=list)  # probe, values [r], vectors [r, dim]
     products: int = 0
 
@@ -112,12 +112,12 @@ def _keep_extremes(collected: Collected, state: LanczosState, probe: int, tridia
     values, _ = tridiagonal.eigh()
     highest, lowest = _top(collected.high), -_top(collected.low, sign=-1)
     if values[-1] > highest:
-        collected.high = eigen.compress(eigen.from_lanczos(state, probe), (KEPT // 2, KEPT))
+        collected.high = krylov.compress(krylov.from_lanczos(state, probe), (KEPT // 2, KEPT))
     if values[0] < lowest:
-        collected.low = eigen.compress(eigen.from_lanczos(state, probe), (KEPT, KEPT // 2))
+        collected.low = krylov.compress(krylov.from_lanczos(state, probe), (KEPT, KEPT // 2))
 
 
-def _top(space: eigen.KrylovSpace | None, sign: int = 1) -> float:
+def _top(space: krylov.KrylovSpace | None, sign: int = 1) -> float:
     """The largest eigenvalue of ±T; −∞ for no space."""
     return -np.inf if space is None else float(np.linalg.eigvalsh(sign * space.projected)[-1])
 

@@ -189,6 +189,8 @@ def _advice(what: str, error: BaseException) -> str:
     text = str(error)
     if what == "the loss":
         return "check --loss: it is called as fn(outputs, targets) with arrays of a batch; --debug shows where"
+    if what == "the likelihood":
+        return "check [loss] likelihood: it is called as fn(outputs, key) with a batch of one; --debug shows where"
     if what == "the regulariser":
         return "check [loss] regulariser: it is called as fn(params) with the model's parameters; --debug shows where"
     if "rng" in text.lower() and ("dropout" in text.lower() or "PRNG" in text):

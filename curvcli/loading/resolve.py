@@ -235,6 +235,7 @@ def _assemble(
     weight = np.ones(data.num_examples, dtype) if mask is None else np.asarray(mask, dtype)
     units = _unit_shape(loss, outputs, labels)
     check_mask(mask, units[1:])
+    _check_likelihood(loss, outputs, labels)
     if not weight.any():
         raise DataError("no example is left: ignore_label and mask leave all out", "check [loss] ignore_label")
     regulariser = Regulariser(spec.loss.l2, targets.load(spec.loss.regulariser) if spec.loss.regulariser else None)
@@ -249,7 +250,7 @@ def _assemble(
         )
         if getattr(value, "shape", None) != ():
             raise SpecError(f"the regulariser {spec.loss.regulariser} does not return one number", "return a scalar")
-    return problem, outputs, _remarks(data, loss, problem)
+    return problem, outputs, _remarks(spec, data, loss, problem)
 
 
 def _predict(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -293,7 +294,46 @@ def _loss(spec: ProblemSpec, targets: Targets) -> Loss:
     function = targets.load(name)
     if not callable(function):
         raise SpecError(f"the loss {name} is no function", "it should be fn(outputs, targets) -> one loss an example")
-    return user_loss(name, function)
+    return user_loss(name, function, **_likelihood(spec.loss.likelihood, targets))
+
+
+def _likelihood(name: str | None, targets: Targets) -> dict[str, Any]:
+    """What makes a user's loss a likelihood: a loss of the table, or a sampler of targets."""
+    if name is None:
+        return {}
+    if name in LOSSES:
+        return {"likelihood": LOSSES[name]}
+    if ":" not in name:
+        near = difflib.get_close_matches(name, LOSSES, 1)
+        raise SpecError(
+            f"unknown [loss] likelihood {name!r}",
+            f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for a sampler",
+        )
+    function = targets.load(name)
+    if not callable(function):
+        raise SpecError(f"the likelihood {name} is no function", "it should be fn(outputs, key) -> targets")
+    return {"draw": function}
+
+
+def _check_likelihood(loss: Loss, outputs: Any, labels: Any) -> None:
+    """The declared likelihood fits the outputs; what a sampler draws fits the loss."""
+    if loss.likelihood is not None and loss.likelihood.integer_targets and (outputs.ndim < 2 or outputs.shape[-1] < 2):
+        raise SpecError(
+            f"[loss] likelihood {loss.likelihood.name} needs outputs [batch, …, classes], not {list(outputs.shape)}",
+            "for two classes and one logit give sigmoid_cross_entropy",
+        )
+    if loss.draw is None:
+        return
+    one = jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype)
+    drawn = user_code("the likelihood", jax.eval_shape, loss.draw, one, jax.random.key(0))
+    shape = getattr(drawn, "shape", None)
+    if shape != (1, *labels.shape[1:]):
+        raise SpecError(
+            f"[loss] likelihood draws targets of shape {list(shape or ())} for one example, the data's have "
+            f"{[1, *labels.shape[1:]]}",
+            "it is called as fn(outputs, key) with a batch of one example, and returns a batch of one target",
+        )
+    user_code("the loss", jax.eval_shape, loss.value, one, drawn)
 
 
 def _unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
@@ -317,11 +357,13 @@ def _normaliser(reduction: str, weight: np.ndarray, units: tuple[int, ...]) -> f
     return float(np.sum(np.any(weight.reshape(len(weight), -1) > 0, axis=1)))
 
 
-def _remarks(data: Dataset, loss: Loss, problem: Problem) -> list[str]:
+def _remarks(spec: ProblemSpec, data: Dataset, loss: Loss, problem: Problem) -> list[str]:
     """What is no error, but rarely meant."""
     remarks = []
     if any(array.dtype == np.uint8 and array.ndim > 2 for array in jax.tree.leaves(data.inputs)):
         remarks.append("the inputs are uint8 and reach the model unscaled, as 0 … 255")
+    if loss.known and spec.loss.likelihood not in (None, loss.name):
+        remarks.append(f"[loss] likelihood is not used: {loss.name} is its own")
     labels = problem.batches.targets
     if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
         first = np.asarray(labels[: 1 << 16])

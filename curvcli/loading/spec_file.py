@@ -158,7 +158,8 @@ def relative_to(spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path
 
     document = spec.model_dump(exclude_defaults=True, exclude_none=True)
     document.setdefault("checkpoint", {})["path"] = os.path.relpath(checkpoint.resolve(), folder)
-    for table, key in (("model", "target"), ("data", "path"), ("loss", "name"), ("loss", "regulariser")):
+    named = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
+    for table, key in ((table, key) for table, keys in named.items() for key in keys):
         if key in document.get(table, {}):
             document[table][key] = moved(document[table][key], key)
     return document

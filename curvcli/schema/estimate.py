@@ -11,7 +11,10 @@ class Interval(Strict):
     """Shared by every uncertain number: where the true value is said to lie."""
 
     value: float
-    interval: tuple[float, float] = Field(description="[low, high]")
+    interval: tuple[float, float] = Field(description="[low, high], for the examples used")
+    data_stderr: float | None = Field(
+        default=None, ge=0, description="standard error that comes from the examples left out; null where all are used"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Interval:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from curvcli.schema.diag import DiagReport
+from curvcli.schema.eigs import EigsReport
 from curvcli.schema.inspect import ForecastRecord, InspectReport
 from curvcli.schema.report import ErrorRecord
 from curvcli.schema.spec import ProblemSpec
 from curvcli.schema.spectrum import SpectrumReport
+from curvcli.schema.trace import TraceReport
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "spectrum": SpectrumReport,
+    "trace": TraceReport,
+    "diag": DiagReport,
+    "eigs": EigsReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

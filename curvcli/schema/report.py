@@ -84,6 +84,9 @@ class Report(Strict, Generic[Settings, Result]):
     curv: str = Field(description="version of curv")
     problem: ProblemRecord
     matrix: str | None
+    regulariser_included: bool | None = Field(
+        default=None, description="whether ∇²R is part of the matrix; null where the report has no matrix"
+    )
     settings: Settings
     result: Result
     checks: dict[str, Check]

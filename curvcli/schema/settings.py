@@ -8,7 +8,20 @@ from pydantic import Field
 
 from curvcli.schema.base import Strict
 
-MatrixName = Literal["hessian", "ggn", "gauss-newton"]
+MatrixName = Literal[
+    "hessian",
+    "ggn",
+    "gauss-newton",
+    "fisher",
+    "fisher-mc",
+    "empirical-fisher",
+    "gradient-covariance",
+    "residual",
+    "ntk",
+]
+UNREGULARISED = ("empirical-fisher", "gradient-covariance", "residual", "ntk")
+"""Matrices that ∇²R is no part of, whatever the settings say."""
+
 Dtype = Literal["float32", "float64"]
 
 
@@ -28,6 +41,7 @@ class AnalysisSettings(DataSettings):
     """Shared by the analyses of a matrix."""
 
     matrix: MatrixName = Field(default="hessian", description="which curvature matrix")
+    mc_samples: int = Field(default=1, ge=1, description="label samples an example, or token, for fisher-mc")
     damping: float = Field(default=0.0, ge=0, description="λ; λI is added to the matrix")
     regulariser: bool = Field(default=True, description="whether the regulariser's curvature is part of the matrix")
     probes: int | None = Field(default=None, ge=1, description="random vectors; default 10, with rtol at most 512")
@@ -41,6 +55,11 @@ class AnalysisSettings(DataSettings):
         default=None, ge=1, description="bytes that may be taken (default: 70 % of what is free)"
     )
     skip_checks: bool = Field(default=False, description="leave out the self-checks")
+
+    @property
+    def regulariser_included(self) -> bool:
+        """Whether ∇²R is in the matrix."""
+        return self.regulariser and self.matrix not in UNREGULARISED
 
     @property
     def max_probes(self) -> int:

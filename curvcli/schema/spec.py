@@ -59,6 +59,11 @@ class LossSpec(Strict):
         description="squared_error, softmax_cross_entropy, sigmoid_cross_entropy, poisson, or a target "
         "`module:fn` with fn(outputs, targets) -> loss per example",
     )
+    likelihood: str | None = Field(
+        default=None,
+        description="for a loss of your own, what its outputs stand for, which the Fisher matrices need: the name of "
+        "a loss above, or a target `module:fn` with fn(outputs, key) -> targets drawn from them",
+    )
     l2: float = Field(default=0.0, ge=0, description="adds ½·l2·‖w‖² over all differentiated parameters")
     reduction: Reduction = Field(default="mean", description="divide the sum of losses by examples, by 1, or by tokens")
     regulariser: str | None = Field(

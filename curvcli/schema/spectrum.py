@@ -63,7 +63,7 @@ class SpectrumResult(Strict):
     density: Density
     cumulative: Cumulative
     max_stable_learning_rate: float | None = Field(
-        description="2/λ_max; null unless λ_max is positive beyond its residual"
+        description="2/λ_max; null unless λ_max is positive beyond its residual, and the matrix one of J's curvature"
     )
 
 

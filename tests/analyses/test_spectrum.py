@@ -203,3 +203,30 @@ def test_user_warning_for_a_loss_that_is_not_finite() -> None:
     problem = make_problem(lambda p, x: jnp.log(x @ p["w"]), {"w": -np.ones((2, 1))}, np.ones((3, 2)), np.zeros((3, 1)))
     with pytest.raises(NumericsError, match="the loss is nan"):
         run(problem)
+
+
+@pytest.mark.parametrize("method", ["dense", "xtrace"])
+def test_error_of_the_examples_left_out(method: str) -> None:
+    """λ_max of random subsets spreads as stated; nothing is stated where nothing is left out."""
+    from dataclasses import replace
+
+    whole, used = 300, 60
+    full = mlp_problem(sizes=(4, 5, 3), count=whole)
+    truth = run(full, matrix="ggn").result
+    assert truth.lambda_max.data_stderr is None
+    errors, stated = [], []
+    for seed in range(25 if method == "dense" else 3):
+        chosen = np.random.default_rng(seed).choice(whole, used, replace=False)
+        part = mlp_problem(sizes=(4, 5, 3), count=used)
+        batches = replace(part.batches, inputs=full.batches.inputs[chosen], targets=full.batches.targets[chosen])
+        part = replace(part, batches=batches, population=whole)
+        result = run(part, matrix="ggn", method=method, seed=seed, probes=4, steps=20).result
+        assert result.trace.data_stderr is not None
+        assert result.frobenius_norm.data_stderr is not None
+        assert result.lambda_min.data_stderr is not None
+        assert result.lambda_max.data_stderr is not None
+        errors.append(result.lambda_max.value - truth.lambda_max.value)
+        stated.append(result.lambda_max.data_stderr)
+    if method == "dense":
+        assert 0.6 < np.sqrt(np.mean(np.square(stated)) / np.mean(np.square(errors))) < 1.6
+    assert np.max(np.abs(errors) / stated) < 5

@@ -140,7 +140,7 @@ def test_what_is_no_toml_is_told(project: Path, content: bytes) -> None:
     ("values", "says"),
     [
         ({"los": {"name": "poisson"}}, ["unknown key [los] in FILE", "known here: model, checkpoint, data, loss"]),
-        ({"loss": {"nam": "poisson"}}, ["unknown key [loss] nam in FILE", "name, l2, reduction"]),
+        ({"loss": {"nam": "poisson"}}, ["unknown key [loss] nam in FILE", "name, likelihood, l2"]),
         ({"loss": {"l2": -1.0}}, ["[loss] l2 in FILE", "greater than or equal to 0"]),
         ({"loss": {"l2": "much"}}, ["[loss] l2 in FILE", "valid number"]),
         ({"loss": {"l2": float("inf")}}, ["[loss] l2 in FILE", "finite"]),

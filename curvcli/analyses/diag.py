@@ -1,0 +1,265 @@
+"""What is the diagonal of this matrix, and which weights could be pruned?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+
+from curvcli.analyses import planning, pruning
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM
+from curvcli.curvature import build_for, dimension
+from curvcli.curvature.flatten import Layout
+from curvcli.errors import NumericsError, UsageError
+from curvcli.linalg.diagonal import Sampler
+from curvcli.linalg.entries import Found, Ranges, Segments
+from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.meter import Meter
+from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.linalg.statistics import Law, spent, student_interval
+from curvcli.problem import Problem
+from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
+from curvcli.schema.estimate import Estimate
+from curvcli.schema.inspect import Forecast, Plan
+
+LEAST = {"hutchinson": 2, "xdiag": 4}
+"""Products that a method needs: two samples for a standard error."""
+
+FEWEST_TO_CHOOSE = 8
+"""Products below which `auto` does not take XDiag: with two or three test vectors its own error is hardly known."""
+
+FIRST_LOOK = 16
+"""Products before the intervals are first held against a relative tolerance."""
+
+MARGIN = 1.15
+"""More products than the forecast says: the next look should be the last."""
+
+BLOCK = 8
+
+
+def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[DiagResult]:
+    """Diagonal, per-layer summary, saliencies, and a trial of pruning.
+
+    Cost: `probes` products; D for a dense answer. `--prune` takes up to 17 more and two losses.
+    """
+    pruning.check(settings)
+    value, gradient = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(build_for(problem, settings))
+    method = resolved_method(settings, operator.dim)
+    plan = memory_plan(problem, settings)
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
+    warnings = [*warnings, *matrix_notes(problem, settings)]
+    if problem.subsampled:
+        of = "" if problem.population is None else f" of {problem.population:,}"
+        warnings.append(f"the intervals are for the {problem.batches.num_examples:,} examples used{of}, not for all")
+    layout = Layout.of(problem.params)
+    names, segments = layer_segments(layout, operator.dim)
+    if method == "dense":
+        reason = "--method dense was asked for"
+        if settings.method == "auto":
+            reason = f"{operator.dim} products give all {operator.dim} entries exactly"
+        found, level = dense(operator, segments, plan.at_once, monitor), 1 - settings.confidence
+    else:
+        found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings)
+    if not np.all(np.isfinite(found.value)):
+        raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
+    saliency, prune = None, None
+    if settings.matrix in pruning.CURVATURES:
+        saliency = pruning.saliencies(problem, settings, found)
+        if settings.prune is not None:
+            prune = pruning.trial(problem, settings, operator, found, value, gradient, plan.at_once, meter)
+    result = DiagResult(
+        dim=operator.dim, method=found.method, reason=reason, path=settings.arrays,  # type: ignore[arg-type]
+        layers=_layers(names, segments, found, settings.confidence, level), saliency=saliency, prune=prune,
+    )  # fmt: skip
+    return Answer(result, meter, value, checks, warnings, arrays(layout, found, operator))
+
+
+def resolved_method(settings: DiagSettings, dim: int) -> str:
+    """`dense` where `auto` means it for this many entries; `auto` is decided later, by the spectrum.
+
+    Raises
+    ------
+    UsageError
+        The method needs more products than are allowed.
+    """
+    if settings.method == "auto" and dim <= max(DENSE_DIM, settings.max_probes if settings.rtol is None else 0):
+        return "dense"
+    least = LEAST.get(settings.method, 2)
+    if settings.method != "dense" and settings.max_probes < least:
+        raise UsageError(f"--method {settings.method} needs at least {least} products", f"use --probes {least}")
+    return settings.method
+
+
+def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan:
+    """Vectors in a block, and the bytes that the analysis takes.
+
+    Raises
+    ------
+    MemoryLimitError
+        It does not fit.
+    """
+    dim = dimension(problem, settings.matrix)
+    method = resolved_method(settings, dim)
+    count = min(settings.max_probes, dim)
+    # Sums of samples and of their squares, in float64; for XDiag test vectors, their images, a basis and its images:
+    # each half as many as the products.
+    rows = {"dense": 2, "hutchinson": 8}.get(method, 2 * count + 8)
+    block = min(DENSE_BLOCK if method == "dense" else BLOCK, count if method != "dense" else dim)
+    return planning.plan_vectors(problem, dim, rows=rows, block=block, max_memory=settings.max_memory)
+
+
+def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:
+    """How the work would be cut, and at most how many products, passes and bytes."""
+    pruning.check(settings)
+    memory, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
+    products = dim if resolved_method(settings, dim) == "dense" else settings.max_probes
+    passes = -(-products // memory.at_once)
+    return planning.cut(problem, memory.at_once), Forecast(products=products, data_passes=passes, bytes=memory.bytes)
+
+
+def layer_segments(layout: Layout, dim: int) -> tuple[list[str], Segments]:
+    """Names of the layers and where their parameters lie; one, `outputs`, where the vector is no parameters."""
+    if layout.dim != dim:
+        return ["outputs"], (((0, dim),),)
+    ends = np.cumsum(layout.sizes).tolist()
+    ranges = [(end - size, end) for end, size in zip(ends, layout.sizes, strict=True)]
+    return list(layout.layers), tuple(tuple(ranges[leaf] for leaf in leaves) for leaves in layout.layers.values())
+
+
+def dense(operator: LinearOperator, segments: Segments, block: int, monitor: Monitor) -> Found:
+    """Every entry, by the products of the unit vectors."""
+    layout, value = Ranges.of(segments), np.empty(operator.dim)
+    for start, rows in dense_rows(operator, block):
+        value[start : start + len(rows)] = rows[np.arange(len(rows)), start + np.arange(len(rows))]
+        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
+    sums = [Law(float(total), 0.0, 1.0) for total in layout.gathered(layout.sums(value))]
+    return Found("dense", value, np.zeros(operator.dim), np.ones(len(layout.ends)), sums, 0)
+
+
+def sampled(
+    operator: LinearOperator,
+    settings: DiagSettings,
+    method: str,
+    segments: Segments,
+    plan: planning.MemoryPlan,
+    monitor: Monitor,
+    warnings: list[str],
+) -> tuple[Found, float, str]:
+    """Looks at the intervals until they are narrow enough, or once, when all products are spent.
+
+    Returns what is found, the error probability of its intervals, and why this method.
+    """
+    sampler = Sampler(
+        operator, jax.random.key(settings.seed), segments,
+        at_once=plan.at_once, keep=method != "hutchinson", monitor=monitor,
+    )  # fmt: skip
+    sampler.planned = settings.max_probes
+    budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
+    alpha, look, reason = 1 - settings.confidence, 1, f"--method {method} was asked for"
+    if method == "auto":
+        method, reason = _choose(sampler, budget)
+    while True:
+        found = _estimate(sampler, method, budget)
+        if settings.rtol is None:
+            level = alpha
+            break
+        level = spent(alpha, look)
+        relative = _half_width(found, sampler.layout, level) / (_rms(found.value) or 1.0)
+        if relative <= settings.rtol:
+            break
+        if budget >= settings.max_probes or monitor.stop() is not None:
+            warnings.append(f"--rtol {settings.rtol:g} was not reached with {sampler.products} products")
+            break
+        growth = min(max((relative / settings.rtol) ** 2 * MARGIN, 1.25), 4.0)
+        budget, look = min(math.ceil(budget * growth), settings.max_probes), look + 1
+        if settings.method == "auto" and budget >= operator.dim:
+            reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, one an entry"
+            return dense(operator, segments, plan.at_once, monitor), alpha, reason
+    if found.method != method:
+        reason += f"; stopped before that, the answer is that of {found.method}"
+    return found, level, reason
+
+
+def _choose(sampler: Sampler, budget: int) -> tuple[str, str]:
+    """XDiag if the images of half as many test vectors leave less than half of the variance.
+
+    With n products, the squared error of all entries is Σ_{d≠j} A_dj²/n for Hutchinson's estimator, and at most
+    ‖P(A − cI)‖_F²/(n/2) for XDiag's.
+    """
+    if budget < FEWEST_TO_CHOOSE:
+        return "hutchinson", "too few products for anything else"
+    sampler.draw(min(budget // 2, sampler.operator.dim))
+    if sampler.drawn < budget // 2:
+        return "hutchinson", "stopped before there was a choice"
+    whole, rest = sampler.captured()
+    share = rest / whole if whole > 0 else 1.0
+    what = f"what the images of {sampler.drawn} test vectors leave has {share:.2g} of the variance"
+    if 2 * rest < whole:
+        return "xdiag", f"{what}: worth the other half of the products"
+    sampler.forget()
+    return "hutchinson", f"{what}: not worth the other half of the products"
+
+
+def _estimate(sampler: Sampler, method: str, budget: int) -> Found:
+    """What this many products say by this method; by Hutchinson's if the run was stopped before they were made."""
+    if method == "hutchinson":
+        sampler.draw(budget)
+        return sampler.hutchinson()
+    sampler.draw(min(budget // 2, sampler.operator.dim))
+    return sampler.xdiag() if sampler.project() else sampler.hutchinson()
+
+
+def quantiles(found: Found, level: float) -> np.ndarray:
+    """Half-widths of the entries' intervals in standard errors, by range [G]: Student's."""
+    return -scipy.special.stdtrit(found.dof, level / 2) if found.samples else np.zeros(len(found.dof))
+
+
+def _half_width(found: Found, layout: Ranges, level: float) -> float:
+    return _rms(found.stderr * layout.spread(quantiles(found, level)))
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _layers(names: list[str], segments: Segments, found: Found, confidence: float, level: float) -> list[LayerDiagonal]:
+    layout, layers = Ranges.of(segments), []
+    factors = quantiles(found, level)
+    for index, (name, part, law) in enumerate(zip(names, segments, found.sums, strict=True)):
+        value = np.concatenate([found.value[a:b] for a, b in part])
+        stderr = np.concatenate([found.stderr[a:b] for a, b in part])
+        factor = max(float(f) for f, owner in zip(factors, layout.owner, strict=True) if owner == index)
+        layers.append(
+            LayerDiagonal(
+                name=name, dim=len(value), mean=as_estimate(law, 1 / len(value), found, confidence, level),
+                min=float(value.min()), max=float(value.max()), stderr=_rms(stderr), factor=factor,
+            )
+        )  # fmt: skip
+    return layers
+
+
+def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: float) -> Estimate:
+    """A sum times `scale` as an estimate."""
+    if not found.samples:
+        return Estimate.exact(law.value * scale, confidence)
+    low, high = student_interval(law, level)
+    return Estimate(
+        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale, high * scale),
+        confidence=confidence, samples=found.samples, method=found.method,
+    )  # fmt: skip
+
+
+def arrays(layout: Layout, found: Found, operator: LinearOperator) -> dict[str, Any]:
+    """Entries and standard errors by parameter path and in the parameter's shape; `outputs` where there is none."""
+    value, stderr = (np.asarray(part, operator.dtype) for part in (found.value, found.stderr))
+    if layout.dim != operator.dim:
+        return {"outputs": value, "outputs.stderr": stderr}
+    shaped = zip(layout.unravel(value).items(), layout.unravel(stderr).values(), strict=True)
+    return {key: np.asarray(a) for (name, v), e in shaped for key, a in ((name, v), (f"{name}.stderr", e))}

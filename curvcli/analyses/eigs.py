@@ -1,0 +1,281 @@
+"""Which are the extreme eigenpairs of this matrix?
+
+Small matrices are written out and diagonalised. Of larger ones a block Krylov space holds the wanted pairs; each is
+handed back with its residual, the rounding of the products included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.analyses import planning
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM, noise, tolerance
+from curvcli.analyses.subsampling import forms, sampling_factor
+from curvcli.curvature import build_for, dimension, sums
+from curvcli.curvature.flatten import Layout
+from curvcli.errors import MemoryLimitError, NumericsError
+from curvcli.linalg import eigen, krylov
+from curvcli.linalg.basis import CHUNK
+from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.meter import Meter
+from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.problem import Problem
+from curvcli.schema.eigs import Eigenpair, EigsResult, EigsSettings
+from curvcli.schema.inspect import Forecast, Plan
+
+Array = Any
+
+BLOCK = 2
+"""Vectors in a block. Two find double eigenvalues at no further cost and share a linearisation; every further one costs
+products: networks needed 4 to 14 % more with two than with one, 23 to 31 % with four (k = 50)."""
+
+EXTRA_ROWS = 64
+"""Rows of the basis beyond 3k: networks then needed no restart."""
+
+LEAST_ROWS = 20
+"""Rows beyond k (and a quarter) without which restarts make no way."""
+
+FORM_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class EigsPlan:
+    """How the pairs are found, and what it takes."""
+
+    method: str
+    capacity: int  # rows of the basis
+    widest: int  # vectors in a block, at most
+    bytes: int
+
+    @property
+    def block(self) -> int:
+        """Vectors in a product."""
+        return DENSE_BLOCK if self.method == "dense" else BLOCK
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What either method finds, values descending."""
+
+    values: np.ndarray  # [r]
+    residuals: np.ndarray  # [r]
+    vectors: Array  # [r, dim]
+    norm: float
+    block: int
+    starts: int = 0
+    restarts: int = 0
+
+
+def run(problem: Problem, settings: EigsSettings, monitor: Monitor) -> Answer[EigsResult]:
+    """The k extreme eigenpairs of one curvature matrix.
+
+    Cost: for networks about 2k + 30 products, k of them (at most 16) to measure the residuals; D products for a dense
+    answer. On part of the examples, k quadratic forms of every example more.
+    """
+    value, gradient = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(build_for(problem, settings))
+    plan = memory_plan(problem, settings)
+    block = min(plan.block, operator.dim)
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
+    warnings = [*warnings, *matrix_notes(problem, settings)]
+    if settings.k > operator.dim:
+        warnings.append(f"-k {settings.k} is more than the matrix has rows: all {operator.dim} pairs are given")
+    if plan.method == "dense":
+        pairs = _dense(operator, settings, block, monitor)
+    else:
+        pairs = _lanczos(operator, settings, plan, monitor, warnings)
+    cosines = None
+    if operator.dim == problem.dim:
+        cosines = _cosines_squared(pairs.vectors, gradient)
+    result = EigsResult(
+        dim=operator.dim,
+        method=plan.method,  # type: ignore[arg-type]
+        which=settings.which,
+        eigenvalues=_eigenpairs(problem, settings, pairs, cosines),
+        vectors=settings.vectors,
+        gradient_overlap=None if cosines is None else min(float(cosines.sum()), 1.0),
+        block=pairs.block,
+        starts=pairs.starts,
+        restarts=pairs.restarts,
+    )
+    _warn_of_residuals(result, settings, tolerance(settings) * pairs.norm, warnings)
+    arrays = _arrays(problem, operator.dim, pairs) if settings.vectors else {}
+    return Answer(result, meter, value, checks, warnings, arrays)
+
+
+def forecast(problem: Problem, settings: EigsSettings) -> tuple[Plan, Forecast]:
+    """How the work would be cut, the bytes, and an estimate of the products."""
+    plan, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
+    block = min(plan.block, dim)
+    products = dim if plan.method == "dense" else min(2 * settings.k + 30, settings.max_probes)
+    cost = Forecast(products=products, data_passes=-(-products // block), bytes=plan.bytes)
+    return planning.cut(problem, block), cost
+
+
+def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
+    """The method, the rows of the basis, and the bytes that they take.
+
+    Raises
+    ------
+    MemoryLimitError
+        The smallest basis that makes way does not fit, or the whole matrix where it was asked for.
+    """
+    dim = dimension(problem, settings.matrix)
+    limit = settings.max_memory or int(0.7 * planning.available_bytes())
+    k = min(settings.k, dim)
+    wanted = min(-(-(3 * k + EXTRA_ROWS) // CHUNK) * CHUNK, dim)
+    whole = 3 * 8 * dim**2
+    affordable = settings.probes is None or settings.probes >= dim
+    small = (dim <= DENSE_DIM or wanted >= dim) and affordable and whole <= limit
+    if settings.method == "dense" or (settings.method == "auto" and small):
+        if whole > limit:
+            raise MemoryLimitError(
+                f"the matrix written out ({dim:,} rows) takes {planning.human_bytes(whole)}, "
+                f"the limit is {planning.human_bytes(limit)}",
+                "use --method lanczos, or --params for a block of the parameters",
+            )
+        return EigsPlan("dense", 0, DENSE_BLOCK, whole)
+
+    vector = dim * problem.dtype.itemsize
+    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
+    batch = problem.batches.batch_size * planning.activation_bytes(problem) + planning.pulled_bytes(problem, dim)
+
+    def needed(capacity: int, widest: int) -> int:
+        # The basis, beside it what a restart keeps or the vectors handed back; a block in flight; a batch's tangents.
+        rows = -(-capacity // CHUNK) * CHUNK
+        beside = max(rows * 3 // 5 + CHUNK, k + 2 * eigen.COMBINATIONS) + (2 * k if settings.vectors else 0)
+        return resident + vector * (rows + beside + 6 * widest) + (widest + 3) * batch
+
+    least = k + k // 4 + LEAST_ROWS
+    for widest in (eigen.WIDEST, BLOCK):
+        fitting = [rows for rows in (*range(wanted, least, -CHUNK), least) if needed(rows, widest) <= limit]
+        if fitting:
+            return EigsPlan("lanczos", fitting[0], widest, needed(fitting[0], widest))
+    raise MemoryLimitError(
+        f"a basis of {least} vectors takes {planning.human_bytes(needed(least, BLOCK))}, "
+        f"the limit is {planning.human_bytes(limit)}",
+        "use a smaller -k, --params for a block of the parameters, or a smaller --batch-size",
+    )
+
+
+def _lanczos(
+    operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor, warnings: list[str]
+) -> Pairs:
+    """Block Lanczos with thick restarts, and the measured residuals."""
+    k, block = min(settings.k, operator.dim), min(BLOCK, operator.dim)
+    low = {"smallest": k, "both": k // 2}.get(settings.which, 0)
+    key = jax.random.key(settings.seed)
+    checked = k if k <= eigen.CHECKED else eigen.COMBINATIONS
+    algorithm = eigen.ThickRestart(
+        low, k - low, tol=0.75 * tolerance(settings), capacity=plan.capacity,
+        max_products=max(settings.max_probes - checked, block), key=jax.random.fold_in(key, 0),
+        start=krylov.from_random(jax.random.fold_in(key, 0), block, operator.dim, operator.dtype),
+        magnitude=settings.which == "magnitude", widest=plan.widest,
+    )  # fmt: skip
+    state = iterate(algorithm, operator, key, monitor=monitor, stage="eigenpairs", planned=settings.probes)
+    found = algorithm.result(state)
+    if len(found.values) < k:
+        warnings.append(f"only {len(found.values)} of {k} pairs were reached with {state.products} products")
+    elif algorithm.in_doubt(state):
+        warnings.append("equal eigenvalues may have more copies than were found: allow more products with --probes")
+    norm = max(state.space.norm, float(np.abs(found.values).max()))
+    values, residuals = eigen.measured_residuals(operator, found, jax.random.fold_in(key, 2), block)
+    order = np.argsort(-values, kind="stable")
+    # A residual below the noise of a product is not knowledge.
+    residuals = np.maximum(residuals, 0.5 * noise(settings) * norm)[order]
+    vectors = found.vectors[jnp.asarray(order)]
+    return Pairs(values[order], residuals, vectors, norm, state.width, state.starts, state.restarts)
+
+
+def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor: Monitor) -> Pairs:
+    """The wanted ones of all eigenpairs of the matrix written out."""
+    matrix = np.empty((operator.dim, operator.dim))
+    for start, rows in dense_rows(operator, block):
+        matrix[start : start + len(rows)] = rows
+        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
+    if not np.all(np.isfinite(matrix)):
+        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
+    values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    norm, k = float(np.abs(values).max()), min(settings.k, operator.dim)
+    descending = np.arange(operator.dim)[::-1]
+    chosen = {
+        "largest": descending[:k],
+        "smallest": descending[operator.dim - k :],
+        "both": np.r_[descending[: k - k // 2], descending[operator.dim - k // 2 :]],
+        "magnitude": np.sort(np.argsort(-np.abs(values), kind="stable")[:k])[::-1],
+    }[settings.which]
+    residuals = np.full(k, 0.5 * noise(settings) * norm)
+    return Pairs(values[chosen], residuals, vectors.T[chosen].astype(operator.dtype), norm, block)
+
+
+def _eigenpairs(problem: Problem, settings: EigsSettings, pairs: Pairs, cosines: np.ndarray | None) -> list[Eigenpair]:
+    """The pairs as the report has them."""
+    errors = _data_stderr(problem, settings, pairs.vectors)
+    return [
+        Eigenpair(
+            value=value, residual=residual, interval=(value - residual, value + residual),
+            converged=residual <= tolerance(settings) * pairs.norm,
+            gradient_cosine_squared=None if cosines is None else float(cosines[i]),
+            data_stderr=None if errors is None else float(errors[i]),
+        )
+        for i, (value, residual) in enumerate(zip(pairs.values.tolist(), pairs.residuals.tolist(), strict=True))
+    ]  # fmt: skip
+
+
+def _cosines_squared(vectors: Array, gradient: Array) -> np.ndarray | None:
+    """cos² of the angle between each unit vector and the gradient, in float64; None for a zero gradient."""
+    direction = np.asarray(gradient, np.float64)
+    norm = float(np.linalg.norm(direction))
+    if norm == 0:
+        return None
+    direction = direction / norm
+    cosines = [float(np.asarray(vectors[i], np.float64) @ direction) for i in range(len(vectors))]
+    return np.minimum(np.square(cosines), 1.0)
+
+
+def _data_stderr(problem: Problem, settings: EigsSettings, vectors: Array) -> np.ndarray | None:
+    """Standard errors [r] of the eigenvalues as those of the whole data set, from the spread over the examples used.
+
+    To first order an eigenvalue moves by yᵀ(A_whole − A)y, whose summands are the examples' quadratic forms. None where
+    the whole set was used, and for the kernel, whose rows are the examples.
+    """
+    if not problem.subsampled or settings.matrix == "ntk" or problem.batches.num_examples < 2:
+        return None
+    spreads = []
+    for start in range(0, len(vectors), FORM_BLOCK):
+        rows = jnp.asarray(vectors[start : start + FORM_BLOCK])
+        padded = jnp.pad(rows, ((0, FORM_BLOCK - len(rows)), (0, 0)))
+        spreads.append(forms(problem, settings, padded)[: len(rows)].std(axis=1, ddof=1))
+    return sampling_factor(problem) * np.concatenate(spreads)
+
+
+def _warn_of_residuals(result: EigsResult, settings: EigsSettings, asked: float, warnings: list[str]) -> None:
+    """How many pairs have not converged, and what to do."""
+    missed = [pair.residual for pair in result.eigenvalues if not pair.converged]
+    if missed:
+        precision = ", or --dtype float64 if it is rounding" if settings.dtype == "float32" else ""
+        warnings.append(
+            f"{len(missed)} of {len(result.eigenvalues)} eigenvalues have not converged (residual up to "
+            f"{max(missed):.2g}, asked for {asked:.2g}): allow more products with --probes, a larger --tol{precision}"
+        )
+
+
+def _arrays(problem: Problem, dim: int, pairs: Pairs) -> dict[str, np.ndarray]:
+    """What goes into the file of `--vectors`: the vectors by parameter path, or as they are for the kernel."""
+    vectors = np.asarray(pairs.vectors)
+    arrays = {"eigenvalues": pairs.values, "residuals": pairs.residuals}
+    if dim != problem.dim:
+        return {**arrays, "vectors": vectors}
+    layout, start = Layout.of(problem.params), 0
+    for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True):
+        arrays[f"vectors/{name}"] = vectors[:, start : start + size].reshape(-1, *shape)
+        start += size
+    return arrays

@@ -1,0 +1,325 @@
+"""What are the trace and the Frobenius norm of this matrix, and how much of the trace has each layer?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from curvcli.analyses import planning
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM
+from curvcli.analyses.subsampling import data_stderr, subsampled
+from curvcli.curvature import build_for, dimension
+from curvcli.curvature.flatten import Layout
+from curvcli.errors import NumericsError, UsageError
+from curvcli.linalg.hutchinson import Segments
+from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.meter import Meter
+from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.linalg.statistics import spent, student_interval
+from curvcli.linalg.trace import Found, Tracer
+from curvcli.problem import Problem
+from curvcli.schema.estimate import Estimate
+from curvcli.schema.inspect import Forecast, Plan
+from curvcli.schema.trace import LayerTrace, More, TraceResult, TraceSettings
+
+FIRST_LOOK = 8
+"""Products before the interval is first held against a relative tolerance."""
+
+LEAST = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}
+"""Products that a method needs: two test vectors for XTrace, one vector of each kind for Hutch++."""
+
+MARGIN = 1.15
+"""More products than the forecast says: the next look should be the last."""
+
+WITHIN = (0.1, 0.01, 0.001)
+BLOCK = 8
+
+
+def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[TraceResult]:
+    """Trace, Frobenius norm and per-layer traces of one curvature matrix.
+
+    Cost: `probes` products; D for a dense answer.
+    """
+    value, _ = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(build_for(problem, settings))
+    method = resolved_method(settings, operator.dim)
+    plan = memory_plan(problem, settings)
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
+    warnings = [*warnings, *matrix_notes(problem, settings)]
+    names, segments = layer_segments(problem, operator.dim)
+    if method == "dense":
+        reason = f"{operator.dim} dimensions: the whole matrix was written out"
+        result = _dense(operator, settings, names, segments, plan.at_once, monitor, reason)
+    else:
+        result = sampled(operator, settings, method, names, segments, plan.at_once, monitor, warnings, meter)
+    if subsampled(problem, settings):
+        result = _with_data_error(problem, settings, operator, result)
+    return Answer(result, meter, value, checks, warnings)
+
+
+def resolved_method(settings: TraceSettings, dim: int) -> str:
+    """`dense` where `auto` means it for this many dimensions; `auto` is decided later, by the spectrum.
+
+    Raises
+    ------
+    UsageError
+        The method needs more probes than are allowed.
+    """
+    if settings.method == "auto":
+        return "dense" if dim <= max(DENSE_DIM, settings.max_probes if settings.rtol is None else 0) else "auto"
+    least = LEAST.get(settings.method, 1)
+    if settings.max_probes < least:
+        raise UsageError(
+            f"--method {settings.method} needs at least {least} products",
+            f"use --probes {least}, or --method hutchinson",
+        )
+    return settings.method
+
+
+def memory_plan(problem: Problem, settings: TraceSettings) -> planning.MemoryPlan:
+    """Vectors in a block, and the bytes that the analysis takes.
+
+    Raises
+    ------
+    MemoryLimitError
+        It does not fit.
+    """
+    dim = dimension(problem, settings.matrix)
+    method = resolved_method(settings, dim)
+    count = min(settings.max_probes, dim)
+    if method == "dense":
+        block = -(-dim // -(-dim // DENSE_BLOCK))  # blocks of one size
+        return planning.plan_vectors(problem, dim, rows=0, block=block, max_memory=settings.max_memory)
+    # Test vectors, their images, the basis of these and its image: each half as many as the products.
+    rows = 0 if method == "hutchinson" else 2 * count
+    return planning.plan_vectors(problem, dim, rows=rows, block=min(BLOCK, count), max_memory=settings.max_memory)
+
+
+def layer_segments(problem: Problem, dim: int) -> tuple[list[str], Segments]:
+    """Names of the layers and where they lie in the vector; one nameless segment where the vector is no parameters."""
+    layout = Layout.of(problem.params)
+    if layout.dim != dim:
+        return [], (((0, dim),),)
+    ends = np.cumsum(layout.sizes).tolist()
+    ranges = [(end - size, end) for end, size in zip(ends, layout.sizes, strict=True)]
+    return list(layout.layers), tuple(tuple(ranges[leaf] for leaf in leaves) for leaves in layout.layers.values())
+
+
+def forecast_trace(problem: Problem, settings: TraceSettings) -> tuple[Plan, Forecast]:
+    """How the work would be cut, and at most how many products, passes and bytes."""
+    memory, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
+    products = dim if resolved_method(settings, dim) == "dense" else settings.max_probes
+    passes = -(-products // memory.at_once)
+    return planning.cut(problem, memory.at_once), Forecast(products=products, data_passes=passes, bytes=memory.bytes)
+
+
+def sampled(
+    operator: LinearOperator,
+    settings: TraceSettings,
+    method: str,
+    names: list[str],
+    segments: Segments,
+    at_once: int,
+    monitor: Monitor,
+    warnings: list[str],
+    meter: Meter,
+) -> TraceResult:
+    """Looks at the interval until it is narrow enough, or once, when all products are spent.
+
+    Cost: at most `probes` products, in blocks of `at_once`.
+    """
+    tracer = Tracer(
+        operator, jax.random.key(settings.seed), segments,
+        at_once=at_once, keep=method != "hutchinson", monitor=monitor,
+    )  # fmt: skip
+    tracer.planned = settings.max_probes
+    alpha, look, before = 1 - settings.confidence, 1, None
+    budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
+    chosen, reason = method, f"--method {method} was asked for"
+    while True:
+        if chosen == "auto":
+            chosen, reason = _choose(tracer, budget, settings, alpha, look)
+        found = _estimate(tracer, chosen if chosen != "auto" else "hutchinson", budget)
+        level = alpha if settings.rtol is None else spent(alpha, look)
+        trace = _as_estimate(found.trace, found, settings, level, operator)
+        if settings.rtol is None or _narrow(trace, settings.rtol):
+            break
+        if budget >= settings.max_probes or monitor.stop() is not None:
+            warnings.append(f"--rtol {settings.rtol:g} was not reached with {found.products} products")
+            break
+        following = student_margin(found, spent(alpha, look + 1)), found.products
+        budget = min(_next_budget(following, before, settings.rtol * abs(found.trace.value)), settings.max_probes)
+        if method == "auto" and budget >= operator.dim:
+            reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, a product a dimension"
+            return _dense(operator, settings, names, segments, at_once, monitor, reason)
+        look, before = look + 1, following if found.method == "xtrace" else None
+        if chosen == "hutchinson" and method == "auto":
+            chosen = "auto"  # what is left to do may make the other way cheaper
+    meter.products -= tracer.padding
+    layers = [
+        LayerTrace(
+            name=name, dim=sum(b - a for a, b in part), trace=_as_estimate(law, found, settings, level, operator)
+        )
+        for name, part, law in zip(names, segments, found.parts, strict=False)
+    ]
+    if found.method != chosen:
+        reason += f"; stopped before that, the answer is that of {found.method}"
+    return TraceResult(
+        dim=operator.dim, method=found.method, reason=reason, trace=trace, layers=layers,  # type: ignore[arg-type]
+        frobenius_norm=_frobenius(found, settings, level, operator), more=_more(trace, found.products, settings),
+    )  # fmt: skip
+
+
+def _estimate(tracer: Tracer, method: str, budget: int) -> Found:
+    """What this many products say by this method; by Hutchinson's if the run was stopped before they were made."""
+    if method == "hutchinson":
+        tracer.draw(budget)
+        return tracer.hutchinson()
+    dim = tracer.operator.dim
+    if method == "xtrace":
+        tracer.draw(min(budget // 2, dim))
+        return tracer.xtrace() if tracer.project() else tracer.hutchinson()
+    if min(budget // 3, dim) >= 2 * tracer.drawn:  # a larger known space, whose complement needs samples of its own
+        tracer.draw(min(budget // 3, dim))
+        tracer.fresh = None
+    if not tracer.project():
+        return tracer.hutchinson()
+    tracer.refine(budget - tracer.products)
+    assert tracer.fresh is not None
+    return tracer.hutchpp() if tracer.fresh.count or not tracer.fresh.dim else tracer.hutchinson()
+
+
+def _choose(tracer: Tracer, budget: int, settings: TraceSettings, alpha: float, look: int) -> tuple[str, str]:
+    """XTrace if the images of the test vectors hold so much of the matrix that sampling the rest is the better half.
+
+    With n products, Hutchinson's error is √(2‖B‖²/n), and XTrace's at most √(2‖rest‖²/(n/2)).
+    """
+    tests = max(tracer.drawn, min(max(budget // 2, 2), tracer.operator.dim))
+    tracer.draw(tests)
+    if tracer.drawn < 2 or settings.max_probes < LEAST["xtrace"]:
+        return "hutchinson", "too few products for anything else"
+    whole, rest = tracer.captured()
+    share = 1 - rest / whole if whole > 0 else 1.0
+    what = f"the images of {tracer.drawn} test vectors hold {max(share, 0):.1%} of ‖A − cI‖²"
+    if 2 * tracer.drawn <= settings.max_probes and 2 * rest < whole:
+        return "xtrace", f"{what}: half of the products sample what is left better than all would the whole"
+    return "hutchinson", f"{what}: too little for a second half of the products to be spent on it"
+
+
+def student_margin(found: Found, level: float) -> float:
+    """Half the width of the interval of the trace."""
+    low, high = student_interval(found.trace, level)
+    return 0.5 * (high - low)
+
+
+def _next_budget(now: tuple[float, int], before: tuple[float, int] | None, wanted: float) -> int:
+    """Products for the margin wanted, from the margins at this look and the one before, each with its products.
+
+    A margin falls as n^−p: p = ½ for Hutchinson's; for XTrace's, which falls faster where the spectrum decays, what the
+    two looks say, but at least that. At most four times as many, and an eighth more at least.
+    """
+    margin, products = now
+    if wanted <= 0:
+        return 4 * products
+    power = 0.5
+    if before is not None and 0 < margin < before[0]:
+        power = min(max(math.log(before[0] / margin) / math.log(products / before[1]), 0.5), 8.0)
+    growth = (margin / wanted) ** (1 / power) * MARGIN
+    return max(math.ceil(products * min(max(growth, 1.125), 4.0)), products + 2)
+
+
+def _narrow(estimate: Estimate, rtol: float) -> bool:
+    low, high = estimate.interval
+    return 0.5 * (high - low) <= rtol * abs(estimate.value)
+
+
+def _as_estimate(law: Any, found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
+    """A law as an estimate, its interval widened by the rounding of the products."""
+    low, high = student_interval(law, level)
+    rounding = _rounding(found, operator)
+    return Estimate(
+        value=law.value, stderr=law.stderr, interval=(low - rounding, high + rounding), confidence=settings.confidence,
+        samples=found.probes, method=found.method,
+    )  # fmt: skip
+
+
+def _rounding(found: Found, operator: LinearOperator) -> float:
+    """Where sampling leaves no error, rounding still does: eps·‖A‖_F·√D, the size of the trace of a multiple of I."""
+    return 4 * float(np.finfo(operator.dtype).eps) * math.sqrt(operator.dim * max(found.square.value, 0.0))
+
+
+def _frobenius(found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
+    """√ of the estimate of ‖A‖_F², its interval mapped along: a monotone map keeps the coverage."""
+    value = math.sqrt(max(found.square.value, 0.0))
+    low, high = (math.sqrt(max(end, 0.0)) for end in found.square.interval(level))
+    rounding = 4 * float(np.finfo(operator.dtype).eps) * value
+    return Estimate(
+        value=value, stderr=found.square.stderr / (2 * value) if value else 0.0,
+        interval=(max(low - rounding, 0.0), high + rounding), confidence=settings.confidence,
+        samples=found.probes, method=found.method,
+    )  # fmt: skip
+
+
+def _more(trace: Estimate, products: int, settings: TraceSettings) -> list[More]:
+    """Products beyond those spent for ±10 %, ±1 %, ±0.1 % of the value."""
+    low, high = trace.interval
+    margin, size = 0.5 * (high - low), abs(trace.value)
+    targets: list[float] = sorted({*WITHIN, settings.rtol or WITHIN[0]}, reverse=True)
+    if size == 0:
+        return [More(within=within, products=0) for within in targets] if margin == 0 else []
+    ratios = [(margin / (within * size)) ** 2 for within in targets]
+    return [
+        More(within=within, products=min(max(math.ceil(products * (ratio - 1)), 0), 10**15))
+        for within, ratio in zip(targets, ratios, strict=True)
+    ]
+
+
+def _dense(
+    operator: LinearOperator,
+    settings: TraceSettings,
+    names: list[str],
+    segments: Segments,
+    block: int,
+    monitor: Monitor,
+    reason: str,
+) -> TraceResult:
+    """The diagonal and the squares of all entries, a block of rows at a time."""
+    diagonal, square = np.empty(operator.dim), 0.0
+    for start, rows in dense_rows(operator, block):
+        diagonal[start : start + len(rows)] = rows[np.arange(len(rows)), start + np.arange(len(rows))]
+        square += float(np.square(rows).sum())
+        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
+    if not (math.isfinite(square) and np.all(np.isfinite(diagonal))):
+        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
+    exact = Estimate.exact
+    layers = [
+        LayerTrace(
+            name=name, dim=sum(b - a for a, b in part),
+            trace=exact(float(sum(diagonal[a:b].sum() for a, b in part)), settings.confidence),
+        )
+        for name, part in zip(names, segments, strict=False)
+    ]  # fmt: skip
+    return TraceResult(
+        dim=operator.dim, method="dense", reason=reason,
+        trace=exact(float(diagonal.sum()), settings.confidence), layers=layers, more=[],
+        frobenius_norm=exact(math.sqrt(square), settings.confidence),
+    )  # fmt: skip
+
+
+def _with_data_error(
+    problem: Problem, settings: TraceSettings, operator: LinearOperator, result: TraceResult
+) -> TraceResult:
+    """The result with the standard errors that come from the examples left out."""
+    trace, frobenius = data_stderr(problem, settings, operator, result.frobenius_norm.value)
+    return result.model_copy(
+        update={
+            "trace": result.trace.model_copy(update={"data_stderr": trace}),
+            "frobenius_norm": result.frobenius_norm.model_copy(update={"data_stderr": frobenius}),
+        }
+    )

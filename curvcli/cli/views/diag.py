@@ -1,0 +1,81 @@
+"""`curv diag` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, failed, header, number, table, with_error
+from curvcli.schema.diag import DiagReport, DiagResult, Pruning
+
+MOST_LAYERS = 12
+
+
+def view(report: DiagReport, width: int, unicode: bool) -> list[Part]:
+    """The range of the entries, the layers by saliency (by mean where there is none), and the trial of pruning."""
+    result, cost = report.result, report.cost
+    parts = [Text(_headline(report), style="bold"), header(report), *failed(report), Text(""), _layers(result)]
+    if result.prune is not None:
+        parts += [Text(""), Text(_verdict(result.prune)), table(_changes(result.prune))]
+    if result.path is not None:
+        parts += [Text(""), Text(f"entries and standard errors in {result.path}")]
+    spent = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = f"{result.method} ({result.reason}) · {spent}"
+    return [*parts, Text(""), Text(foot, style="dim")]
+
+
+def _headline(report: DiagReport) -> str:
+    """`Diagonal of the hessian: 26,122 entries from … to …, standard error … (rms)`."""
+    result = report.result
+    low, high = (pick(layer) for pick, layer in (
+        (lambda layer: layer.min, min(result.layers, key=lambda layer: layer.min)),
+        (lambda layer: layer.max, max(result.layers, key=lambda layer: layer.max)),
+    ))  # fmt: skip
+    squares = sum(layer.dim * layer.stderr**2 for layer in result.layers)
+    error = ", exact" if result.method == "dense" else f", each ± {(squares / result.dim) ** 0.5:.2g} (rms stderr)"
+    return f"Diagonal of the {report.matrix}: {result.dim:,} entries from {number(low)} to {number(high)}{error}"
+
+
+def _layers(result: DiagResult) -> Table:
+    """One row a layer."""
+    saliency = {layer.name: layer for layer in result.saliency or []}
+    pruned = {layer.name: layer.weights for layer in result.prune.layers} if result.prune else {}
+    ordered = sorted(
+        result.layers, key=lambda layer: -(saliency[layer.name].mean if saliency else abs(layer.mean.value))
+    )
+    grid = Table.grid(padding=(0, 2))
+    titles = [
+        "layer",
+        "parameters",
+        "mean entry",
+        "entry ±",
+        *["saliency"] * bool(saliency),
+        *["pruned"] * bool(pruned),
+    ]
+    grid.add_row(*(Text(title, justify="left" if title == "layer" else "right") for title in titles), style="dim")
+    for layer in ordered[:MOST_LAYERS]:
+        low, high = layer.mean.interval
+        cells = [f"{layer.dim:,}", with_error(layer.mean.value, 0.5 * (high - low)), f"{layer.stderr:.2g}"]
+        if saliency:
+            cells.append(f"{saliency[layer.name].mean:.3g}")
+        if pruned:
+            cells.append(f"{pruned[layer.name] / layer.dim:.0%}")
+        grid.add_row(Text(layer.name), *(Text(cell, justify="right") for cell in cells))
+    if len(ordered) > MOST_LAYERS:
+        grid.add_row(f"… {len(ordered) - MOST_LAYERS} more layers")
+    return grid
+
+
+def _verdict(prune: Pruning) -> str:
+    return f"zeroing the {prune.weights:,} weights ({prune.fraction:.3g}) of least saliency changes the loss by"
+
+
+def _changes(prune: Pruning) -> list[tuple[str, str]]:
+    diagonal = prune.predicted_by_diagonal
+    low, high = diagonal.interval
+    return [
+        ("  predicted by the diagonal", with_error(diagonal.value, 0.5 * (high - low))),
+        ("  predicted by the whole Hessian and gradient", number(prune.predicted_by_quadratic)),
+        ("  in truth", number(prune.actual)),
+        ("as many weights of least magnitude", number(prune.magnitude_actual)),
+    ]

@@ -1,0 +1,59 @@
+"""`curv eigs` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, failed, header, number
+from curvcli.schema.eigs import Eigenpair, EigsReport
+
+SHOWN = 20
+"""Eigenvalues of a longer list that are shown, half of them from either end."""
+
+
+def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
+    """The eigenvalues with their residuals and the gradient's share, as many as fit one screen."""
+    result, cost = report.result, report.cost
+    pairs = result.eigenvalues
+    converged = sum(pair.converged for pair in pairs)
+    said = "all converged" if converged == len(pairs) else f"{converged} of {len(pairs)} converged"
+    headline = f"{_wanted(report)} of {report.matrix}: {number(pairs[0].value)}"
+    headline += f" to {number(pairs[-1].value)}; {said}" if len(pairs) > 1 else f"; {said}"
+    parts = [Text(headline, style="bold"), header(report), *failed(report), Text(""), _table(pairs), Text("")]
+    if result.gradient_overlap is not None:
+        parts.append(Text(f"{result.gradient_overlap:.2%} of the squared gradient lies in the span of these vectors"))
+    if result.vectors is not None:
+        parts.append(Text(f"vectors in {result.vectors}"))
+    how = "all eigenvalues, exact" if result.method == "dense" else f"block Lanczos, {result.restarts} restarts"
+    foot = f"{how} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    return [*parts, Text(foot, style="dim")]
+
+
+def _wanted(report: EigsReport) -> str:
+    """`10 largest eigenvalues`."""
+    which = {"both": "extreme", "magnitude": "largest (by magnitude)"}.get(report.result.which, report.result.which)
+    count = len(report.result.eigenvalues)
+    return f"{count} {which} eigenvalue{'s' if count > 1 else ''}"
+
+
+def _table(pairs: list[Eigenpair]) -> Table:
+    """One row a pair; the middle of a long list is left out."""
+    errors = any(pair.data_stderr is not None for pair in pairs)
+    overlaps = any(pair.gradient_cosine_squared is not None for pair in pairs)
+    table = Table.grid(padding=(0, 2))
+    names = ["", "eigenvalue", "residual", *["other data ±"] * errors, *["gradient"] * overlaps, ""]
+    table.add_row(*(Text(name, style="dim", justify="right") for name in names))
+    for index, pair in enumerate(pairs):
+        if len(pairs) > SHOWN and SHOWN // 2 <= index < len(pairs) - SHOWN // 2:
+            if index == SHOWN // 2:
+                table.add_row(Text("…", justify="right"), Text(f"{len(pairs) - SHOWN} more", justify="right"))
+            continue
+        cells = [str(index + 1), f"{pair.value:.7g}", f"{pair.residual:.1e}"]
+        if errors:
+            cells.append("–" if pair.data_stderr is None else f"{pair.data_stderr:.2g}")
+        if overlaps:
+            share = pair.gradient_cosine_squared
+            cells.append("–" if share is None else f"{share:.2%}")
+        table.add_row(*(Text(cell, justify="right") for cell in cells), Text("" if pair.converged else "not converged"))
+    return table

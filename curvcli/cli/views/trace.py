@@ -1,0 +1,58 @@
+"""`curv trace` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, estimate, failed, header, number, table, with_error
+from curvcli.schema.trace import TraceReport
+
+MOST_LAYERS = 14
+
+
+def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
+    """The trace, the norm, the layers with the largest shares, and what a narrower interval would cost."""
+    result = report.result
+    rows = [("trace", estimate(result.trace)), ("Frobenius norm", estimate(result.frobenius_norm))]
+    if result.trace.data_stderr is not None:
+        rows.append(("from the examples left out", f"± {1.96 * result.trace.data_stderr:.2g} on the trace (95%)"))
+    rows.append(("mean eigenvalue", number(result.trace.value / result.dim)))
+    parts = [Text(f"Trace {_short(report)}", style="bold"), header(report), *failed(report), Text(""), table(rows)]
+    if result.layers:
+        parts += [Text(""), _layers(report)]
+    costs = [f"±{100 * more.within:.3g}%: {more.products:,}" for more in result.more if more.products]
+    if costs:
+        parts += [Text(""), Text(f"more products for a trace within {', '.join(costs)}")]
+    cost = report.cost
+    foot = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    return [*parts, Text(f"{result.method}: {result.reason} · {foot}", style="dim")]
+
+
+def _short(report: TraceReport) -> str:
+    trace = report.result.trace
+    low, high = trace.interval
+    exact = " (exact)" if trace.method == "exact" else ""
+    return f"of the {report.matrix}: {with_error(trace.value, 0.0 if exact else 0.5 * (high - low))}{exact}"
+
+
+def _layers(report: TraceReport) -> Table:
+    """Layers by the size of their traces."""
+    grid = Table.grid(padding=(0, 2))
+    titles = ("layer", "parameters", "trace", "per parameter", "share")
+    for title in titles:
+        grid.add_column(justify="left" if title in ("layer", "trace") else "right")
+    grid.add_row(*titles, style="dim")
+    whole = report.result.trace.value
+    ordered = sorted(report.result.layers, key=lambda layer: -abs(layer.trace.value))
+    for layer in ordered[:MOST_LAYERS]:
+        low, high = layer.trace.interval
+        margin = 0.0 if layer.trace.method == "exact" else 0.5 * (high - low)
+        share = f"{layer.trace.value / whole:.1%}" if whole else ""
+        grid.add_row(
+            Text(layer.name), f"{layer.dim:,}", with_error(layer.trace.value, margin),
+            number(layer.trace.value / layer.dim), share,
+        )  # fmt: skip
+    if len(ordered) > MOST_LAYERS:
+        grid.add_row(f"… {len(ordered) - MOST_LAYERS} more layers")
+    return grid

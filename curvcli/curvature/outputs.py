@@ -1,0 +1,117 @@
+"""What stands between J and Jᵀ in a curvature matrix Σ_n J_nᵀ C_n J_n: one batch's C on tangents of the outputs.
+
+Each function is `(loss, outputs, batch, *extra) -> (tangent -> cotangent)`, both of the shape of the outputs
+[b, ..., C], the weights of the examples (or tokens) inside; nothing divides by the normaliser. A *unit* is what has a
+loss of its own: an example, or a token.
+
+Cost: O(outputs), and one derivative of the loss where there is no closed form.
+Source: Grosse, *Neural Net Training Dynamics*, chapter 2, for the sampled Fisher matrix ("pullback sampling trick").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from curvcli.losses import Loss
+from curvcli.problem import Batch, unit_weight
+
+Array = Any
+OutputMap = Callable[[Array], Array]
+
+DRAWS = 2**31 - 1
+"""The stream of label draws within a seed; the streams of probes are numbered from 0."""
+
+
+def identity(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
+    """a_u I: the classical Gauss–Newton matrix."""
+    weight = unit_weight(batch.weight, outputs.ndim)
+    return lambda tangent: weight * tangent
+
+
+def loss_hessian(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
+    """a_u H_z, the Hessian of the loss in the outputs: in closed form, or by automatic differentiation."""
+    if loss.known:
+        return fisher(loss, outputs, batch)
+    # A user's loss may couple the tokens of an example: the weights go inside.
+    gradient = jax.grad(lambda z: weighted_loss(loss, z, batch))
+    return jax.linearize(gradient, outputs)[1]
+
+
+def fisher(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
+    """a_u E[dz dzᵀ], dz the gradient at targets from the model's own distribution: H_z of the loss's family."""
+    assert loss.family is not None
+    assert loss.family.hessian_product is not None
+    product, weight = loss.family.hessian_product, unit_weight(batch.weight, outputs.ndim)
+    return lambda tangent: weight * product(outputs, batch.targets, tangent)
+
+
+def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> OutputMap:
+    """a_u (1/S) Σ_s dz_s dz_sᵀ, dz_s the gradient at targets drawn from the model's own distribution.
+
+    Parameters
+    ----------
+    keys
+        [S], from `draw_keys`. An example's draws depend on its index alone, so that the matrix is the same in every
+        product and for every batch size; sample s is the same whatever S.
+    """
+
+    def each_example(draw: Callable[[Array, Array], Array]) -> Array:
+        own = jax.vmap(jax.random.fold_in, (None, 0))
+        return jax.vmap(lambda key: jax.vmap(draw)(own(key, batch.index), outputs))(keys)
+
+    if loss.family is None:
+        assert loss.draw is not None
+        draw = loss.draw  # the user's function sees a batch of one example
+        targets = each_example(lambda key, z: draw(z[None], key)[0])
+        maps = lambda t, tangent: _outer_products(lambda z: loss.value(z, t), outputs, batch)(tangent)  # noqa: E731
+        return lambda tangent: jnp.mean(jax.vmap(maps, (0, None))(targets, tangent), axis=0)
+
+    assert loss.family.pseudo_gradient is not None
+    dz, weight = each_example(loss.family.pseudo_gradient), unit_weight(batch.weight, outputs.ndim)
+
+    def across(tangent: Array) -> Array:
+        inner = dz * tangent[None]
+        if outputs.ndim > 1:  # outputs [b] have one number a unit, and no axis of their own for it
+            inner = jnp.sum(inner, axis=-1, keepdims=True)
+        return weight * jnp.mean(inner * dz, axis=0)
+
+    return across
+
+
+def observed_fisher(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
+    """a_u dz dzᵀ at the observed targets: the empirical Fisher matrix, one dz a unit."""
+    return _outer_products(lambda z: loss.value(z, batch.targets), outputs, batch)
+
+
+def _outer_products(losses: Callable[[Array], Array], outputs: Array, batch: Batch) -> OutputMap:
+    """Σ_u a_u dz_u dz_uᵀ, dz_u the gradient of unit u's loss: forward for the inner products, back for their sum."""
+    values, forward = jax.linearize(losses, outputs)
+    back = jax.linear_transpose(forward, outputs)
+    weight = unit_weight(batch.weight, values.ndim)
+    return lambda tangent: back(weight * forward(tangent))[0]
+
+
+def draw_keys(seed: int, samples: int) -> Array:
+    """One key a label sample: [samples]."""
+    stream = jax.random.fold_in(jax.random.key(seed), DRAWS)
+    return jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(samples))
+
+
+def active(batch: Batch) -> Array:
+    """Which examples have any weight: [b]."""
+    return jnp.any(batch.weight.reshape(len(batch.weight), -1) > 0, axis=1)
+
+
+def weighted_loss(loss: Loss, outputs: Array, batch: Batch) -> Array:
+    """Σ_u a_u L_u of one batch, as a function of its outputs."""
+    return jnp.sum(example_losses(loss, outputs, batch))
+
+
+def example_losses(loss: Loss, outputs: Array, batch: Batch) -> Array:
+    """Each example's weighted loss, its tokens summed: [b]."""
+    units = loss.value(outputs, batch.targets)
+    return jnp.sum(units * unit_weight(batch.weight, units.ndim), axis=tuple(range(1, units.ndim)))

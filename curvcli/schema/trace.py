@@ -1,0 +1,63 @@
+"""`curv trace`: settings and result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from curvcli.schema.base import Strict
+from curvcli.schema.estimate import Estimate
+from curvcli.schema.report import Report
+from curvcli.schema.settings import AnalysisSettings
+
+TraceMethod = Literal["auto", "dense", "hutchinson", "hutch++", "xtrace"]
+
+
+class TraceSettings(AnalysisSettings):
+    """What `curv trace` can be told."""
+
+    probes: int | None = Field(default=None, ge=1, description="products to spend; default 64, with rtol at most 2048")
+    method: TraceMethod = Field(
+        default="auto",
+        description="dense: exact, a product a parameter; hutchinson: the mean over probes; hutch++, xtrace: the "
+        "dominant space exactly, the rest sampled; auto: dense for small matrices, else what the spectrum favours",
+    )
+
+    @property
+    def max_probes(self) -> int:
+        """Products that may be spent."""
+        return self.probes or (64 if self.rtol is None else 2048)
+
+
+class LayerTrace(Strict):
+    """The part of the trace that belongs to one layer."""
+
+    name: str
+    dim: int = Field(ge=1)
+    trace: Estimate
+
+
+class More(Strict):
+    """What a narrower interval of the trace would cost."""
+
+    within: float = Field(gt=0, description="half-width relative to the value")
+    products: int = Field(ge=0, description="beyond those spent, if the error falls as 1/√products (xtrace: or faster)")
+
+
+class TraceResult(Strict):
+    """The trace, the Frobenius norm, and every layer's part of the trace."""
+
+    dim: int = Field(ge=1)
+    method: Literal["dense", "hutchinson", "hutch++", "xtrace"] = Field(description="the one used")
+    reason: str = Field(description="why this method")
+    trace: Estimate
+    frobenius_norm: Estimate
+    layers: list[LayerTrace] = Field(description="their values sum to the trace; empty for ntk")
+    more: list[More] = Field(description="what ±10 %, ±1 %, ±0.1 % of the trace would cost")
+
+
+class TraceReport(Report[TraceSettings, TraceResult]):
+    """The report of `curv trace`."""
+
+    schema_name: Literal["curv.trace/1"] = Field(default="curv.trace/1", alias="schema")

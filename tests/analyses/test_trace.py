@@ -1,0 +1,224 @@
+"""The whole analysis against dense float64 truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curvcli.analyses import trace
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.subsampling import sampling_factor, shared_spread
+from curvcli.curvature import build_for
+from curvcli.curvature.flatten import Layout
+from curvcli.errors import MemoryLimitError, UsageError
+from curvcli.linalg.iterate import Silent
+from curvcli.linalg.operator import to_dense
+from curvcli.problem import Problem
+from curvcli.schema.trace import TraceResult, TraceSettings
+from tests.problems import dense_hessian, make_problem, mlp, mlp_params, mlp_problem, targets_for
+
+
+def run(problem: Problem, monitor: Any = None, **settings: Any) -> Answer[TraceResult]:
+    settings = {"dtype": "float64", "skip_checks": True, **settings}
+    return trace.run(problem, TraceSettings(**settings), monitor or Silent())
+
+
+def holds(estimate: Any, truth: float) -> bool:
+    return estimate.interval[0] - 1e-12 <= truth <= estimate.interval[1] + 1e-12
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Problem, np.ndarray]:
+    problem = mlp_problem(sizes=(8, 12, 5), count=60, l2=1e-3, batch_size=17)
+    return problem, dense_hessian(problem)
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small problems are answered as large ones are."""
+    monkeypatch.setattr(trace, "DENSE_DIM", 0)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])
+@pytest.mark.parametrize("probes", [6, 40])
+def test_against_dense(network: tuple[Problem, np.ndarray], method: str, probes: int) -> None:
+    problem, exact = network
+    answer = run(problem, method=method, probes=probes, confidence=0.999)
+    result = answer.result
+    assert holds(result.trace, np.trace(exact))
+    assert holds(result.frobenius_norm, np.linalg.norm(exact))
+    layout = Layout.of(problem.params)
+    ends = np.cumsum(layout.sizes)
+    diagonal = np.diag(exact)
+    for layer in result.layers:
+        truth = sum(diagonal[ends[i] - layout.sizes[i] : ends[i]].sum() for i in layout.layers[layer.name])
+        assert holds(layer.trace, truth)
+    assert sum(layer.trace.value for layer in result.layers) == pytest.approx(result.trace.value, rel=1e-12)
+    assert [layer.name for layer in result.layers] == list(layout.layers)
+    assert answer.meter.products <= probes
+    assert result.reason
+
+
+def test_dense_is_exact(network: tuple[Problem, np.ndarray]) -> None:
+    problem, exact = network
+    result = run(problem).result
+    assert result.method == "dense"
+    assert result.trace.value == pytest.approx(np.trace(exact), rel=1e-12)
+    assert result.frobenius_norm.value == pytest.approx(np.linalg.norm(exact), rel=1e-12)
+    assert result.trace.stderr == 0
+    assert sum(layer.trace.value for layer in result.layers) == pytest.approx(result.trace.value, rel=1e-12)
+    assert result.more == []
+
+
+MATRICES = ["ggn", "gauss-newton", "fisher", "fisher-mc", "empirical-fisher", "gradient-covariance", "residual", "ntk"]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_every_matrix(network: tuple[Problem, np.ndarray], matrix: str) -> None:
+    problem, _ = network
+    settings = TraceSettings(matrix=matrix, dtype="float64")  # type: ignore[arg-type]
+    exact = to_dense(build_for(problem, settings))
+    result = run(problem, matrix=matrix, probes=32, confidence=0.999).result
+    assert result.dim == len(exact)
+    assert holds(result.trace, np.trace(exact))
+    assert holds(result.frobenius_norm, np.linalg.norm(exact))
+    assert bool(result.layers) == (matrix != "ntk")
+
+
+@pytest.mark.usefixtures("large")
+def test_rtol_stops_when_it_is_met(network: tuple[Problem, np.ndarray]) -> None:
+    problem, exact = network
+    loose, tight = (run(problem, method="xtrace", rtol=rtol, seed=1) for rtol in (0.5, 0.05))
+    for answer, rtol in ((loose, 0.5), (tight, 0.05)):
+        low, high = answer.result.trace.interval
+        assert 0.5 * (high - low) <= rtol * answer.result.trace.value
+        assert holds(answer.result.trace, np.trace(exact))
+        assert [more.products for more in answer.result.more if more.within == rtol] == [0]
+    assert loose.meter.products < tight.meter.products
+    missed = run(problem, method="hutchinson", rtol=0.001, probes=32)
+    assert missed.meter.products == 32
+    assert any("--rtol" in warning for warning in missed.warnings)
+
+
+@pytest.mark.usefixtures("large")
+def test_auto_gives_the_exact_answer_where_it_is_cheaper(network: tuple[Problem, np.ndarray]) -> None:
+    problem, exact = network
+    answer = run(problem, rtol=1e-4)
+    assert answer.result.method == "dense"
+    assert answer.result.trace.value == pytest.approx(np.trace(exact), rel=1e-12)
+    assert answer.meter.products < 3 * problem.dim
+
+
+@pytest.mark.usefixtures("large")
+def test_auto_says_why(network: tuple[Problem, np.ndarray]) -> None:
+    problem, _ = network
+    assert "test vectors hold" in run(problem, probes=64).result.reason
+    flat = make_problem(
+        lambda p, x: x @ p["w"], {"w": np.ones((60, 1))}, np.sqrt(60) * np.eye(60), np.zeros((60, 1)), batch_size=60
+    )
+    assert run(flat, probes=16).result.trace.value == pytest.approx(60)
+
+
+def test_methods_need_their_products(network: tuple[Problem, np.ndarray]) -> None:
+    problem, _ = network
+    for method, probes in (("xtrace", 3), ("hutch++", 2)):
+        with pytest.raises(UsageError, match="at least"):
+            run(problem, method=method, probes=probes)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("probes", [1, 2, 3, 4, 5])
+def test_few_probes(network: tuple[Problem, np.ndarray], probes: int) -> None:
+    problem, exact = network
+    result = run(problem, probes=probes, confidence=0.99).result
+    assert holds(result.trace, np.trace(exact))
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("questions", [0, 1, 2, 5])
+@pytest.mark.parametrize("method", ["auto", "hutch++", "xtrace"])
+def test_stopped_early_it_answers_with_what_there_is(
+    network: tuple[Problem, np.ndarray], method: str, questions: int
+) -> None:
+    class StopAfter(Silent):
+        left = questions
+
+        def stop(self) -> str | None:
+            self.left -= 1
+            return "time limit" if self.left < 0 else None
+
+    problem, exact = network
+    answer = run(problem, StopAfter(), method=method, probes=64, confidence=0.999)
+    assert holds(answer.result.trace, np.trace(exact))
+    assert answer.meter.products <= 64
+    if answer.result.method != method:
+        assert "stopped" in answer.result.reason or method == "auto"
+
+
+def test_memory_limit(network: tuple[Problem, np.ndarray]) -> None:
+    problem, _ = network
+    with pytest.raises(MemoryLimitError, match="vectors"):
+        run(problem, method="xtrace", max_memory=1000)
+    _, forecast = trace.forecast_trace(problem, TraceSettings(probes=40, method="xtrace"))
+    assert forecast.products == 40
+    assert forecast.bytes > 80 * 8 * problem.dim
+
+
+def test_shared_spread_leaves_the_probes_own_error_out() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000)
+    samples = truth + 3 * rng.normal(size=(8, 4000))
+    assert shared_spread(samples) == pytest.approx(1, abs=0.1)
+    assert np.std(samples[0], ddof=1) > 3
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "ggn", "empirical-fisher", "gradient-covariance"])
+def test_error_of_the_examples_left_out(matrix: str) -> None:
+    """Over random subsets: the mean squared error of the trace is the stated one."""
+    whole, used = 200, 40
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(whole, 4)), targets_for("softmax_cross_entropy", whole, 3)
+    params = mlp_params((4, 5, 3))
+
+    def problem(chosen: np.ndarray) -> Problem:
+        made = make_problem(mlp, params, inputs[chosen], targets[chosen], "softmax_cross_entropy", batch_size=40)
+        return replace(made, population=whole)
+
+    truth = run(problem(np.arange(whole)), matrix=matrix).result
+    errors, stated = [], []
+    for seed in range(60):
+        chosen = np.random.default_rng(seed).choice(whole, used, replace=False)
+        result = run(problem(chosen), matrix=matrix, seed=seed).result
+        assert result.trace.data_stderr is not None
+        assert result.frobenius_norm.data_stderr is not None
+        errors.append([
+            result.trace.value - truth.trace.value, result.frobenius_norm.value - truth.frobenius_norm.value
+        ])  # fmt: skip
+        stated.append([result.trace.data_stderr, result.frobenius_norm.data_stderr])
+    ratio = np.sqrt(np.mean(np.square(stated), axis=0) / np.mean(np.square(errors), axis=0))
+    assert 0.7 < ratio[0] < 1.4
+    assert 0.6 < ratio[1] < 1.6
+    assert truth.trace.data_stderr is None
+
+
+def test_sampling_factor() -> None:
+    problem = mlp_problem(count=20)
+    assert sampling_factor(problem) == 0
+    assert sampling_factor(replace(problem, population=None)) == pytest.approx(20**-0.5)
+    assert sampling_factor(replace(problem, population=40)) == pytest.approx(40**-0.5)
+
+
+def test_the_batch_size_does_not_matter(network: tuple[Problem, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "DENSE_DIM", 0)
+    problem, _ = network
+    one, other = (
+        run(replace(problem, batches=problem.batches.resized(size)), method="xtrace", probes=16).result
+        for size in (7, 60)
+    )
+    assert one.trace.value == pytest.approx(other.trace.value, rel=1e-10)
+    assert one.trace.stderr == pytest.approx(other.trace.stderr, rel=1e-6)
