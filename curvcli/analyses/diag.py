@@ -66,7 +66,7 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
             reason = f"{operator.dim} products give all {operator.dim} entries exactly"
         found, level = dense(operator, segments, plan.at_once, monitor), 1 - settings.confidence
     else:
-        found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings)
+        found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings, meter)
     if not np.all(np.isfinite(found.value)):
         raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
     saliency, prune = None, None
@@ -119,8 +119,12 @@ def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, and at most how many products, passes and bytes."""
     pruning.check(settings)
     memory, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
-    products = dim if resolved_method(settings, dim) == "dense" else settings.max_probes
+    exact = resolved_method(settings, dim) == "dense"
+    products = dim if exact else settings.max_probes
     passes = -(-products // memory.at_once)
+    if settings.prune is not None:
+        fresh = 0 if exact else pruning.PROBES
+        products, passes = products + fresh + 1, passes + -(-fresh // memory.at_once) + 1
     return planning.cut(problem, memory.at_once), Forecast(products=products, data_passes=passes, bytes=memory.bytes)
 
 
@@ -151,6 +155,7 @@ def sampled(
     plan: planning.MemoryPlan,
     monitor: Monitor,
     warnings: list[str],
+    meter: Meter,
 ) -> tuple[Found, float, str]:
     """Looks at the intervals until they are narrow enough, or once, when all products are spent.
 
@@ -181,7 +186,9 @@ def sampled(
         budget, look = min(math.ceil(budget * growth), settings.max_probes), look + 1
         if settings.method == "auto" and budget >= operator.dim:
             reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, one an entry"
+            meter.products -= sampler.padding
             return dense(operator, segments, plan.at_once, monitor), alpha, reason
+    meter.products -= sampler.padding
     if found.method != method:
         reason += f"; stopped before that, the answer is that of {found.method}"
     return found, level, reason

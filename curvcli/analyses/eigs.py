@@ -17,7 +17,7 @@ from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
 from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM, noise, tolerance
-from curvcli.analyses.subsampling import forms, sampling_factor
+from curvcli.analyses.subsampling import eigenvalue_stderr
 from curvcli.curvature import build_for, dimension, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, NumericsError
@@ -41,8 +41,6 @@ EXTRA_ROWS = 64
 
 LEAST_ROWS = 20
 """Rows beyond k (and a quarter) without which restarts make no way."""
-
-FORM_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Pairs:
 def run(problem: Problem, settings: EigsSettings, monitor: Monitor) -> Answer[EigsResult]:
     """The k extreme eigenpairs of one curvature matrix.
 
-    Cost: for networks about 2k + 30 products, k of them (at most 16) to measure the residuals; D products for a dense
+    Cost: for networks about 3k + 20 products, k of them to measure the residuals; D products for a dense
     answer. On part of the examples, k quadratic forms of every example more.
     """
     value, gradient = finite_objective(problem)
@@ -115,7 +113,7 @@ def forecast(problem: Problem, settings: EigsSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products."""
     plan, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
     block = min(plan.block, dim)
-    products = dim if plan.method == "dense" else min(2 * settings.k + 30, settings.max_probes)
+    products = dim if plan.method == "dense" else min(3 * settings.k + 20, settings.max_probes)
     cost = Forecast(products=products, data_passes=-(-products // block), bytes=plan.bytes)
     return planning.cut(problem, block), cost
 
@@ -151,7 +149,7 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
     def needed(capacity: int, widest: int) -> int:
         # The basis, beside it what a restart keeps or the vectors handed back; a block in flight; a batch's tangents.
         rows = -(-capacity // CHUNK) * CHUNK
-        beside = max(rows * 3 // 5 + CHUNK, k + 2 * eigen.COMBINATIONS) + (2 * k if settings.vectors else 0)
+        beside = max(rows * 3 // 5 + CHUNK, k) + (2 * k if settings.vectors else 0)
         return resident + vector * (rows + beside + 6 * widest) + (widest + 3) * batch
 
     least = k + k // 4 + LEAST_ROWS
@@ -169,14 +167,13 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
 def _lanczos(
     operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor, warnings: list[str]
 ) -> Pairs:
-    """Block Lanczos with thick restarts, and the measured residuals."""
+    """Block Lanczos with thick restarts, and the true residuals."""
     k, block = min(settings.k, operator.dim), min(BLOCK, operator.dim)
     low = {"smallest": k, "both": k // 2}.get(settings.which, 0)
     key = jax.random.key(settings.seed)
-    checked = k if k <= eigen.CHECKED else eigen.COMBINATIONS
     algorithm = eigen.ThickRestart(
         low, k - low, tol=0.75 * tolerance(settings), capacity=plan.capacity,
-        max_products=max(settings.max_probes - checked, block), key=jax.random.fold_in(key, 0),
+        max_products=max(settings.max_probes - k, block), key=jax.random.fold_in(key, 0),
         start=krylov.from_random(jax.random.fold_in(key, 0), block, operator.dim, operator.dtype),
         magnitude=settings.which == "magnitude", widest=plan.widest,
     )  # fmt: skip
@@ -187,7 +184,7 @@ def _lanczos(
     elif algorithm.in_doubt(state):
         warnings.append("equal eigenvalues may have more copies than were found: allow more products with --probes")
     norm = max(state.space.norm, float(np.abs(found.values).max()))
-    values, residuals = eigen.measured_residuals(operator, found, jax.random.fold_in(key, 2), block)
+    values, residuals = eigen.true_residuals(operator, found.vectors, block)
     order = np.argsort(-values, kind="stable")
     # A residual below the noise of a product is not knowledge.
     residuals = np.maximum(residuals, 0.5 * noise(settings) * norm)[order]
@@ -218,7 +215,7 @@ def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor
 
 def _eigenpairs(problem: Problem, settings: EigsSettings, pairs: Pairs, cosines: np.ndarray | None) -> list[Eigenpair]:
     """The pairs as the report has them."""
-    errors = _data_stderr(problem, settings, pairs.vectors)
+    errors = eigenvalue_stderr(problem, settings, pairs.vectors)
     return [
         Eigenpair(
             value=value, residual=residual, interval=(value - residual, value + residual),
@@ -239,22 +236,6 @@ def _cosines_squared(vectors: Array, gradient: Array) -> np.ndarray | None:
     direction = direction / norm
     cosines = [float(np.asarray(vectors[i], np.float64) @ direction) for i in range(len(vectors))]
     return np.minimum(np.square(cosines), 1.0)
-
-
-def _data_stderr(problem: Problem, settings: EigsSettings, vectors: Array) -> np.ndarray | None:
-    """Standard errors [r] of the eigenvalues as those of the whole data set, from the spread over the examples used.
-
-    To first order an eigenvalue moves by yᵀ(A_whole − A)y, whose summands are the examples' quadratic forms. None where
-    the whole set was used, and for the kernel, whose rows are the examples.
-    """
-    if not problem.subsampled or settings.matrix == "ntk" or problem.batches.num_examples < 2:
-        return None
-    spreads = []
-    for start in range(0, len(vectors), FORM_BLOCK):
-        rows = jnp.asarray(vectors[start : start + FORM_BLOCK])
-        padded = jnp.pad(rows, ((0, FORM_BLOCK - len(rows)), (0, 0)))
-        spreads.append(forms(problem, settings, padded)[: len(rows)].std(axis=1, ddof=1))
-    return sampling_factor(problem) * np.concatenate(spreads)
 
 
 def _warn_of_residuals(result: EigsResult, settings: EigsSettings, asked: float, warnings: list[str]) -> None:

@@ -114,7 +114,7 @@ def trial(
     changes = [loss_without(problem, layout, weights, gone) - value for gone in (pruned, smallest)]
     return Pruning(
         fraction=settings.prune, weights=count, threshold=float(ranks[pruned].max()),
-        predicted_by_diagonal=_predicted(settings, operator, found, np.where(pruned, weights, 0.0), at_once),
+        predicted_by_diagonal=_predicted(settings, operator, found, np.where(pruned, weights, 0.0), at_once, meter),
         first_order=first, predicted_by_quadratic=first + 0.5 * float(delta @ image),
         actual=changes[0], magnitude_actual=changes[1],
         resolution=8 * float(np.finfo(operator.dtype).eps) * max(abs(value), *(abs(value + c) for c in changes)),
@@ -126,7 +126,7 @@ def trial(
 
 
 def _predicted(
-    settings: DiagSettings, operator: LinearOperator, found: Found, weights: np.ndarray, at_once: int
+    settings: DiagSettings, operator: LinearOperator, found: Found, weights: np.ndarray, at_once: int, meter: Meter
 ) -> Estimate:
     """½ Σ H_ii w_i² over the pruned weights (`weights`, zero elsewhere), that is ½ tr WHW with W = diag w."""
     if not found.samples:
@@ -136,6 +136,7 @@ def _predicted(
     key = jax.random.fold_in(jax.random.key(settings.seed), FRESH)
     sampler = Sampler(scaled, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
     sampler.draw(PROBES)
+    meter.products -= sampler.padding
     (law,) = sampler.hutchinson().sums
     low, high = student_interval(law, 1 - settings.confidence)
     return Estimate(

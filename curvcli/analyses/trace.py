@@ -144,7 +144,7 @@ def sampled(
     chosen, reason = method, f"--method {method} was asked for"
     while True:
         if chosen == "auto":
-            chosen, reason = _choose(tracer, budget, settings, alpha, look)
+            chosen, reason = _choose(tracer, budget, settings.max_probes)
         found = _estimate(tracer, chosen if chosen != "auto" else "hutchinson", budget)
         level = alpha if settings.rtol is None else spent(alpha, look)
         trace = _as_estimate(found.trace, found, settings, level, operator)
@@ -153,12 +153,14 @@ def sampled(
         if budget >= settings.max_probes or monitor.stop() is not None:
             warnings.append(f"--rtol {settings.rtol:g} was not reached with {found.products} products")
             break
-        following = student_margin(found, spent(alpha, look + 1)), found.products
-        budget = min(_next_budget(following, before, settings.rtol * abs(found.trace.value)), settings.max_probes)
+        margin = student_margin(found, spent(alpha, look + 1))
+        budget = _next_budget(found, margin, before, settings.rtol * abs(found.trace.value))
+        budget = min(budget, settings.max_probes)
         if method == "auto" and budget >= operator.dim:
+            meter.products -= tracer.padding
             reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, a product a dimension"
             return _dense(operator, settings, names, segments, at_once, monitor, reason)
-        look, before = look + 1, following if found.method == "xtrace" else None
+        look, before = look + 1, (margin, found.products) if found.method == "xtrace" else None
         if chosen == "hutchinson" and method == "auto":
             chosen = "auto"  # what is left to do may make the other way cheaper
     meter.products -= tracer.padding
@@ -195,19 +197,19 @@ def _estimate(tracer: Tracer, method: str, budget: int) -> Found:
     return tracer.hutchpp() if tracer.fresh.count or not tracer.fresh.dim else tracer.hutchinson()
 
 
-def _choose(tracer: Tracer, budget: int, settings: TraceSettings, alpha: float, look: int) -> tuple[str, str]:
+def _choose(tracer: Tracer, budget: int, most: int) -> tuple[str, str]:
     """XTrace if the images of the test vectors hold so much of the matrix that sampling the rest is the better half.
 
     With n products, Hutchinson's error is √(2‖B‖²/n), and XTrace's at most √(2‖rest‖²/(n/2)).
     """
     tests = max(tracer.drawn, min(max(budget // 2, 2), tracer.operator.dim))
     tracer.draw(tests)
-    if tracer.drawn < 2 or settings.max_probes < LEAST["xtrace"]:
+    if tracer.drawn < 2 or most < LEAST["xtrace"]:
         return "hutchinson", "too few products for anything else"
     whole, rest = tracer.captured()
     share = 1 - rest / whole if whole > 0 else 1.0
     what = f"the images of {tracer.drawn} test vectors hold {max(share, 0):.1%} of ‖A − cI‖²"
-    if 2 * tracer.drawn <= settings.max_probes and 2 * rest < whole:
+    if 2 * tracer.drawn <= most and 2 * rest < whole:
         return "xtrace", f"{what}: half of the products sample what is left better than all would the whole"
     return "hutchinson", f"{what}: too little for a second half of the products to be spent on it"
 
@@ -218,20 +220,20 @@ def student_margin(found: Found, level: float) -> float:
     return 0.5 * (high - low)
 
 
-def _next_budget(now: tuple[float, int], before: tuple[float, int] | None, wanted: float) -> int:
-    """Products for the margin wanted, from the margins at this look and the one before, each with its products.
+def _next_budget(found: Found, margin: float, before: tuple[float, int] | None, wanted: float) -> int:
+    """Products for the margin wanted, from this look's margin and the one before, with its products.
 
-    A margin falls as n^−p: p = ½ for Hutchinson's; for XTrace's, which falls faster where the spectrum decays, what the
-    two looks say, but at least that. At most four times as many, and an eighth more at least.
+    A margin falls as n^−p: p = ½ for Hutchinson's; for XTrace's, which falls faster where the spectrum decays, what
+    the two looks say, but at least that. Never more than three times as much (of Hutchinson's, whose law is known, 32).
     """
-    margin, products = now
+    products, most = found.products, 32.0 if found.method == "hutchinson" else 3.0
     if wanted <= 0:
         return 4 * products
     power = 0.5
     if before is not None and 0 < margin < before[0]:
         power = min(max(math.log(before[0] / margin) / math.log(products / before[1]), 0.5), 8.0)
     growth = (margin / wanted) ** (1 / power) * MARGIN
-    return max(math.ceil(products * min(max(growth, 1.125), 4.0)), products + 2)
+    return max(math.ceil(products * min(max(growth, 1.125), most)), products + 2)
 
 
 def _narrow(estimate: Estimate, rtol: float) -> bool:

@@ -63,7 +63,7 @@ class Sampler:
         self.plain = Moments(self.layout, operator.dim)
         self.images: list[Array] = []
         self.planned: int | None = None
-        self.products = 0
+        self.products = self.padding = 0  # the latter: zero vectors that fill up blocks
         self.range: exchange.Range | None = None
         self.range_images: Array | None = None
 
@@ -136,5 +136,6 @@ class Sampler:
         missing = self.at_once - len(vectors) if self.products else 0
         images = self.operator.matmat(jnp.pad(vectors, ((0, missing), (0, 0))))[: len(vectors)]
         self.products += len(vectors)
+        self.padding += missing
         self.monitor.progress("diagonal", self.products, self.planned)
         return images

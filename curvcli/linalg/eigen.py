@@ -25,12 +25,6 @@ WIDEST = 8
 MISSED = 0.01
 """Probability with which a search for missed copies may end although there are some (in exact arithmetic)."""
 
-CHECKED = 16
-"""Pairs up to which every residual is measured by a product of its own."""
-
-COMBINATIONS = 8
-"""Products that measure the rounding in the residuals of more pairs than that."""
-
 
 class Search(NamedTuple):
     """Everything that a step changes."""
@@ -261,52 +255,6 @@ class ThickRestart:
                     beyond = outermost_first[count] if count < len(values) else -np.inf
                     found.append((float(group[-1]), float(beyond), float(outermost_first[-1])))
         return found
-
-
-def measured_residuals(
-    operator: LinearOperator, found: EigenResult, key: Any, block: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and residual norms of what was found, rounding included: [r], [r].
-
-    Up to `CHECKED` pairs: Rayleigh quotients and residuals from a product with each vector. More pairs: the residuals
-    of the recurrence, and with each the root sum of squares of the rounding in all of them. Random combinations g of
-    the pairs measure it, chosen so that the residuals cancel in them as far as the recurrence knows them: what is left
-    of A(gY) − (gΘ)Y is rounding.
-
-    Parameters
-    ----------
-    block
-        Vectors in a product: those that are compiled already.
-
-    Notes
-    -----
-    Cost: r products, or `COMBINATIONS` where r is larger than `CHECKED`.
-    """
-    count, known = len(found.values), len(found.leaving)
-    if count <= CHECKED or 2 * known > count:
-        return true_residuals(operator, found.vectors, block)
-    weights = np.array(jax.random.normal(key, (count, COMBINATIONS)), np.float64)
-    weights -= np.linalg.pinv(found.leaving, rcond=1e-10) @ (found.leaving @ weights)
-    weights /= np.linalg.norm(weights, axis=0)
-    errors = _residuals_of_combinations(operator, found, weights.T, block)
-    rounding = np.sqrt((count - known) * np.mean(np.square(errors)))
-    return found.values, np.hypot(found.residuals, rounding)
-
-
-def _residuals_of_combinations(
-    operator: LinearOperator, found: EigenResult, weights: np.ndarray, block: int
-) -> np.ndarray:
-    """‖A(gY) − (gΘ)Y‖ for combinations g in rows."""
-    dtype = found.vectors.dtype
-    vectors = jnp.asarray(weights, dtype) @ found.vectors
-    expected = jnp.asarray(weights * found.values, dtype) @ found.vectors
-    errors = np.concatenate([
-        np.asarray(normalise(image - expected[start : start + len(image)])[1], np.float64)
-        for start, image in _images(operator, vectors, block)
-    ])  # fmt: skip
-    if not np.all(np.isfinite(errors)):
-        raise not_finite()
-    return errors
 
 
 def true_residuals(operator: LinearOperator, vectors: Array, block: int = 1) -> tuple[np.ndarray, np.ndarray]:

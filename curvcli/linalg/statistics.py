@@ -144,13 +144,14 @@ def _chi_square_factor(nu: float, upper: float) -> float:
 def spent(alpha: float, look: int) -> float:
     """The error probability of the look'th look (1, 2, …) at an interval whose width decides whether to go on.
 
-    α/(j(j+1)) sums to α over any number of looks, so that all the intervals hold together with probability 1 − α, and
-    stopping by any rule keeps the coverage.
+    The shares 0.1, 0.6, 0.15, 0.075, 0.0375, … sum to α over any number of looks, so that all the intervals hold
+    together with probability 1 − α, and stopping by any rule keeps the coverage. The first look is a pilot, which says
+    how many probes the second needs; that one gets most, since it should be the last.
 
-    >>> spent(0.06, 1), spent(0.06, 2)
-    (0.03, 0.01)
+    >>> round(spent(0.05, 1), 4), round(spent(0.05, 2), 4), round(spent(0.05, 3), 4)
+    (0.005, 0.03, 0.0075)
     """
-    return alpha / (look * (look + 1))
+    return alpha * {1: 0.1, 2: 0.6}.get(look, 0.3 * 0.5 ** (look - 2))
 
 
 def over_pairs(square: np.ndarray) -> tuple[float, int]:
