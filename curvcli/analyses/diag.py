@@ -13,6 +13,7 @@ from curvcli.analyses import planning, pruning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
 from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM
+from curvcli.analyses.subsampling import layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import NumericsError, UsageError
@@ -74,9 +75,16 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
         saliency = pruning.saliencies(problem, settings, found)
         if settings.prune is not None:
             prune = pruning.trial(problem, settings, operator, found, value, gradient, plan.at_once, meter)
+    layers = _layers(names, segments, found, settings.confidence, level)
+    if subsampled(problem, settings):
+        errors = layer_stderr(problem, settings, segments)
+        layers = [
+            layer.model_copy(update={"mean": layer.mean.model_copy(update={"data_stderr": float(error / layer.dim)})})
+            for layer, error in zip(layers, errors, strict=True)
+        ]
     result = DiagResult(
         dim=operator.dim, method=found.method, reason=reason, path=settings.arrays,  # type: ignore[arg-type]
-        layers=_layers(names, segments, found, settings.confidence, level), saliency=saliency, prune=prune,
+        layers=layers, saliency=saliency, prune=prune,
     )  # fmt: skip
     return Answer(result, meter, value, checks, warnings, arrays(layout, found, operator))
 
@@ -132,9 +140,7 @@ def layer_segments(layout: Layout, dim: int) -> tuple[list[str], Segments]:
     """Names of the layers and where their parameters lie; one, `outputs`, where the vector is no parameters."""
     if layout.dim != dim:
         return ["outputs"], (((0, dim),),)
-    ends = np.cumsum(layout.sizes).tolist()
-    ranges = [(end - size, end) for end, size in zip(ends, layout.sizes, strict=True)]
-    return list(layout.layers), tuple(tuple(ranges[leaf] for leaf in leaves) for leaves in layout.layers.values())
+    return list(layout.layers), layout.segments
 
 
 def dense(operator: LinearOperator, segments: Segments, block: int, monitor: Monitor) -> Found:

@@ -12,7 +12,7 @@ from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
 from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM
-from curvcli.analyses.subsampling import data_stderr, subsampled
+from curvcli.analyses.subsampling import data_stderr, layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import NumericsError, UsageError
@@ -59,7 +59,7 @@ def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[T
     else:
         result = sampled(operator, settings, method, names, segments, plan.at_once, monitor, warnings, meter)
     if subsampled(problem, settings):
-        result = _with_data_error(problem, settings, operator, result)
+        result = _with_data_error(problem, settings, operator, result, segments)
     return Answer(result, meter, value, checks, warnings)
 
 
@@ -106,9 +106,7 @@ def layer_segments(problem: Problem, dim: int) -> tuple[list[str], Segments]:
     layout = Layout.of(problem.params)
     if layout.dim != dim:
         return [], (((0, dim),),)
-    ends = np.cumsum(layout.sizes).tolist()
-    ranges = [(end - size, end) for end, size in zip(ends, layout.sizes, strict=True)]
-    return list(layout.layers), tuple(tuple(ranges[leaf] for leaf in leaves) for leaves in layout.layers.values())
+    return list(layout.layers), layout.segments
 
 
 def forecast_trace(problem: Problem, settings: TraceSettings) -> tuple[Plan, Forecast]:
@@ -315,13 +313,22 @@ def _dense(
 
 
 def _with_data_error(
-    problem: Problem, settings: TraceSettings, operator: LinearOperator, result: TraceResult
+    problem: Problem, settings: TraceSettings, operator: LinearOperator, result: TraceResult, segments: Segments
 ) -> TraceResult:
     """The result with the standard errors that come from the examples left out."""
+
+    def stated(estimate: Estimate, error: float) -> Estimate:
+        return estimate.model_copy(update={"data_stderr": error})
+
     trace, frobenius = data_stderr(problem, settings, operator, result.frobenius_norm.value)
+    layers = [
+        layer.model_copy(update={"trace": stated(layer.trace, float(error))})
+        for layer, error in zip(result.layers, layer_stderr(problem, settings, segments), strict=True)
+    ]
     return result.model_copy(
         update={
-            "trace": result.trace.model_copy(update={"data_stderr": trace}),
-            "frobenius_norm": result.frobenius_norm.model_copy(update={"data_stderr": frobenius}),
+            "trace": stated(result.trace, trace),
+            "frobenius_norm": stated(result.frobenius_norm, frobenius),
+            "layers": layers,
         }
     )

@@ -57,6 +57,13 @@ class Layout:
             found.setdefault(name.rpartition("/")[0] or name, []).append(index)
         return found
 
+    @property
+    def segments(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Where each layer lies in the vector: the ranges `(start, stop)` of its leaves, in the order of `layers`."""
+        ends = np.cumsum(self.sizes).tolist()
+        ranges = [(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        return tuple(tuple(ranges[leaf] for leaf in leaves) for leaves in self.layers.values())
+
     @partial(jax.jit, static_argnums=0)
     def leaf_sums(self, vectors: Array) -> Array:
         """The sum over each parameter's segment: [..., dim] -> [..., leaves]."""

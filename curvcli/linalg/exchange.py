@@ -209,7 +209,7 @@ def xtrace(k: Sketch, sizes: np.ndarray) -> Exchanged:
         square = square_law(known, shift, dim, float(body[0]), Pairs(0, 0, 0, 0, 0), law, 1)
         return Exchanged(law, square, _parts(k, one, sizes, 1.0, law))
     left, right = _pairs(s)
-    two = leave_out(k, _orthonormal(k.own[left], k.own[right]), np.stack([left, right], axis=-1))
+    two = leave_out(k, orthonormal_pairs(k.own[left], k.own[right]), np.stack([left, right], axis=-1))
     pairs = _pair_means(k, two, left, right, shift)
     change = [x[test] - two.trace[:, side] for side, test in ((0, left), (1, right))]
     covariance = _covariance(change[0], change[1], s)
@@ -271,7 +271,7 @@ def _pairs(s: int) -> tuple[np.ndarray, np.ndarray]:
     return left, (left + np.repeat(offsets, s)) % s
 
 
-def _orthonormal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def orthonormal_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Pairs of unit (or zero) vectors [p, r] made orthonormal: [p, 2, r]."""
     rest = second - np.sum(first * second, axis=1, keepdims=True) * first
     norms = np.linalg.norm(rest, axis=1, keepdims=True)

@@ -57,7 +57,7 @@ def xdiag(layout: Ranges, tests: Array, space: exchange.Range, images: Array) ->
     w, e = (np.asarray(tests @ rows.T, np.float64) for rows in (space.basis, rest))
     s, dim = tests.shape
     left, right = _pairs(s)
-    single, pair = space.own[:, None, :], exchange._orthonormal(space.own[left], space.own[right])
+    single, pair = space.own[:, None, :], exchange.orthonormal_pairs(space.own[left], space.own[right])
     one = _leave_out(h, w, space.images, single, np.arange(s)[:, None])
     two = _leave_out(h, w, space.images, pair, np.stack([left, right], axis=1))
     inside = np.einsum("ntq,nqr,ntr->", one.back, one.turn, w[one.tests])

@@ -196,6 +196,7 @@ def test_error_of_the_examples_left_out(matrix: str) -> None:
         result = run(problem(chosen), matrix=matrix, seed=seed).result
         assert result.trace.data_stderr is not None
         assert result.frobenius_norm.data_stderr is not None
+        assert all(layer.trace.data_stderr is not None for layer in result.layers)
         errors.append([
             result.trace.value - truth.trace.value, result.frobenius_norm.value - truth.frobenius_norm.value
         ])  # fmt: skip
@@ -222,3 +223,17 @@ def test_the_batch_size_does_not_matter(network: tuple[Problem, np.ndarray], mon
     )
     assert one.trace.value == pytest.approx(other.trace.value, rel=1e-10)
     assert one.trace.stderr == pytest.approx(other.trace.stderr, rel=1e-6)
+
+
+def test_error_of_the_layers_is_that_of_their_blocks() -> None:
+    """With one layer alone differentiated, the whole's error is the layer's."""
+    problem = replace(mlp_problem(sizes=(4, 5, 3), count=80), population=400)
+    layers = run(problem, matrix="ggn").result.layers
+    for layer in layers:
+        chosen = {name: leaf for name, leaf in problem.params.items() if name.startswith(layer.name + "/")}
+        rest = {name: leaf for name, leaf in problem.params.items() if name not in chosen}
+        block = replace(problem, params=chosen, frozen={"params": rest, "collections": {}})
+        alone = run(block, matrix="ggn").result.trace
+        assert alone.value == pytest.approx(layer.trace.value, rel=1e-9)
+        assert alone.data_stderr is not None
+        assert layer.trace.data_stderr == pytest.approx(alone.data_stderr, rel=0.35)

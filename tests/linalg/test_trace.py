@@ -85,7 +85,7 @@ def test_leaving_two_out_equals_leaving_them_out() -> None:
     space = exchange.range_of(tests @ matrix)
     sketch = exchange.sketch(SEGMENTS, tests, space, space.basis @ matrix)
     left, right = np.array([0, 2]), np.array([3, 5])
-    turn = exchange._orthonormal(space.own[left], space.own[right])
+    turn = exchange.orthonormal_pairs(space.own[left], space.own[right])
     two = exchange.leave_out(sketch, turn, np.stack([left, right], axis=-1))
     for pair, (i, j) in enumerate([(0, 3), (2, 5)]):
         for side, (one, other) in enumerate([(i, j), (j, i)]):
