@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 from curvcli.xla import guard_environment
 
@@ -19,6 +20,13 @@ jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="curv-tes
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_given_up() -> Iterator[None]:
+    """Thousands of loaded programs exhaust the memory maps that a process may have, and XLA then crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -217,9 +217,11 @@ def test_error_of_the_examples_left_out(method: str) -> None:
     errors, stated = [], []
     for seed in range(25 if method == "dense" else 3):
         chosen = np.random.default_rng(seed).choice(whole, used, replace=False)
-        part = mlp_problem(sizes=(4, 5, 3), count=used)
-        batches = replace(part.batches, inputs=full.batches.inputs[chosen], targets=full.batches.targets[chosen])
-        part = replace(part, batches=batches, population=whole)
+        batches = replace(
+            full.batches, inputs=full.batches.inputs[chosen], targets=full.batches.targets[chosen],
+            weight=full.batches.weight[chosen],
+        )  # fmt: skip
+        part = replace(full, batches=batches, normaliser=float(used))
         result = run(part, matrix="ggn", method=method, seed=seed, probes=4, steps=20).result
         assert result.trace.data_stderr is not None
         assert result.frobenius_norm.data_stderr is not None

@@ -183,11 +183,12 @@ def test_error_of_the_examples_left_out(matrix: str) -> None:
     whole, used = 200, 40
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(whole, 4)), targets_for("softmax_cross_entropy", whole, 3)
-    params = mlp_params((4, 5, 3))
+    made = make_problem(mlp, mlp_params((4, 5, 3)), inputs, targets, "softmax_cross_entropy", batch_size=40)
 
     def problem(chosen: np.ndarray) -> Problem:
-        made = make_problem(mlp, params, inputs[chosen], targets[chosen], "softmax_cross_entropy", batch_size=40)
-        return replace(made, population=whole)
+        weight = made.batches.weight[chosen]
+        batches = replace(made.batches, inputs=inputs[chosen], targets=targets[chosen], weight=weight)
+        return replace(made, batches=batches, normaliser=float(len(chosen)))
 
     truth = run(problem(np.arange(whole)), matrix=matrix).result
     errors, stated = [], []
@@ -236,4 +237,5 @@ def test_error_of_the_layers_is_that_of_their_blocks() -> None:
         alone = run(block, matrix="ggn").result.trace
         assert alone.value == pytest.approx(layer.trace.value, rel=1e-9)
         assert alone.data_stderr is not None
-        assert layer.trace.data_stderr == pytest.approx(alone.data_stderr, rel=0.35)
+        assert layer.trace.data_stderr is not None
+        assert 0.4 < layer.trace.data_stderr / alone.data_stderr < 2.5  # 16 probes of one, 32 of the other
