@@ -74,6 +74,14 @@ def finite_objective(problem: Problem) -> tuple[float, Array]:
     return value, gradient
 
 
+def examined(
+    problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int
+) -> tuple[dict[str, Check], list[str]]:
+    """The self-checks, unless they are to be left out, and all warnings of this matrix for this model and loss."""
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
+    return checks, [*warnings, *matrix_notes(problem, settings)]
+
+
 def self_checks(
     problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int
 ) -> tuple[dict[str, Check], list[str]]:

@@ -11,8 +11,8 @@ import scipy.special
 
 from curvcli.analyses import planning, pruning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
-from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM
+from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, diagonal_of, rows_written_out
 from curvcli.analyses.subsampling import layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
@@ -21,7 +21,7 @@ from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
-from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
@@ -54,8 +54,7 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     operator = meter.count(build_for(problem, settings))
     method = resolved_method(settings, operator.dim)
     plan = memory_plan(problem, settings)
-    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
-    warnings = [*warnings, *matrix_notes(problem, settings)]
+    checks, warnings = examined(problem, operator, settings, plan.at_once)
     if problem.subsampled:
         of = "" if problem.population is None else f" of {problem.population:,}"
         warnings.append(f"the intervals are for the {problem.batches.num_examples:,} examples used{of}, not for all")
@@ -146,9 +145,8 @@ def layer_segments(layout: Layout, dim: int) -> tuple[list[str], Segments]:
 def dense(operator: LinearOperator, segments: Segments, block: int, monitor: Monitor) -> Found:
     """Every entry, by the products of the unit vectors."""
     layout, value = Ranges.of(segments), np.empty(operator.dim)
-    for start, rows in dense_rows(operator, block):
-        value[start : start + len(rows)] = rows[np.arange(len(rows)), start + np.arange(len(rows))]
-        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
+    for start, rows in rows_written_out(operator, block, monitor):
+        value[start : start + len(rows)] = diagonal_of(start, rows)
     sums = [Law(float(total), 0.0, 1.0) for total in layout.gathered(layout.sums(value))]
     return Found("dense", value, np.zeros(operator.dim), np.ones(len(layout.ends)), sums, 0)
 
@@ -170,8 +168,8 @@ def sampled(
     sampler = Sampler(
         operator, jax.random.key(settings.seed), segments,
         at_once=plan.at_once, keep=method != "hutchinson", monitor=monitor,
+        planned=settings.max_probes,
     )  # fmt: skip
-    sampler.planned = settings.max_probes
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
     alpha, look, reason = 1 - settings.confidence, 1, f"--method {method} was asked for"
     if method == "auto":

@@ -15,17 +15,18 @@ import numpy as np
 
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
-from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM, noise, tolerance
+from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
+from curvcli.analyses.spectrum import noise, tolerance
 from curvcli.analyses.subsampling import eigenvalue_stderr
 from curvcli.curvature import build_for, dimension, sums
 from curvcli.curvature.flatten import Layout
-from curvcli.errors import MemoryLimitError, NumericsError
+from curvcli.errors import MemoryLimitError
 from curvcli.linalg import eigen, krylov
 from curvcli.linalg.basis import CHUNK
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.meter import Meter
-from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.eigs import Eigenpair, EigsResult, EigsSettings
 from curvcli.schema.inspect import Forecast, Plan
@@ -82,8 +83,7 @@ def run(problem: Problem, settings: EigsSettings, monitor: Monitor) -> Answer[Ei
     operator = meter.count(build_for(problem, settings))
     plan = memory_plan(problem, settings)
     block = min(plan.block, operator.dim)
-    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
-    warnings = [*warnings, *matrix_notes(problem, settings)]
+    checks, warnings = examined(problem, operator, settings, block)
     if settings.k > operator.dim:
         warnings.append(f"-k {settings.k} is more than the matrix has rows: all {operator.dim} pairs are given")
     if plan.method == "dense":
@@ -194,13 +194,7 @@ def _lanczos(
 
 def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor: Monitor) -> Pairs:
     """The wanted ones of all eigenpairs of the matrix written out."""
-    matrix = np.empty((operator.dim, operator.dim))
-    for start, rows in dense_rows(operator, block):
-        matrix[start : start + len(rows)] = rows
-        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
-    if not np.all(np.isfinite(matrix)):
-        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
-    values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    values, vectors = np.linalg.eigh(written_out(operator, block, monitor))
     norm, k = float(np.abs(values).max()), min(settings.k, operator.dim)
     descending = np.arange(operator.dim)[::-1]
     chosen = {
@@ -255,8 +249,5 @@ def _arrays(problem: Problem, dim: int, pairs: Pairs) -> dict[str, np.ndarray]:
     arrays = {"eigenvalues": pairs.values, "residuals": pairs.residuals}
     if dim != problem.dim:
         return {**arrays, "vectors": vectors}
-    layout, start = Layout.of(problem.params), 0
-    for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True):
-        arrays[f"vectors/{name}"] = vectors[:, start : start + size].reshape(-1, *shape)
-        start += size
-    return arrays
+    by_path = Layout.of(problem.params).unravel(vectors)
+    return {**arrays, **{f"vectors/{name}": np.asarray(rows) for name, rows in by_path.items()}}

@@ -11,7 +11,7 @@ import numpy as np
 
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.spectrum import memory_plan, resolved_method
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
@@ -41,8 +41,7 @@ def run(
     operator = meter.count(build_for(problem, settings))
     plan, forecast = forecast_spectrum(problem, settings, operator=operator)
     block = plan.probes_at_once
-    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
-    warnings = [*warnings, *matrix_notes(problem, settings)]
+    checks, warnings = examined(problem, operator, settings, block)
     everything = {**problem.frozen["params"], **problem.params}
     result = InspectResult(
         parameters=[

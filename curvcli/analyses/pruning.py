@@ -157,9 +157,5 @@ def flat_weights(problem: Problem) -> np.ndarray:
 
 def layer_indices(layout: Layout) -> dict[str, np.ndarray]:
     """The entries of each layer."""
-    ends = np.cumsum(layout.sizes).tolist()
-    starts = [end - size for end, size in zip(ends, layout.sizes, strict=True)]
-    return {
-        name: np.concatenate([np.arange(starts[leaf], ends[leaf]) for leaf in leaves])
-        for name, leaves in layout.layers.items()
-    }
+    parts = zip(layout.layers, layout.segments, strict=True)
+    return {name: np.concatenate([np.arange(start, stop) for start, stop in part]) for name, part in parts}

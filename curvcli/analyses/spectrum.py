@@ -15,26 +15,20 @@ import scipy.linalg
 
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
 from curvcli.analyses.subsampling import data_stderr, eigenvalue_stderr, subsampled
 from curvcli.curvature import MATRICES, build_for, dimension
-from curvcli.errors import NumericsError
 from curvcli.linalg import bounds, density, eigen, krylov, slq
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.meter import Meter
-from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadrature import NO_OUTLIERS, Quadrature
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Eigenvalue, Estimate
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
-
-DENSE_DIM = 1500
-"""Below this the whole matrix is cheaper than 10 probes of 80 steps and the refinement, and it is exact."""
-
-DENSE_BLOCK = 64
-"""Rows of the matrix that are computed together."""
 
 FIRST_LOOK = 4
 """Probes before the interval is first held against a relative tolerance."""
@@ -54,8 +48,7 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
     operator = meter.count(build_for(problem, settings))
     method = resolved_method(settings, operator.dim)
     plan = memory_plan(problem, settings)
-    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
-    warnings = [*warnings, *matrix_notes(problem, settings)]
+    checks, warnings = examined(problem, operator, settings, plan.at_once)
     if method == "dense":
         result, ends = _dense(operator, settings, plan.at_once, monitor)
     else:
@@ -219,13 +212,7 @@ def _dense(
     operator: LinearOperator, settings: SpectrumSettings, block: int, monitor: Monitor
 ) -> tuple[SpectrumResult, Any]:
     """All eigenvalues of the matrix written out; and the vectors [2, dim] of λ_min and λ_max."""
-    matrix = np.empty((operator.dim, operator.dim))
-    for start, rows in dense_rows(operator, block):
-        matrix[start : start + len(rows)] = rows
-        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
-    if not np.all(np.isfinite(matrix)):
-        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
-    values, vectors = scipy.linalg.eigh(0.5 * (matrix + matrix.T))
+    values, vectors = scipy.linalg.eigh(written_out(operator, block, monitor))
     norm = float(np.abs(values).max())
     residual = 0.5 * noise(settings) * norm
     low, high = (

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
 
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
-from curvcli.analyses.spectrum import DENSE_BLOCK, DENSE_DIM
+from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, diagonal_of, rows_written_out
 from curvcli.analyses.subsampling import data_stderr, layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
-from curvcli.errors import NumericsError, UsageError
+from curvcli.errors import UsageError
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
-from curvcli.linalg.operator import LinearOperator, dense_rows
-from curvcli.linalg.statistics import spent, student_interval
+from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.linalg.trace import Found, Tracer
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
@@ -50,8 +49,7 @@ def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[T
     operator = meter.count(build_for(problem, settings))
     method = resolved_method(settings, operator.dim)
     plan = memory_plan(problem, settings)
-    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, plan.at_once)
-    warnings = [*warnings, *matrix_notes(problem, settings)]
+    checks, warnings = examined(problem, operator, settings, plan.at_once)
     names, segments = layer_segments(problem, operator.dim)
     if method == "dense":
         reason = f"{operator.dim} dimensions: the whole matrix was written out"
@@ -135,8 +133,8 @@ def sampled(
     tracer = Tracer(
         operator, jax.random.key(settings.seed), segments,
         at_once=at_once, keep=method != "hutchinson", monitor=monitor,
+        planned=settings.max_probes,
     )  # fmt: skip
-    tracer.planned = settings.max_probes
     alpha, look, before = 1 - settings.confidence, 1, None
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
     chosen, reason = method, f"--method {method} was asked for"
@@ -190,9 +188,8 @@ def _estimate(tracer: Tracer, method: str, budget: int) -> Found:
         tracer.fresh = None
     if not tracer.project():
         return tracer.hutchinson()
-    tracer.refine(budget - tracer.products)
-    assert tracer.fresh is not None
-    return tracer.hutchpp() if tracer.fresh.count or not tracer.fresh.dim else tracer.hutchinson()
+    fresh = tracer.refine(budget - tracer.products)
+    return tracer.hutchpp() if fresh.count or not fresh.dim else tracer.hutchinson()
 
 
 def _choose(tracer: Tracer, budget: int, most: int) -> tuple[str, str]:
@@ -239,7 +236,7 @@ def _narrow(estimate: Estimate, rtol: float) -> bool:
     return 0.5 * (high - low) <= rtol * abs(estimate.value)
 
 
-def _as_estimate(law: Any, found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
+def _as_estimate(law: Law, found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
     """A law as an estimate, its interval widened by the rounding of the products."""
     low, high = student_interval(law, level)
     rounding = _rounding(found, operator)
@@ -291,12 +288,9 @@ def _dense(
 ) -> TraceResult:
     """The diagonal and the squares of all entries, a block of rows at a time."""
     diagonal, square = np.empty(operator.dim), 0.0
-    for start, rows in dense_rows(operator, block):
-        diagonal[start : start + len(rows)] = rows[np.arange(len(rows)), start + np.arange(len(rows))]
+    for start, rows in rows_written_out(operator, block, monitor):
+        diagonal[start : start + len(rows)] = diagonal_of(start, rows)
         square += float(np.square(rows).sum())
-        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
-    if not (math.isfinite(square) and np.all(np.isfinite(diagonal))):
-        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
     exact = Estimate.exact
     layers = [
         LayerTrace(

@@ -46,12 +46,7 @@ class EigenResult(NamedTuple):
 
     values: np.ndarray  # [r]
     vectors: Array  # [r, dim], orthonormal
-    leaving: np.ndarray  # [c, r], the residual vectors A y − θ y in c orthonormal directions
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """‖A y − θ y‖ as the recurrence has it: [r]."""
-        return np.linalg.norm(self.leaving, axis=0)
+    residuals: np.ndarray  # [r], ‖A y − θ y‖ as the recurrence has it
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ class ThickRestart:
         pairs = krylov.ritz(state.space)
         low, high = self._ends(pairs.values)
         pairs = pairs.take(np.r_[:low, len(pairs.values) - high : len(pairs.values)].astype(int))
-        return EigenResult(pairs.values, bases.combine(state.space.basis, pairs.vectors.T[None])[0], pairs.leaving)
+        return EigenResult(pairs.values, bases.combine(state.space.basis, pairs.vectors.T[None])[0], pairs.residuals)
 
     def _filled(self, operator: LinearOperator, state: Search) -> Search:
         """Fresh random vectors where the front has lost some, and where copies are to be looked for."""

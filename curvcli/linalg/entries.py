@@ -19,13 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.lanczos import not_finite
 from curvcli.linalg.statistics import Law, degrees_of_freedom
 
 Array = Any
-Segments = tuple[tuple[tuple[int, int], ...], ...]
-"""Parts whose sums get an estimate (layers): for each the ranges `(start, stop)` that belong to it (parameters)."""
-
 FEWEST_ALIKE = 3
 MOST_ALIKE = 1e6
 """Entries that lend each other their variances, at least; degrees of freedom that they add, at most."""

@@ -217,6 +217,16 @@ def test_images_of_a_larger_stock_extend_the_smaller_one() -> None:
     assert steps.xtrace().trace.stderr == pytest.approx(once.xtrace().trace.stderr, rel=1e-6)
 
 
+def test_fresh_probes_add_to_those_there_are() -> None:
+    one = tracer(matrix_with(np.linspace(-1, 1, 40)))
+    one.draw(4)
+    assert one.project()
+    assert one.refine(3).count == 3
+    assert one.refine(5).count == 8
+    assert one.products == 16
+    assert one.hutchpp().probes == 8
+
+
 def test_what_the_images_hold() -> None:
     outlier, flat = tracer(matrix_with(np.r_[1e3, np.ones(39)])), tracer(matrix_with(np.linspace(-1, 1, 40)))
     for one in (outlier, flat):
