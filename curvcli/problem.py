@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,22 @@ class Regulariser:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How products are computed; the answer is the same but for rounding.
+
+    Parameters
+    ----------
+    application
+        A batch's linear map applied to all vectors of a block at once (`vmap`), or to one after the other (`map`).
+    kept_bytes
+        What the linear maps of all batches take, if they are kept from product to product; 0: they are made afresh.
+    """
+
+    application: Literal["vmap", "map"] = "vmap"
+    kept_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Problem:
     """Everything that J depends on.
 
@@ -136,6 +152,8 @@ class Problem:
         R.
     population
         Examples in the whole data set, of which `batches` may hold some; None where it was not read to its end.
+    way
+        How products are computed.
     """
 
     params: Params
@@ -147,6 +165,7 @@ class Problem:
     normaliser: float
     regulariser: Regulariser
     population: int | None = None
+    way: Way = Way()
 
     @property
     def subsampled(self) -> bool:

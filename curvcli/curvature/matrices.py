@@ -1,6 +1,6 @@
-"""The table of matrices: a name, the products of one batch, and what is known of the matrix beforehand.
+"""The table of matrices: a name, what one batch has to do with it, and what is known of the matrix beforehand.
 
-Adding a matrix means adding a row here, a per-batch product in `products.py` (or what stands between J and Jᵀ in
+Adding a matrix means adding a row here, a vector field in `products.py` (or what stands between J and Jᵀ in
 `outputs.py`), and its quadratic form in `forms.py`.
 """
 
@@ -28,16 +28,16 @@ class Matrix:
 
     Parameters
     ----------
-    piece
-        `(functions, layout, params, frozen, batch, vectors, *extra)`, one batch's unnormalised products; None: the
-        matrix is no sum over batches (`ntk`).
+    field
+        One of `products.py`, whose derivative is one batch's matrix, not normalised; None: the matrix is no sum over
+        batches (`ntk`).
     psd
         Whether the data term is known to be positive semi-definite, by the loss.
     curves_the_loss
         Whether the matrix stands for the curvature of J, so that 2/λ_max is a learning rate.
     """
 
-    piece: Callable[..., Array] | None
+    field: products.Field | None
     psd: Callable[[Loss], bool]
     curves_the_loss: bool
 
@@ -110,17 +110,16 @@ def build(
 
     Notes
     -----
-    Cost of a product: one linearisation of each batch, shared by the block, and k applications of it; twice that for
-    `ntk`. Building `gradient-covariance` costs one gradient.
+    Cost of a product: one linearisation of each batch, shared by the block (or by all blocks: `Problem.way`), and k
+    applications of it; twice that for `ntk`. Building `gradient-covariance` costs one gradient.
     """
     check_likelihood(problem.loss, name)
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
-    if row.piece is None:
+    if row.field is None:
         data_term = ntk.kernel_products(problem, layout, batches)
     else:
-        piece = partial(row.piece, sums.functions(problem), layout)
         extra = extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
-        data_term = sums.sum_products(piece, problem, batches, normaliser(problem, name), *extra)
+        data_term = sums.sum_products(row.field, problem, layout, batches, normaliser(problem, name), *extra)
     regularised = with_regulariser and name not in UNREGULARISED
     regulariser = sums.regulariser_products(problem, layout) if regularised else None
 

@@ -1,10 +1,12 @@
-"""Products of one batch's curvature with a block of vectors.
+"""One batch's curvature as a linear map, and its products with a block of vectors.
 
-Each function linearises the network once at the batch and applies that one linear map to all k vectors, so the forward
-pass is shared by the block and small products become large matrix multiplications. None divides by the normaliser;
-`sums.py` does. Parameters and batches are arguments; only functions and shapes are static.
+Every matrix is the derivative of a vector field on the parameters: of the gradient for the Hessian, of a linear map
+(its own derivative) for the sandwiches Jᵀ C J. A batch is linearised once; the linear map, with what it needs of the
+forward and backward passes, is a value that can be kept and applied to any number of vectors, at once or one by one.
+Nothing here divides by the normaliser; `sums.py` does. Parameters and batches are arguments; only functions and shapes
+are static.
 
-Cost: one linearisation (forward, or forward and backward) and k applications of it, a product each.
+Cost: one linearisation (forward, or forward and backward) and k applications, a product each.
 Source: Pearlmutter (1994) for the Hessian; Schraudolph (2002) for the Gauss–Newton product; Dangel, *Large-scale linear
 algebra with curvature matrices*.
 """
@@ -28,6 +30,12 @@ Functions = tuple[Callable, Loss]
 """`(predict, loss)`: what is static in a problem."""
 Middle = Callable[..., OutputMap]
 """One of the functions of `outputs.py`."""
+VectorField = Callable[[Params], Params]
+"""A function of the parameters whose derivative is the matrix."""
+Field = Callable[..., VectorField]
+"""`(functions, layout, params, frozen, batch, *extra) -> VectorField`."""
+LinearMap = Callable[[Params], Params]
+"""The derivative: a JAX tree whose leaves are arrays of the forward and backward passes."""
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -45,56 +53,74 @@ def loss_value(functions: Functions, params: Params, frozen: dict, batch: Batch)
     return batch_loss(functions, params, frozen, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array) -> Array:
-    """∇² of one batch's summed loss, times vectors [k, dim]: the derivative of the gradient (forward over reverse)."""
-    gradient = jax.grad(lambda p: batch_loss(functions, p, frozen, batch))
-    _, tangent_map = jax.linearize(gradient, params)
-    return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2))
+def linearise(
+    field: Field, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
+) -> LinearMap:
+    """One batch's matrix as a linear map of parameters; `extra` is what the field takes beside the batch."""
+    return jax.linearize(field(functions, layout, params, frozen, batch, *extra), params)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def together(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
+    """The map applied to vectors [k, dim], all in one program: small products become large matrix multiplications."""
+    return layout.ravel(jax.vmap(linear)(layout.unravel(vectors)))
+
+
+def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
+    """The map applied to vectors [k, dim], one program a vector: the tangents of one vector fit the caches.
+
+    The loop is the host's: XLA's CPU backend runs convolutions inside compiled loops through a slow path.
+    """
+    return jnp.stack([_single(layout, linear, vectors, index) for index in range(len(vectors))])
+
+
+@partial(jax.jit, static_argnums=0)
+def _single(layout: Layout, linear: LinearMap, vectors: Array, index: int) -> Array:
+    return layout.ravel(linear(layout.unravel(vectors[index])))
+
+
+def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch) -> VectorField:
+    """∇² of one batch's summed loss: the derivative of the gradient (forward over reverse)."""
+    return jax.grad(lambda p: batch_loss(functions, p, frozen, batch))
+
+
 def sandwich(
-    middle: Middle,
-    functions: Functions,
-    layout: Layout,
-    params: Params,
-    frozen: dict,
-    batch: Batch,
-    vectors: Array,
-    *extra: Array,
-) -> Array:
-    """Σ_n J_nᵀ C_n J_n of one batch times vectors [k, dim]; `middle` is C, `extra` what it takes beside the batch."""
+    middle: Middle, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
+) -> VectorField:
+    """Σ_n J_nᵀ C_n J_n of one batch; `middle` is C, `extra` what it takes beside the batch."""
     predict, loss = functions
     outputs, jvp = jax.linearize(lambda p: predict(p, frozen, batch.inputs), params)
     vjp = jax.linear_transpose(jvp, params)
     across = middle(loss, outputs, batch, *extra)
-    return layout.ravel(jax.vmap(lambda vector: vjp(across(jvp(vector)))[0])(layout.unravel(vectors)))
+    return lambda vector: vjp(across(jvp(vector)))[0]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def residual(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array) -> Array:
-    """H − G of one batch times vectors [k, dim]: the Hessian of ⟨∂L/∂z, f(w)⟩ with ∂L/∂z held fixed.
+def residual(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch) -> VectorField:
+    """H − G of one batch: the Hessian of ⟨∂L/∂z, f(w)⟩ with ∂L/∂z held fixed.
 
     Nothing is subtracted: where every example is fitted the answer is as small as ∂L/∂z, not as H's rounding.
     """
     predict, loss = functions
     slope = jax.grad(lambda z: weighted_loss(loss, z, batch))(predict(params, frozen, batch.inputs))
-    gradient = jax.grad(lambda p: jnp.sum(slope * predict(p, frozen, batch.inputs)))
-    _, tangent_map = jax.linearize(gradient, params)
-    return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
+    return jax.grad(lambda p: jnp.sum(slope * predict(p, frozen, batch.inputs)))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def covariance(
-    functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
-) -> Array:
-    """Σ_n (g_n − ḡ)(g_n − ḡ)ᵀ of one batch times vectors [k, dim], over examples with any weight; ḡ = `mean` [dim].
+    functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, mean: Array
+) -> VectorField:
+    """Σ_n (g_n − ḡ)(g_n − ḡ)ᵀ of one batch, over examples with any weight; ḡ = `mean` [dim].
 
     Both sides are centred, not the matrix: ḡ may be far larger than the spread, and ḡḡᵀ then all digits of Σ g_n g_nᵀ.
     """
     predict, loss = functions
     _, jvp = jax.linearize(lambda p: example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
-    vjp = jax.linear_transpose(jvp, params)
-    centred = jnp.where(active(batch)[None], jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None], 0)
-    return layout.ravel(jax.vmap(lambda row: vjp(row)[0])(centred)) - centred.sum(axis=1)[:, None] * mean[None]
+    vjp, center = jax.linear_transpose(jvp, params), layout.unravel(mean)
+
+    def product(vector: Params) -> Params:
+        along = sum(jnp.vdot(center[name], vector[name]) for name in layout.names)
+        centred = jnp.where(active(batch), jvp(vector) - along, 0)
+        total = jnp.sum(centred)
+        return {name: leaf - total * center[name] for name, leaf in vjp(centred)[0].items()}
+
+    return product

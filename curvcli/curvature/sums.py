@@ -18,7 +18,7 @@ import numpy as np
 
 from curvcli.curvature import products
 from curvcli.curvature.flatten import Layout
-from curvcli.problem import Batch, Batches, Problem
+from curvcli.problem import Batch, Batches, Params, Problem
 
 Array = Any
 
@@ -34,23 +34,49 @@ def resident(batches: Batches) -> Iterable[Batch]:
 
 
 def sum_products(
-    piece: Callable[..., Array], problem: Problem, batches: Iterable[Batch], normaliser: float, *extra: Array
+    field: products.Field,
+    problem: Problem,
+    layout: Layout,
+    batches: Iterable[Batch],
+    normaliser: float,
+    *extra: Array,
 ) -> Callable[[Array], Array]:
-    """`vectors -> Σ_batches piece(params, frozen, batch, vectors, *extra) / normaliser`, for vectors [k, dim]."""
+    """`vectors -> Σ_batches (derivative of field) vectors / normaliser`, for vectors [k, dim]; see `Problem.way`."""
+    way = problem.way
+    apply = products.together if way.application == "vmap" else products.one_by_one
+    kept: list[products.LinearMap] = []
+    calls = 0
+
+    def linear_maps() -> Iterable[products.LinearMap]:
+        nonlocal calls
+        calls += 1
+        if not kept:
+            made = (
+                products.linearise(field, functions(problem), layout, problem.params, problem.frozen, batch, *extra)
+                for batch in batches
+            )
+            if not way.kept_bytes or calls == 1:  # an operator that is used once has nothing to keep
+                return made
+            kept.extend(made)
+        return kept
 
     def matmat(vectors: Array) -> Array:
-        return total(piece(problem.params, problem.frozen, batch, vectors, *extra) for batch in batches) / normaliser
+        return total(apply(layout, linear, vectors) for linear in linear_maps()) / normaliser
 
     return matmat
 
 
 def total(terms: Iterable[Array]) -> Array:
-    """The sum of arrays of one shape, compensated."""
+    """The sum of arrays of one shape, compensated.
+
+    The host waits for the sum before last: it would otherwise run ahead and hold every batch's intermediate values.
+    """
     remaining = iter(terms)
     summed = next(remaining)
     lost = jnp.zeros_like(summed)
     for term in remaining:
-        summed, lost = _add(summed, lost, term)
+        before, (summed, lost) = summed, _add(summed, lost, term)
+        jax.block_until_ready(before)
     return summed
 
 
@@ -96,17 +122,21 @@ def regulariser_value(problem: Problem, params: Any) -> Array:
 
 def regulariser_products(problem: Problem, layout: Layout) -> Callable[[Array], Array] | None:
     """`vectors -> ∇²R vectors`, for vectors [k, dim]; None where R = 0."""
-    l2, fn, nest = problem.regulariser.l2, problem.regulariser.fn, problem.nest
+    l2, fn = problem.regulariser.l2, problem.regulariser.fn
     if fn is None:
         return (lambda vectors: l2 * vectors) if l2 else None
+    user_part = partial(_user_regulariser, fn, problem.nest, layout, problem.params, problem.frozen["params"])
+    return lambda vectors: l2 * vectors + user_part(vectors)
 
-    @jax.jit
-    def user_part(params: Any, frozen_params: Any, vectors: Array) -> Array:
-        gradient = jax.grad(lambda p: jnp.asarray(fn(nest({**frozen_params, **p})), problem.dtype))
-        _, tangent_map = jax.linearize(gradient, params)
-        return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
 
-    return lambda vectors: l2 * vectors + user_part(problem.params, problem.frozen["params"], vectors)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _user_regulariser(
+    fn: Callable, nest: Callable, layout: Layout, params: Params, frozen: Params, vectors: Array
+) -> Array:
+    dtype = next(iter(params.values())).dtype
+    gradient = jax.grad(lambda p: jnp.asarray(fn(nest({**frozen, **p})), dtype))
+    _, tangent_map = jax.linearize(gradient, params)
+    return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
 
 
 def objective(problem: Problem, params: Any | None = None) -> float:
