@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.stopwatch import timed
 
 
 @dataclass
@@ -21,6 +22,6 @@ class Meter:
         def matmat(vectors: Any) -> Any:
             self.products += len(vectors)
             self.data_passes += 1
-            return operator.matmat(vectors)
+            return timed("products", operator.matmat, vectors)
 
         return replace(operator, matmat=matmat)
