@@ -16,7 +16,7 @@ HEAVY = {"jax", "jaxlib", "numpy", "flax", "orbax", "scipy", "pyarrow", "tensors
 SETTINGS = {"spectrum": SpectrumSettings, "inspect": InspectSettings, "init": DataSettings}
 NOT_SETTINGS = {
     "spec", "model", "model-arg", "kind", "data", "inputs", "targets", "loss", "l2", "reduction", "step", "all-steps",
-    "trust", "output", "format", "quiet", "verbose", "debug", "no-cache", "dry-run", "help",
+    "trust", "output", "format", "quiet", "verbose", "debug", "no-cache", "profile", "dry-run", "help",
 }  # fmt: skip
 
 

@@ -9,6 +9,9 @@ from curvcli.cli.format import Part, failed, header, number, table
 from curvcli.schema.inspect import InspectReport
 
 
+WAYS = {"vmap": "all vectors at once", "map": "one vector after the other"}
+
+
 def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
     """Loss, layers, data and what a spectrum would cost."""
     result = report.result
@@ -27,6 +30,7 @@ def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
         ("classes", "–" if data.classes is None else " ".join(map(str, data.classes[:20]))),
         ("held fixed", ", ".join(f"{name} ({size:,})" for name, size in result.collections.items()) or "–"),
         ("batches", f"{result.plan.batches} of {result.plan.batch_size} examples, {result.plan.padded} padded"),
+        ("products", f"{WAYS[result.plan.application]}, passes {result.plan.residuals} ({result.plan.chosen})"),
         ("self-checks", "passed" if all(c.passed for c in report.checks.values()) else "FAILED"),
         ("curv spectrum", f"{result.forecast.products} products in {result.forecast.data_passes} passes, "
                           f"{result.forecast.bytes / 1e6:.0f} MB, about {result.forecast.seconds or 0:.1f} s"),
