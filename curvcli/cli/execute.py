@@ -292,6 +292,7 @@ def _one(
         untrusted=untrusted,
         cost=Cost(
             products=answer.meter.products,
+            forms=answer.meter.forms,
             data_passes=answer.meter.data_passes,
             seconds=time.perf_counter() - started,
             compile_seconds=compiling[0],

@@ -74,8 +74,6 @@ class Forms:
         Vectors in a block, at least `LEAST`.
     monitor
         Asked between blocks whether to stop, and told of progress.
-    blocks
-        Those that are known already.
     """
 
     def __init__(
