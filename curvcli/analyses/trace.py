@@ -43,6 +43,9 @@ FIRST_LOOK = 8
 LEAST = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}
 """Products that a method needs: two test vectors for XTrace, one vector of each kind for Hutch++."""
 
+FEWEST_FORMS = {"hutchinson": quadratic.LEAST, "auto": 16}
+"""Samples from which on forms may take the place of products; `auto` makes the first half of them products."""
+
 MARGIN = 1.15
 """More products than the forecast says: the next look should be the last."""
 
@@ -154,8 +157,8 @@ def sampled(
         at_once=at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
-    forms = None
-    if not settings.layers and operator.forms and min(at_once, settings.max_probes) >= quadratic.LEAST:
+    forms, fewest = None, FEWEST_FORMS.get(method, settings.max_probes + 1)
+    if not settings.layers and operator.forms and at_once >= quadratic.LEAST and settings.max_probes >= fewest:
         forms = quadratic.Forms(operator, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
     alpha, look, before = 1 - settings.confidence, 1, None
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
@@ -183,7 +186,7 @@ def sampled(
             chosen = "auto"  # what is left to do may make the other way cheaper
     _without_padding(meter, tracer, forms)
     if forms is not None and forms.drawn:
-        reason += "; of quadratic forms alone, half a product each"
+        reason += f"; {forms.drawn} samples are quadratic forms alone, half a product each"
     layers = [
         LayerTrace(
             name=name, dim=sum(b - a for a, b in part), trace=_as_estimate(law, found, settings, level, operator)

@@ -10,7 +10,7 @@ the mean over the P pairs of blocks of b vectors, p each, is relative to its squ
 
     V = (8/r) Σ p²/b / P² + 2(1 + 1/r)/P
 
-(Hoeffding's decomposition, normal approximation). By Satterthwaite's rule the trace's interval has 2/V degrees of
+(Hoeffding's decomposition, normal approximation). By Satterthwaite's rule both intervals have 2/V degrees of
 freedom: n(b − 1)/2 on a flat spectrum, n/4 and not n where one eigenvalue is all.
 
 Cost: a form a sample. Source: Hutchinson (1990); Kong and Valiant (2017) for the 4-cycles; coverage is measured in
@@ -91,7 +91,7 @@ class Forms:
         return sum(len(block.inner) for block in self.blocks)
 
     def draw(self, total: int) -> None:
-        """Forms until there are `total`, or a stop is asked for after the first block."""
+        """Forms until there are `total`, or a stop is asked for. Cost: half a product each."""
         while self.drawn < total and not (self.blocks and self.monitor.stop()):
             count = min(self.at_once, total - self.drawn)
             vectors = sphere(self.key, FIRST + self.drawn, count, self.operator.dim, self.operator.dtype)
@@ -122,7 +122,7 @@ def estimates(dim: int, blocks: list[Block]) -> tuple[Law, SquareLaw]:
     trace = Law(dim * center, float((2 * dim / (dim + 2) * body / count) ** 0.5), 2 / spread)
     correlation = _correlation(total, center, inverse, count, spread)
     square = SquareLaw(
-        center**2 * dim, Law(body, body * spread**0.5, total.pairs),
+        center**2 * dim, Law(body, body * spread**0.5, trace.dof),
         Law(0.0, 2 * abs(center) * trace.stderr, trace.dof), correlation, 2 / widest,
     )  # fmt: skip
     return trace, square
