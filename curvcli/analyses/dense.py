@@ -26,6 +26,8 @@ DENSE_DIM = 1500
 DENSE_BLOCK = 64
 """Rows of the matrix that are computed together."""
 
+FEW = 8
+
 PULLED_BYTES = 256 << 20
 """What the rows of an output side may take on their way through the parameters, unless it is a single one."""
 
@@ -55,6 +57,11 @@ def smaller_side(problem: Problem, settings: AnalysisSettings) -> Side:
     """
     dim, rows = dimension(problem, settings.matrix), output_rows(problem, settings)
     return Side("parameters", dim) if rows is None or rows >= dim else Side("outputs", rows)
+
+
+def products_at_once(plan: planning.MemoryPlan, side: Side, *, dense: bool) -> int:
+    """Vectors in a block of the matrix's own products, of which an output side needs few."""
+    return min(plan.at_once, FEW) if dense and side.name == "outputs" else plan.at_once
 
 
 def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> planning.MemoryPlan:

@@ -18,6 +18,7 @@ from curvcli.analyses.dense import (
     diagonal_of,
     outputs_written_out,
     plan_outputs,
+    products_at_once,
     rows_written_out,
     smaller_side,
 )
@@ -64,7 +65,8 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     side = smaller_side(problem, settings)
     method = resolved_method(settings, side.rows)
     plan = memory_plan(problem, settings)
-    checks, warnings = examined(problem, operator, settings, plan.at_once)
+    block = products_at_once(plan, side, dense=method == "dense")
+    checks, warnings = examined(problem, operator, settings, block)
     if problem.subsampled:
         of = "" if problem.population is None else f" of {problem.population:,}"
         warnings.append(f"the intervals are for the {problem.batches.num_examples:,} examples used{of}, not for all")
@@ -87,7 +89,7 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     if settings.matrix in pruning.CURVATURES:
         saliency = pruning.saliencies(problem, settings, found)
         if settings.prune is not None:
-            prune = pruning.trial(problem, settings, operator, found, value, gradient, plan.at_once, meter)
+            prune = pruning.trial(problem, settings, operator, found, value, gradient, block, meter)
     layers = _layers(names, segments, found, settings.confidence, level)
     if subsampled(problem, settings):
         errors = layer_stderr(problem, settings, segments)

@@ -22,6 +22,7 @@ from curvcli.analyses.dense import (
     Side,
     outputs_written_out,
     plan_outputs,
+    products_at_once,
     smaller_side,
     written_out,
 )
@@ -59,10 +60,11 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
     side = smaller_side(problem, settings)
     method = resolved_method(settings, side.rows)
     plan = memory_plan(problem, settings)
-    checks, warnings = examined(problem, operator, settings, plan.at_once)
+    block = products_at_once(plan, side, dense=method == "dense")
+    checks, warnings = examined(problem, operator, settings, block)
     if method == "dense":
         if side.name == "outputs":
-            spectrum = _from_outputs(problem, settings, plan.at_once, monitor, meter)
+            spectrum = _from_outputs(problem, operator, settings, plan.at_once, monitor, meter)
         else:
             spectrum = _from_parameters(operator, plan.at_once, monitor)
         result, ends = _dense(operator, settings, spectrum, side)
@@ -231,6 +233,7 @@ class Written(NamedTuple):
     values: np.ndarray  # ascending, each once
     copies: np.ndarray  # how often each occurs: they sum to D
     ends: Any  # [2, D]
+    residual: float = 0.0  # of λ_max, measured; that of what was written out is rounding alone
 
 
 def _from_parameters(operator: LinearOperator, block: int, monitor: Monitor) -> Written:
@@ -239,7 +242,14 @@ def _from_parameters(operator: LinearOperator, block: int, monitor: Monitor) -> 
     return Written(values, np.ones(len(values), int), vectors[:, [0, -1]].T.astype(operator.dtype))
 
 
-def _from_outputs(problem: Problem, settings: SpectrumSettings, block: int, monitor: Monitor, meter: Meter) -> Written:
+def _from_outputs(
+    problem: Problem,
+    operator: LinearOperator,
+    settings: SpectrumSettings,
+    block: int,
+    monitor: Monitor,
+    meter: Meter,
+) -> Written:
     """All eigenvalues, from those of the output side; its fewer rows leave the shift alone for λ_min."""
     gram, kernel, _ = outputs_written_out(problem, settings, block, monitor, meter)
     values, vectors = scipy.linalg.eigh(kernel)
@@ -247,7 +257,8 @@ def _from_outputs(problem: Problem, settings: SpectrumSettings, block: int, moni
     copies = np.r_[problem.dim - gram.rows, np.ones(gram.rows, int)]
     top = _pulled_back(gram, vectors[:, -1:].T, meter)
     # Every form of an example vanishes on the null space, as on the zero vector that stands for it.
-    return Written(values, copies, jax.numpy.concatenate([jax.numpy.zeros_like(top), top]))
+    residual = float(jax.numpy.linalg.norm(operator.matmat(top) - values[-1] * top))  # of the matrix's own product
+    return Written(values, copies, jax.numpy.concatenate([jax.numpy.zeros_like(top), top]), residual)
 
 
 def _pulled_back(gram: Gram, vectors: np.ndarray, meter: Meter) -> Any:
@@ -265,10 +276,10 @@ def _dense(
     """The result where every eigenvalue is known; and the vectors [2, dim] of λ_min and λ_max."""
     values, weights = spectrum.values, spectrum.copies / operator.dim
     norm = float(np.abs(values).max())
-    residual = 0.5 * noise(settings) * norm
+    rounding = 0.5 * noise(settings) * norm
     low, high = (
-        eigenvalue(float(values[end]), residual, True, float(values[end]) + sign * residual)
-        for end, sign in ((0, -1), (-1, 1))
+        eigenvalue(float(values[end]), residual, residual <= tolerance(settings) * norm, float(values[end]) + beyond)
+        for end, residual, beyond in ((0, rounding, -rounding), (-1, max(spectrum.residual, rounding), rounding))
     )
     measure = bounds.Measure(values, weights, np.zeros(len(values)))
     quadrature = Exact(operator.dim, [values], [weights], [NO_OUTLIERS])

@@ -18,6 +18,7 @@ from curvcli.analyses.dense import (
     diagonal_of,
     outputs_written_out,
     plan_outputs,
+    products_at_once,
     rows_written_out,
     smaller_side,
 )
@@ -65,7 +66,8 @@ def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[T
     side = smaller_side(problem, settings)
     method = resolved_method(settings, side.rows)
     plan = memory_plan(problem, settings)
-    checks, warnings = examined(problem, operator, settings, plan.at_once)
+    block = products_at_once(plan, side, dense=method == "dense")
+    checks, warnings = examined(problem, operator, settings, block)
     names, segments = layer_segments(problem, operator.dim)
     if not settings.layers:
         names, segments = [], (((0, operator.dim),),)

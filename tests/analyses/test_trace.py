@@ -263,7 +263,7 @@ def test_the_output_side_is_exact_where_it_is_smaller(wide: Problem, matrix: str
     assert result.trace.value == pytest.approx(np.trace(exact), rel=1e-12)
     assert result.frobenius_norm.value == pytest.approx(np.linalg.norm(exact), rel=1e-12)
     assert result.trace.stderr == result.frobenius_norm.stderr == 0
-    truth = Layout.of(wide.params).leaf_sums(np.diag(exact))
+    truth = np.asarray(Layout.of(wide.params).leaf_sums(np.diag(exact)))
     assert [layer.trace.value for layer in result.layers] == pytest.approx(truth.reshape(2, 2).sum(1), rel=1e-12)
 
 
