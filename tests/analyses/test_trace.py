@@ -305,12 +305,16 @@ def test_where_forms_do_not_help_products_are_made(wide: Problem) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_auto_ends_in_forms_where_no_space_dominates(wide: Problem) -> None:
-    exact = np.trace(dense_matrix(wide, "ggn")) + wide.dim * wide.regulariser.l2
-    answer = run(wide, matrix="ggn", layers=False, probes=20)
+def test_auto_ends_in_forms_where_no_space_dominates() -> None:
+    inputs = np.random.default_rng(0).normal(size=(90, 60))
+    problem = make_problem(lambda p, x: x @ p["w"], {"w": np.ones((60, 1))}, inputs, np.zeros((90, 1)), batch_size=45)
+    exact = np.square(inputs).sum() / 90
+    answer = run(problem, matrix="ggn", layers=False, probes=20)
     assert (answer.result.method, answer.meter.products, answer.meter.forms) == ("hutchinson", 10, 10)
+    assert "10 samples are quadratic forms" in answer.result.reason
     assert holds(answer.result.trace, exact)
-    until = run(wide, matrix="ggn", layers=False, method="hutchinson", rtol=0.05)
+    assert answer.result.trace.samples == 20
+    until = run(problem, matrix="ggn", layers=False, method="hutchinson", rtol=0.05)
     low, high = until.result.trace.interval
     assert 0.5 * (high - low) <= 0.05 * until.result.trace.value
     assert holds(until.result.trace, exact)
