@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses.planning import equations, inner_jaxprs
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.work import equations, inner_jaxprs
 from curvcli.errors import NumericsError
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator

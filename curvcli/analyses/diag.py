@@ -35,7 +35,8 @@ from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
 from curvcli.schema.estimate import Estimate
-from curvcli.schema.inspect import Forecast, Plan
+from curvcli.schema.inspect import Forecast
+from curvcli.schema.plan import Plan
 
 LEAST = {"hutchinson": 2, "xdiag": 4}
 """Products that a method needs: two samples for a standard error."""

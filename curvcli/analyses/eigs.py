@@ -19,7 +19,7 @@ from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
 from curvcli.analyses.spectrum import noise, tolerance
 from curvcli.analyses.subsampling import eigenvalue_stderr
-from curvcli.curvature import build_for, dimension, sums
+from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg import eigen, krylov
@@ -29,7 +29,8 @@ from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.eigs import Eigenpair, EigsResult, EigsSettings
-from curvcli.schema.inspect import Forecast, Plan
+from curvcli.schema.inspect import Forecast
+from curvcli.schema.plan import Plan
 
 Array = Any
 
@@ -127,7 +128,7 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
         The smallest basis that makes way does not fit, or the whole matrix where it was asked for.
     """
     dim = dimension(problem, settings.matrix)
-    limit = settings.max_memory or int(0.7 * planning.available_bytes())
+    limit = planning.memory_limit(settings.max_memory)
     k = min(settings.k, dim)
     wanted = min(-(-(3 * k + EXTRA_ROWS) // CHUNK) * CHUNK, dim)
     whole = 3 * 8 * dim**2
@@ -143,14 +144,13 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
         return EigsPlan("dense", 0, DENSE_BLOCK, whole)
 
     vector = dim * problem.dtype.itemsize
-    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
-    batch = problem.batches.batch_size * planning.activation_bytes(problem) + planning.pulled_bytes(problem, dim)
+    working = planning.working_bytes(problem, dim)
 
     def needed(capacity: int, widest: int) -> int:
-        # The basis, beside it what a restart keeps or the vectors handed back; a block in flight; a batch's tangents.
+        # The basis, beside it what a restart keeps or the vectors handed back; a block in flight.
         rows = -(-capacity // CHUNK) * CHUNK
         beside = max(rows * 3 // 5 + CHUNK, k) + (2 * k if settings.vectors else 0)
-        return resident + vector * (rows + beside + 6 * widest) + (widest + 3) * batch
+        return vector * (rows + beside + 6 * widest) + working(widest)
 
     least = k + k // 4 + LEAST_ROWS
     for widest in (eigen.WIDEST, BLOCK):

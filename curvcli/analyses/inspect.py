@@ -26,8 +26,8 @@ from curvcli.schema.inspect import (
     InspectResult,
     InspectSettings,
     ParameterRecord,
-    Plan,
 )
+from curvcli.schema.plan import Plan
 
 
 def run(

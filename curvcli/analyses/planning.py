@@ -1,28 +1,20 @@
-"""How the work is cut: examples in a batch, probes at once; and what that takes, said before it is spent."""
+"""How many probes at once, and the bytes that an analysis takes: said before they are spent."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from curvcli.curvature import sums
+from curvcli.curvature.work import network_work
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.basis import CHUNK
-from curvcli.problem import Batch, Problem
-from curvcli.schema.inspect import Plan
-
-BLOCK_BYTES = 32 << 20
-"""Intermediate values of one batch times the vectors of a block: about what the caches of a CPU hold. Larger batches
-run slower there (measured: 448 to 896 examples are best for a 26,000-parameter network in blocks of 8)."""
-
-MAX_BATCH = 1024
-EXPECTED_BLOCK = 8
+from curvcli.problem import Problem
+from curvcli.schema.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -42,65 +34,10 @@ def cut(problem: Problem, at_once: int) -> Plan:
         padded=len(batches) * batches.batch_size - batches.num_examples,
         resident=batches.nbytes <= sums.RESIDENT_BYTES,
         probes_at_once=at_once,
+        application=problem.way.application,
+        residuals="kept" if problem.way.kept_bytes else "fresh",
+        chosen=problem.way.chosen,
     )
-
-
-def with_batch_size(problem: Problem, batch_size: int | None) -> Problem:
-    """The problem with batches of this size, or of one chosen from the size of the network's intermediate values.
-
-    A chosen size divides the examples evenly, so that the last batch has little padding.
-    """
-    total = problem.batches.num_examples
-    if batch_size is None:
-        per_example = max(activation_bytes(problem), 1)
-        fitting = BLOCK_BYTES // (per_example * (EXPECTED_BLOCK + 2))
-        largest = int(np.clip(fitting, 1, MAX_BATCH))
-        batch_size = -(-total // -(-total // largest))
-    return replace(problem, batches=problem.batches.resized(min(batch_size, total)))
-
-
-def activation_bytes(problem: Problem) -> int:
-    """Bytes of all intermediate values of the network for one example, from its jaxpr; nothing is computed."""
-    batch = abstract_batch(problem, 1)
-    jaxpr = jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs)
-    return _intermediate_bytes(jaxpr.jaxpr, {leaf.shape for leaf in problem.params.values()})
-
-
-def abstract_batch(problem: Problem, batch_size: int) -> Batch:
-    """Shapes and dtypes of a batch."""
-    batch = next(iter(problem.batches))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), batch)
-
-
-def _intermediate_bytes(jaxpr: Any, parameter_shapes: set[tuple[int, ...]]) -> int:
-    """Bytes of what a jaxpr computes; transposes and casts of parameters are not counted."""
-    total = 0
-    for equation in equations(jaxpr):
-        for variable in equation.outvars:
-            shape = getattr(variable.aval, "shape", None)
-            if shape is not None and shape not in parameter_shapes and shape[::-1] not in parameter_shapes:
-                total += int(np.prod(shape)) * getattr(variable.aval.dtype, "itemsize", 4)
-    return total
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr, those of inner jaxprs (jit, loops, custom derivatives) in place of their calls."""
-    for equation in jaxpr.eqns:
-        inner = inner_jaxprs(equation)
-        if not inner:
-            yield equation
-        for one in inner:
-            yield from equations(one)
-
-
-def inner_jaxprs(equation: Any) -> list[Any]:
-    """The jaxprs that an equation calls."""
-    values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def plan_lanczos(
@@ -118,20 +55,19 @@ def plan_lanczos(
     MemoryLimitError
         Not even one probe fits; the hint names a number of steps that does.
     """
-    limit = max_memory or int(0.7 * available_bytes())
+    limit = memory_limit(max_memory)
     dim = problem.dim if dim is None else dim
     vector = dim * problem.dtype.itemsize
     rows = -(-steps // CHUNK) * CHUNK if full else 0
-    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
-    batch = problem.batches.batch_size * activation_bytes(problem) + pulled_bytes(problem, dim)
+    working = working_bytes(problem, dim)
 
     def needed(count: int) -> int:
-        # A block of k vectors: the bases, six blocks in flight in a step, and the tangents of one batch.
-        return resident + count * vector * (rows + 6) + (count + 3) * batch
+        # A block of k vectors: the bases, and six blocks in flight in a step.
+        return count * vector * (rows + 6) + working(count)
 
     fitting = _largest(lambda count: needed(count) <= limit, probes)
     if fitting == 0:
-        spare = (limit - resident - 4 * batch) // vector - 6
+        spare = (limit - working(1)) // vector - 6
         smaller = spare // CHUNK * CHUNK
         raise MemoryLimitError(
             f"one probe of {steps} steps takes {human_bytes(needed(1))}, the limit is {human_bytes(limit)}",
@@ -144,9 +80,19 @@ def plan_lanczos(
     return MemoryPlan(even, needed(even))
 
 
-def pulled_bytes(problem: Problem, dim: int) -> int:
-    """Bytes that a vector of the kernel takes on its way through the parameters: a sum, its correction, a term."""
-    return 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
+def memory_limit(max_memory: int | None) -> int:
+    """Bytes that may be taken."""
+    return max_memory or int(0.7 * available_bytes())
+
+
+def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:
+    """Bytes by the vectors in a block, dim being the rows of the matrix: data, weights, linear maps, tangents."""
+    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
+    # A vector of the kernel goes through the parameters: a sum, its correction, a term.
+    pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
+    batch = problem.batches.batch_size * network_work(problem).bytes + pulled
+    one_by_one = problem.way.application == "map" and dim == problem.dim
+    return lambda count: resident + problem.way.kept_bytes + ((1 if one_by_one else count) + 3) * batch
 
 
 def plan_vectors(problem: Problem, dim: int, *, rows: int, block: int, max_memory: int | None) -> MemoryPlan:
@@ -157,13 +103,11 @@ def plan_vectors(problem: Problem, dim: int, *, rows: int, block: int, max_memor
     MemoryLimitError
         Not even blocks of one vector fit.
     """
-    limit = max_memory or int(0.7 * available_bytes())
+    limit, working = memory_limit(max_memory), working_bytes(problem, dim)
     vector = dim * problem.dtype.itemsize
-    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
-    batch = problem.batches.batch_size * activation_bytes(problem) + pulled_bytes(problem, dim)
 
     def needed(count: int) -> int:
-        return resident + (rows + 6 * count) * vector + (count + 3) * batch
+        return (rows + 6 * count) * vector + working(count)
 
     fitting = _largest(lambda count: needed(count) <= limit, block)
     if fitting == 0:
@@ -183,7 +127,7 @@ def plan_dense(dim: int, block: int, max_memory: int | None) -> MemoryPlan:
     MemoryLimitError
         It does not fit.
     """
-    limit, needed = max_memory or int(0.7 * available_bytes()), 3 * 8 * dim**2
+    limit, needed = memory_limit(max_memory), 3 * 8 * dim**2
     if needed > limit:
         raise MemoryLimitError(
             f"the matrix written out ({dim:,} rows) takes {human_bytes(needed)}, the limit is {human_bytes(limit)}",

@@ -35,7 +35,8 @@ from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.linalg.trace import Found, Tracer
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
-from curvcli.schema.inspect import Forecast, Plan
+from curvcli.schema.inspect import Forecast
+from curvcli.schema.plan import Plan
 from curvcli.schema.trace import LayerTrace, More, TraceResult, TraceSettings
 
 FIRST_LOOK = 8

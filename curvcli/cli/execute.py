@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from curvcli import __version__
 from curvcli.cli import console, output
 from curvcli.cli.options import Request
+from curvcli.cli.runtime import compile_clock, environment, peak_memory, prepare_jax
+from curvcli.cli.ways import form, read_way, remembered
 from curvcli.errors import CurvError, UsageError
 from curvcli.schema.inspect import ForecastRecord
-from curvcli.schema.report import Cost, Environment, ErrorRecord, ProblemRecord, Report
-from curvcli.xla import guard_environment
+from curvcli.schema.report import Cost, ErrorRecord, ProblemRecord, Profile, Report
+from curvcli.schema.settings import AnalysisSettings
 
 if TYPE_CHECKING:
     from curvcli.analyses.answer import Answer
+    from curvcli.linalg.stopwatch import Stopwatch
     from curvcli.loading.resolve import Loaded
+    from curvcli.problem import Problem
 
 EXIT_UNTRUSTED = 3
 ARRAY_FILES = ("vectors", "arrays")
 """Settings that name a file for arrays."""
+Timing = Literal["never", "if worth it", "always"]
 Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
 
 
@@ -92,10 +95,12 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         output.check_writable(Path(getattr(settings, arrays)))
         output.check_array_format(Path(getattr(settings, arrays)))
 
+    forms: dict[str, Problem] = {}
+
     def answer(target: Target) -> Reply:
         from curvcli.cli.render import render
 
-        report, code = _one(request, settings, target, report_class, run)
+        report, code = _one(request, settings, target, report_class, run, forms)
         return Reply(report.to_json(), partial(render, report), code)
 
     return _answer_each(request, settings, answer)
@@ -143,36 +148,6 @@ def _tried(answer: Callable[[Target], Reply], target: Target, *, debug: bool) ->
             checkpoint=target.name, step=target.step, error=told.message, hint=told.hint, exit_code=told.exit_code
         )
         return Reply(record.to_json(), None, told.exit_code)
-
-
-def prepare_jax(dtype: str, threads: int | None, *, cache: bool) -> None:
-    """Configure JAX before its first computation: threads, precision, dtype, compilation cache."""
-    if threads is not None:
-        # XLA's CPU backend sizes its pool by NPROC, read when the backend starts.
-        os.environ["NPROC"] = str(threads)
-    guard_environment()
-    import jax
-
-    if dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-    # Accelerators multiply float32 in lower precision by default; curvature is a second derivative and needs it whole.
-    jax.config.update("jax_default_matmul_precision", "highest")
-    if cache:
-        _enable_cache(jax)
-
-
-def _enable_cache(jax: Any) -> None:
-    """Keep compiled programs between runs, in a folder of the user's own; without it if it cannot be had."""
-    base = os.environ.get("CURV_CACHE_DIR")
-    with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home folder
-        folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curv"
-        programs = folder / f"jax-{jax.__version__}"
-        programs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if programs.stat().st_uid != os.getuid():  # a compiled program is code: never take another user's
-            return
-        jax.config.update("jax_compilation_cache_dir", str(programs))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_compilation_cache_max_size", 1 << 30)
 
 
 def _targets(request: Request) -> Iterator[Target]:
@@ -231,17 +206,39 @@ def absolute_source(text: str | None) -> str | None:
     return str(Path(text).absolute())
 
 
-def load(request: Request, settings: Any, target: Target) -> Loaded:
-    """The problem that a command line names, planned."""
-    from curvcli.analyses.planning import with_batch_size
-    from curvcli.loading.resolve import load_problem
+def load(
+    request: Request,
+    settings: Any,
+    target: Target,
+    *,
+    timing: Timing = "never",
+    forms: dict[str, Problem] | None = None,
+) -> Loaded:
+    """The problem that a command line names, planned.
+
+    Parameters
+    ----------
+    timing
+        Whether ways of computing products may be timed, where the settings speak of products at all.
+    forms
+        One problem of each form loaded before. Problems of one form share their functions, and so everything compiled.
+    """
+    from curvcli.analyses.tuning import planned
+    from curvcli.loading.resolve import load_problem, with_functions_of
 
     if target.failure is not None:
         raise target.failure
     found, spec, path = locate(request, target.argument)
     loaded = load_problem(spec, found, path, settings, step=target.step, trust=request.spec["trust"])
     warnings = [*loaded.warnings, *_inherited(request, found)]
-    return replace(loaded, problem=with_batch_size(loaded.problem, settings.batch_size), warnings=warnings)
+    problem = loaded.problem
+    if forms is not None:
+        problem = with_functions_of(problem, forms.setdefault(form(loaded, found.base), problem))
+    if isinstance(settings, AnalysisSettings):
+        given = None if settings.plan is None else read_way(Path(settings.plan))
+        store = None if request.output["no_cache"] else remembered(loaded, settings)
+        problem = planned(problem, settings, given=given, store=store, timing=timing)
+    return replace(loaded, problem=problem, warnings=warnings)
 
 
 def _inherited(request: Request, found: Any) -> list[str]:
@@ -259,12 +256,23 @@ def _inherited(request: Request, found: Any) -> list[str]:
 
 
 def _one(
-    request: Request, settings: Any, target: Target, report_class: type[Report[Any, Any]], run: Run
+    request: Request,
+    settings: Any,
+    target: Target,
+    report_class: type[Report[Any, Any]],
+    run: Run,
+    forms: dict[str, Problem],
 ) -> tuple[Report[Any, Any], int]:
     """One report and its exit code."""
+    from curvcli.analyses.tuning import way_of
+    from curvcli.linalg.stopwatch import Stopwatch
+
     quiet = request.output["quiet"]
-    started = time.perf_counter()
-    loaded = load(request, settings, target)
+    started, clock = time.perf_counter(), Stopwatch()
+    timing = "always" if getattr(settings, "calibrate", False) else "if worth it"
+    with compile_clock(clock):
+        loaded = load(request, settings, target, timing=timing, forms=forms)
+    loading = time.perf_counter() - started - clock.compiling
     if request.output["verbose"]:
         step = "" if loaded.checkpoint.step is None else f", step {loaded.checkpoint.step}"
         console.note(
@@ -272,7 +280,8 @@ def _one(
             f"{loaded.data.path}: {loaded.data.num_examples} examples in batches of {loaded.problem.batches.batch_size}"
         )
     watch = console.Watch(settings.time_limit, show=not quiet and console.can_redraw())
-    with _compile_clock() as compiling, watch.watching():
+    profiling = request.output["profile"]
+    with compile_clock(clock), clock.running() if profiling else contextlib.nullcontext(), watch.watching():
         answer = run(loaded, settings, watch)
     warnings = [*loaded.warnings, *answer.warnings]
     if watch.reason is not None:
@@ -281,6 +290,7 @@ def _one(
         if answer.arrays and getattr(settings, name, None):
             output.write_arrays(Path(getattr(settings, name)), answer.arrays)
     untrusted = any(not check.passed for check in answer.checks.values())
+    seconds = time.perf_counter() - started
     report = report_class(
         curv=__version__,
         problem=problem_record(loaded, answer.loss_value),
@@ -294,11 +304,13 @@ def _one(
             products=answer.meter.products,
             forms=answer.meter.forms,
             data_passes=answer.meter.data_passes,
-            seconds=time.perf_counter() - started,
-            compile_seconds=compiling[0],
-            peak_memory_bytes=_peak_memory(),
+            seconds=seconds,
+            compile_seconds=clock.compiling,
+            peak_memory_bytes=peak_memory(),
+            way=way_of(loaded.problem),
+            profile=profile(clock, loading, seconds) if profiling else None,
         ),
-        environment=_environment(settings),
+        environment=environment(settings),
         warnings=warnings,
     )
     if not quiet:
@@ -307,6 +319,13 @@ def _one(
     if watch.signal is not None:
         return report, 128 + watch.signal
     return report, EXIT_UNTRUSTED if untrusted else 0
+
+
+def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
+    """Where the seconds went."""
+    parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
+    rest = max(seconds - loading - clock.compiling - sum(parts.values()), 0.0)
+    return Profile(load=loading, compile=clock.compiling, rest=rest, **parts)
 
 
 def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
@@ -325,46 +344,6 @@ def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
         loss_value=loss_value,
         spec=spec,
         spec_file=loaded.spec_file,
-    )
-
-
-@contextlib.contextmanager
-def _compile_clock() -> Iterator[list[float]]:
-    """Seconds that XLA spends compiling, as JAX itself reports them."""
-    from jax import monitoring
-
-    total, active = [0.0], [True]
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if active[0] and event.endswith("backend_compile_duration"):
-            total[0] += duration_secs
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield total
-    finally:
-        active[0] = False  # listeners cannot be taken off again without touching those of others
-
-
-def _peak_memory() -> int:
-    """Peak bytes of the device, or of the process where the device is the host."""
-    import jax
-
-    stats = jax.local_devices()[0].memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _environment(settings: Any) -> Environment:
-    import jax
-
-    device = jax.local_devices()[0]
-    threads = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
-    return Environment(
-        jax=jax.__version__,
-        device=f"{device.platform} {device.device_kind}",
-        dtype=settings.dtype,
-        threads=threads,
     )
 
 

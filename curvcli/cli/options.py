@@ -49,7 +49,8 @@ _OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "quiet": (bool, "-q,--quiet", "no progress and no warnings", {}),
     "verbose": (bool, "-v,--verbose", "say more on stderr", {}),
     "debug": (bool, "--debug", "tracebacks", {}),
-    "no_cache": (bool, "--no-cache", "do not keep compiled programs between runs", {}),
+    "no_cache": (bool, "--no-cache", "keep nothing between runs: neither compiled programs nor timings", {}),
+    "profile": (bool, "--profile", "say where the time went, in the report's cost", {}),
     "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes, and spend none", {}),
 }
 
@@ -188,6 +189,8 @@ def _setting(name: str, info: Any) -> inspect.Parameter:
         )  # fmt: skip
     if name == "max_memory":
         kind, extra = str, {"metavar": "SIZE"}
+    if name == "plan":
+        extra = {"metavar": "FILE"}
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     if len("|".join(choices)) > LONGEST_METAVAR:
         extra = {"metavar": "NAME"}

@@ -25,6 +25,7 @@ from curvcli.curvature import matrices, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.ntk import Jacobian, example_outputs, outputs_per_example
 from curvcli.curvature.products import Functions, Middle
+from curvcli.linalg.stopwatch import timed
 from curvcli.problem import Batch, Params, Problem
 from curvcli.schema.settings import AnalysisSettings
 
@@ -104,7 +105,7 @@ def build_gram(problem: Problem, settings: AnalysisSettings) -> Gram:
         return scale * _through(roots, jacobian.push(pulled, block))[:, :rows]
 
     shift = settings.damping + (problem.regulariser.l2 if settings.regulariser_included else 0.0)
-    return Gram(rows, shift, pull, push, problem.dtype)
+    return Gram(rows, shift, partial(timed, "products", pull), partial(timed, "products", push), problem.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import jax
+
 from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.work import abstract_batch
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
@@ -147,6 +150,30 @@ def dimension(problem: Problem, name: str) -> int:
     """
     check_likelihood(problem.loss, name)
     return problem.batches.num_examples * ntk.outputs_per_example(problem) if name == "ntk" else problem.dim
+
+
+def linear_map_bytes(problem: Problem, name: str, *, mc_samples: int = 1, seed: int = 0) -> int:
+    """What the linear map of one batch keeps of the forward and backward passes; 0 where none is made. Nothing runs."""
+    field = MATRICES[name].field
+    if field is None:
+        return 0
+    check_likelihood(problem.loss, name)
+    layout, batch = Layout.of(problem.params), abstract_batch(problem, problem.batches.batch_size)
+    extra: tuple[Array, ...] = ()
+    if name == "fisher-mc":
+        extra = (outputs.draw_keys(seed, mc_samples),)
+    elif name == "gradient-covariance":
+        extra = (jax.ShapeDtypeStruct((layout.dim,), problem.dtype),)
+    made = jax.eval_shape(
+        partial(products.linearise, field, sums.functions(problem), layout),
+        problem.params,
+        problem.frozen,
+        batch,
+        *extra,
+    )
+    # Parameters among them are not copied.
+    given = {leaf.shape for leaf in problem.params.values()}
+    return sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(made) if one.shape not in given)
 
 
 def normaliser(problem: Problem, name: str) -> float:

@@ -108,16 +108,34 @@ def active_examples(problem: Problem) -> int:
     return int(np.any(weight.reshape(len(weight), -1) > 0, axis=1).sum())
 
 
-def regulariser_value(problem: Problem, params: Any) -> Array:
+def regulariser_value(problem: Problem, params: Params) -> Array:
     """R at these parameters; floating ones outside the chosen block count too, so that J does not depend on it."""
-    everything = {**problem.frozen["params"], **params}
-    value = jnp.zeros((), problem.dtype)
-    if problem.regulariser.l2:
-        squares = [jnp.sum(jnp.square(w)) for w in everything.values() if jnp.issubdtype(w.dtype, jnp.floating)]
-        value += 0.5 * problem.regulariser.l2 * sum(squares)
-    if problem.regulariser.fn is not None:
-        value += jnp.asarray(problem.regulariser.fn(problem.nest(everything)), problem.dtype)
-    return value
+    return _regulariser_and_slope(*_regulariser_arguments(problem, params))[0]
+
+
+def _regulariser_arguments(problem: Problem, params: Params) -> tuple[Any, ...]:
+    regulariser = problem.regulariser
+    return regulariser.fn, problem.nest, bool(regulariser.l2), regulariser.l2, params, problem.frozen["params"]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _regulariser_and_slope(
+    fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params
+) -> tuple[Array, Params]:
+    """R and ∇R."""
+    dtype = next(iter(params.values())).dtype
+
+    def value(chosen: Params) -> Array:
+        everything = {**frozen, **chosen}
+        found = jnp.zeros((), dtype)
+        if squared:
+            squares = [jnp.sum(jnp.square(w)) for w in everything.values() if jnp.issubdtype(w.dtype, jnp.floating)]
+            found += jnp.asarray(0.5 * l2 * sum(squares), dtype)
+        if fn is not None:
+            found += jnp.asarray(fn(nest(everything)), dtype)
+        return found
+
+    return jax.value_and_grad(value)(params)
 
 
 def regulariser_products(problem: Problem, layout: Layout) -> Callable[[Array], Array] | None:
@@ -139,7 +157,7 @@ def _user_regulariser(
     return layout.ravel(jax.vmap(tangent_map)(layout.unravel(vectors)))
 
 
-def objective(problem: Problem, params: Any | None = None) -> float:
+def objective(problem: Problem, params: Params | None = None) -> float:
     """J at the problem's parameters, or at others of the same form. One forward pass over the data."""
     params = problem.params if params is None else params
     values = [
@@ -150,7 +168,7 @@ def objective(problem: Problem, params: Any | None = None) -> float:
     return total / problem.normaliser + float(regulariser_value(problem, params))
 
 
-def objective_and_gradient(problem: Problem, layout: Layout, params: Any | None = None) -> tuple[float, Array]:
+def objective_and_gradient(problem: Problem, layout: Layout, params: Params | None = None) -> tuple[float, Array]:
     """J and ∇J [dim] at the problem's parameters, or at others of the same form. One gradient pass over the data."""
     params = problem.params if params is None else params
     values, total = [], jnp.zeros(layout.dim, problem.dtype)
@@ -160,5 +178,5 @@ def objective_and_gradient(problem: Problem, layout: Layout, params: Any | None 
         values.append(value)
         total, lost = _add(total, lost, gradient)
     value = float(np.sum(np.asarray(jax.device_get(values), dtype=np.float64))) / problem.normaliser
-    regulariser, slope = jax.value_and_grad(partial(regulariser_value, problem))(params)
+    regulariser, slope = _regulariser_and_slope(*_regulariser_arguments(problem, params))
     return value + float(regulariser), total / problem.normaliser + layout.ravel(slope)

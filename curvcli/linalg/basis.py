@@ -14,9 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.linalg.stopwatch import timed
+
 Array = Any
 
 CHUNK = 16
+
+
+ENOUGH = 0.5
+"""The part of a vector that a pass of Gram–Schmidt must leave to be the only one."""
 
 
 class Basis(NamedTuple):
@@ -39,18 +45,34 @@ def append(basis: Basis, new: Array) -> Basis:
 
 
 def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
-    """Make vectors [k, dim] or [k, b, dim] orthogonal to their bases, by two passes of Gram–Schmidt.
+    """Make vectors [k, dim] or [k, b, dim] orthogonal to their bases, by one pass of Gram–Schmidt or two.
 
-    Twice is enough (Giraud, Langou and Rozložník 2005): after the second pass what remains along the basis is of the
-    size of rounding. Returns the vectors and, for `coefficients`, what was removed.
+    The second pass is made where the first has taken most of a vector away, and with it raised the rounding relative to
+    what is left: at most half left (Daniel, Gragg, Kaufman and Stewart 1976). Twice is enough (Giraud, Langou and
+    Rozložník 2005). A Lanczos step has taken its large components off before, so that one pass nearly always does.
+    Returns the vectors and, for `coefficients`, what was removed.
     """
-    vectors, first = project_out(basis, vectors)
-    vectors, second = project_out(basis, vectors)
-    return vectors, first + second
+    before = _norms(vectors)
+    vectors, removed = project_out(basis, vectors)
+    if np.any(np.asarray(_norms(vectors)) < ENOUGH * np.asarray(before)):
+        vectors, more = project_out(basis, vectors)
+        removed += more
+    return vectors, removed
 
 
 def project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     """One pass of it: classical within a chunk, modified from chunk to chunk."""
+    return timed("orthogonalisation", _project_out, basis, vectors)
+
+
+@jax.jit
+def _norms(vectors: Array) -> Array:
+    """Lengths [k, ...], scaled first: squares of small float32 numbers are zero."""
+    peak = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    return jnp.linalg.norm(vectors / jnp.where(peak > 0, peak, 1), axis=-1) * peak[..., 0]
+
+
+def _project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     removed = []
     for chunk in basis.chunks:
         vectors, part = _subtract(chunk, vectors)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.stopwatch import timed
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Meter:
         def matmat(vectors: Any) -> Any:
             self.products += len(vectors)
             self.data_passes += 1
-            return operator.matmat(vectors)
+            return timed("products", operator.matmat, vectors)
 
         of_pairs = operator.forms
         if of_pairs is None:
@@ -31,6 +32,6 @@ class Meter:
         def forms(vectors: Any) -> Any:
             self.forms += len(vectors)
             self.data_passes += 1
-            return of_pairs(vectors)
+            return timed("products", of_pairs, vectors)
 
         return replace(operator, matmat=matmat, forms=forms)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvcli.linalg import basis as bases
@@ -132,8 +131,9 @@ def _keep_outliers(collected: Collected, state: LanczosState, probe: int, tridia
     if not len(chosen):
         return
     basis = bases.single(state.basis, probe)
-    weights = np.zeros((1, len(chosen), basis.size))
-    weights[0, :, : len(values)] = vectors[:, chosen].T
+    # As many rows whatever is found, the last ones zero: another number would be compiled anew.
+    weights = np.zeros((1, -(-OUTLIERS_PER_PROBE // 8) * 8, basis.size))
+    weights[0, : len(chosen), : len(values)] = vectors[:, chosen].T
     owner = len(collected.tridiagonals) + probe
     collected.outliers.append((owner, values[chosen], bases.combine(basis, weights)[0]))
 
@@ -152,12 +152,17 @@ def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Ou
     """For each probe the outliers that the others know."""
     owners = np.concatenate([np.full(len(values), owner) for owner, values, _ in collected.outliers])
     values = np.concatenate([values for _, values, _ in collected.outliers])
-    vectors = jnp.concatenate([rows for _, _, rows in collected.outliers])
+    blocks = [(len(values), rows) for _, values, rows in collected.outliers]
     count = len(collected.tridiagonals)
+
+    def along(rows: Array, found: int) -> np.ndarray:
+        """The first rows' products with all vectors."""
+        return np.hstack([np.asarray(_inner(rows, block), np.float64)[:found, :size] for size, block in blocks])
+
     # Start vectors are drawn again, not kept: they cost less than the memory.
-    overlaps = [_inner(sphere(key, i, 1, dim, dtype), vectors) for i in range(count)]
-    gram = np.asarray(_inner(vectors, vectors), np.float64)
-    return leave_one_out(owners, values, gram, np.concatenate([np.asarray(o, np.float64) for o in overlaps]))
+    overlaps = np.vstack([along(sphere(key, i, 1, dim, dtype), 1) for i in range(count)])
+    gram = np.vstack([along(block, size) for size, block in blocks])
+    return leave_one_out(owners, values, gram, overlaps)
 
 
 @jax.jit

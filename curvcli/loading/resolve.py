@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,11 @@ def load_problem(
         warnings,
         found.origin if found.values else None,
     )
+
+
+def with_functions_of(problem: Problem, other: Problem) -> Problem:
+    """The problem with the functions of another of the same form: what was compiled for one serves both."""
+    return replace(problem, predict=other.predict, nest=other.nest, loss=other.loss, regulariser=other.regulariser)
 
 
 def _checked(array: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:

@@ -7,12 +7,17 @@ from typing import Literal
 from pydantic import Field
 
 from curvcli.schema.base import Strict
+from curvcli.schema.plan import Plan
 from curvcli.schema.report import Report, one_line
 from curvcli.schema.spectrum import SpectrumSettings
 
 
 class InspectSettings(SpectrumSettings):
     """What `curv inspect` can be told: the options of `curv spectrum`, whose cost it forecasts."""
+
+    calibrate: bool = Field(
+        default=False, description="time several ways of computing products, and remember the fastest for later runs"
+    )
 
 
 class ParameterRecord(Strict):
@@ -44,16 +49,6 @@ class DataSummary(Strict):
     classes: list[int] | None = Field(
         default=None, description="examples (or tokens) of each class, for integer labels"
     )
-
-
-class Plan(Strict):
-    """How the products will be computed."""
-
-    batch_size: int
-    batches: int
-    padded: int = Field(description="rows of padding in the last batch")
-    resident: bool = Field(description="whether the data stay on the device")
-    probes_at_once: int
 
 
 class Forecast(Strict):

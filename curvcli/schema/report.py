@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from curvcli.schema.base import Strict
+from curvcli.schema.plan import Way
 from curvcli.schema.spec import ProblemSpec
 
 Settings = TypeVar("Settings", bound=Strict)
@@ -57,6 +58,16 @@ class Check(Strict):
     threshold: float
 
 
+class Profile(Strict):
+    """Seconds by what they were spent on; together they are `seconds`."""
+
+    load: float = Field(description="reading files, and fitting model, data and loss together")
+    compile: float = Field(description="in XLA, or reading what it compiled earlier")
+    products: float = Field(description="products with blocks of vectors, run to their end")
+    orthogonalisation: float = Field(description="against Krylov bases")
+    rest: float
+
+
 class Cost(Strict):
     """What the answer cost."""
 
@@ -66,6 +77,8 @@ class Cost(Strict):
     seconds: float = Field(description="of the analysis, compilation included")
     compile_seconds: float
     peak_memory_bytes: int
+    way: Way = Field(description="how products were computed; given to --plan, it is repeated")
+    profile: Profile | None = Field(default=None, description="with --profile: where the seconds went")
 
 
 class Environment(Strict):

@@ -54,6 +54,9 @@ class AnalysisSettings(DataSettings):
     max_memory: int | None = Field(
         default=None, ge=1, description="bytes that may be taken (default: 70 % of what is free)"
     )
+    plan: str | None = Field(
+        default=None, description="compute products as this report of curv inspect, or its plan, says"
+    )
     skip_checks: bool = Field(default=False, description="leave out the self-checks")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.curvature import MATRICES, build, dimension
+from curvcli.curvature import MATRICES, build, dimension, products
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.sums import objective, objective_and_gradient
+from curvcli.curvature.matrices import extra_arguments, linear_map_bytes
+from curvcli.curvature.sums import functions, objective, objective_and_gradient
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import LOSSES, user_loss
+from curvcli.problem import Way
 from curvcli.schema.settings import UNREGULARISED
 from tests.problems import (
     dense_hessian,
@@ -52,6 +55,47 @@ def explicit(problem: Any, matrix: str) -> np.ndarray:
 def test_product_equals_dense_matrix(loss: str, matrix: str, batch_size: int) -> None:
     problem = mlp_problem(loss, l2=0.01, batch_size=batch_size)
     np.testing.assert_allclose(to_dense(build(problem, matrix), block=16), explicit(problem, matrix), **CLOSE)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1])
+@pytest.mark.parametrize("application", ["vmap", "map"])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_every_way_of_computing_gives_the_matrix(matrix: str, application: Any, kept_bytes: int) -> None:
+    problem = replace(mlp_problem(l2=0.01, batch_size=5), way=Way(application, kept_bytes))
+    operator = build(problem, matrix)
+    for _ in range(2):  # linear maps are kept from the second product on
+        np.testing.assert_allclose(to_dense(operator, block=16), explicit(problem, matrix), **CLOSE)
+
+
+def test_kept_linear_maps_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in all: an operator that is used once keeps nothing."""
+    made = []
+    linearise = products.linearise
+    monkeypatch.setattr(products, "linearise", lambda *args: made.append(1) or linearise(*args))
+    problem = mlp_problem(batch_size=5)
+    vectors = jnp.ones((2, problem.dim))
+    for kept_bytes, expected in ((1, 2), (0, 4)):
+        made.clear()
+        operator = build(replace(problem, way=Way("vmap", kept_bytes)), "ggn")
+        for _ in range(4):
+            operator.matmat(vectors)
+        assert len(made) == expected * len(problem.batches)
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_bytes_of_a_linear_map(matrix: str) -> None:
+    """What is forecast is what the arrays take that are not the parameters themselves."""
+    problem = mlp_problem(batch_size=5)
+    forecast = linear_map_bytes(problem, matrix, mc_samples=2)
+    if matrix == "ntk":
+        assert forecast == 0
+        return
+    batches = list(problem.batches)
+    extra = extra_arguments(problem, matrix, batches, mc_samples=2, seed=0)
+    layout, field = Layout.of(problem.params), MATRICES[matrix].field
+    linear = products.linearise(field, functions(problem), layout, problem.params, problem.frozen, batches[0], *extra)
+    given = {leaf.shape for leaf in problem.params.values()}
+    assert forecast == sum(leaf.nbytes for leaf in jax.tree.leaves(linear) if leaf.shape not in given) > 0
 
 
 @pytest.mark.parametrize("matrix", MATRICES)

@@ -1,0 +1,241 @@
+"""How products are computed: examples in a batch, vectors at once or one by one, linear maps kept or made afresh.
+
+The answer is the same but for rounding. A way is chosen from sizes alone, which costs nothing and is always the same,
+or by timing a few (`measured`), which pays where many products follow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from curvcli.analyses.planning import memory_limit, working_bytes
+from curvcli.curvature import build
+from curvcli.curvature.matrices import linear_map_bytes
+from curvcli.curvature.work import Work, network_work
+from curvcli.linalg.probes import sphere
+from curvcli.problem import Batches, Problem
+from curvcli.problem import Way as ProblemWay
+from curvcli.schema.plan import Way
+from curvcli.schema.settings import AnalysisSettings
+
+EXPECTED_BLOCK = 8
+
+BLOCK_BYTES = 32 << 20
+"""Intermediate values of a batch times the vectors of a block, for `vmap`: about what the caches of a CPU hold.
+Measured: 448 to 896 examples are best for a 26,000-parameter network in blocks of 8."""
+
+MAX_BATCH = 1024
+"""Examples in a batch for `vmap`."""
+
+SINGLE_BYTES = 8 << 20
+"""The same for `map`, where one vector is in flight."""
+
+USES = 1024
+"""Examples, times the places where each weight is used in one (positions, tokens), that make a batch for `map` worth
+its own sums over all parameters. Measured: for 4 sequences of 128 tokens these are hidden, for 1 they are not."""
+
+LARGEST_BYTES = 512 << 20
+"""No batch's intermediate values take more."""
+
+SINGLE_FLOPS = 1e8
+"""Forward operations of a batch beyond which a single vector keeps a CPU's cores busy."""
+
+KEPT_SHARE = 4
+"""Linear maps are kept if they take at most this part of the memory."""
+
+WORTH = 60.0
+"""Expected seconds of products from which timing some beforehand pays."""
+
+RATE = 3e10
+"""Floating-point operations a second, low for any machine: for `WORTH` alone."""
+
+MARGIN = 0.9
+"""A way must take this part of the best one's time to replace it: timings scatter, choices should not."""
+
+Chosen = Literal["default", "measured", "remembered", "given"]
+
+
+class Store(Protocol):
+    """Where measured ways are remembered."""
+
+    def get(self) -> Way | None:
+        """The way found earlier for this problem on this machine."""
+        ...
+
+    def put(self, way: Way) -> None:
+        """Remember it."""
+        ...
+
+
+def planned(
+    problem: Problem,
+    settings: AnalysisSettings,
+    *,
+    given: Way | None = None,
+    store: Store | None = None,
+    timing: Literal["never", "if worth it", "always"] = "never",
+) -> Problem:
+    """The problem with its batches and the way its products are computed.
+
+    Parameters
+    ----------
+    given
+        The user's own choice, over all others.
+    store
+        Of measured ways; without one, none is timed unasked, so that equal runs do equal work.
+    timing
+        Whether to time ways that are not remembered; `always` also those that are.
+    """
+    if given is not None:
+        return with_way(problem, settings, given, "given")
+    default = default_way(problem, settings)
+    if settings.batch_size is not None:
+        return with_way(problem, settings, default, "given")
+    if timing != "always":
+        found = None if store is None else store.get()
+        if found is not None:
+            return with_way(problem, settings, found, "remembered")
+        worth = store is not None and expected_seconds(problem, settings) >= WORTH
+        if timing == "never" or not worth:
+            return with_way(problem, settings, default, "default")
+    best = measured(problem, settings, default)
+    if store is not None:
+        store.put(best)
+    return with_way(problem, settings, best, "measured")
+
+
+def with_way(problem: Problem, settings: AnalysisSettings, way: Way, chosen: Chosen) -> Problem:
+    """The problem with products computed this way."""
+    batch_size = min(way.batch_size, problem.batches.num_examples)
+    problem = replace(problem, batches=problem.batches.resized(batch_size))
+    kept = _kept_bytes(problem, settings) if way.residuals == "kept" else 0
+    return replace(problem, way=ProblemWay(way.application, kept, chosen))
+
+
+def way_of(problem: Problem) -> Way:
+    """The way that a problem's products are computed, for its report."""
+    return Way(
+        batch_size=problem.batches.batch_size,
+        application=problem.way.application,
+        residuals="kept" if problem.way.kept_bytes else "fresh",
+    )
+
+
+def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
+    """The way chosen from sizes alone; a batch size in the settings is kept.
+
+    The batch divides the examples evenly, so that the last one has little padding.
+    """
+    total, work = problem.batches.num_examples, network_work(problem)
+    together, single = _batch_together(work), _batch_alone(problem, work)
+    busy = work.flops * min(together, total) > SINGLE_FLOPS
+    alone = settings.matrix != "ntk" and busy and jax.default_backend() == "cpu"
+    largest = single if alone else together
+    batch_size = min(settings.batch_size or -(-total // -(-total // largest)), total)
+    application: Literal["vmap", "map"] = "map" if alone else "vmap"
+    resized = replace(problem, batches=problem.batches.resized(batch_size))
+    kept = _kept_bytes(resized, settings)
+    fits = 0 < kept <= memory_limit(settings.max_memory) // KEPT_SHARE
+    return Way(batch_size=batch_size, application=application, residuals="kept" if fits else "fresh")
+
+
+def _batch_together(work: Work) -> int:
+    return int(np.clip(BLOCK_BYTES // (max(work.bytes, 1) * (EXPECTED_BLOCK + 2)), 1, MAX_BATCH))
+
+
+def _batch_alone(problem: Problem, work: Work) -> int:
+    uses = max(work.flops / (2 * problem.dim), 1.0)
+    wanted = max(USES / uses, SINGLE_BYTES / max(work.bytes, 1))
+    return int(np.clip(wanted, 1, max(LARGEST_BYTES // max(work.bytes, 1), 1)))
+
+
+def _kept_bytes(problem: Problem, settings: AnalysisSettings) -> int:
+    one = linear_map_bytes(problem, settings.matrix, mc_samples=settings.mc_samples, seed=settings.seed)
+    return one * len(problem.batches)
+
+
+def expected_seconds(problem: Problem, settings: AnalysisSettings) -> float:
+    """Roughly what the products will take: a Hessian product is six forward passes."""
+    products = settings.max_probes * getattr(settings, "steps", 1)
+    products = max(products, 10 * getattr(settings, "k", 0))
+    return 6 * network_work(problem).flops * problem.batches.num_examples * products / RATE
+
+
+def measured(problem: Problem, settings: AnalysisSettings, default: Way) -> Way:
+    """The fastest way found by timing: the other application, then smaller and larger batches.
+
+    Cost: some ten blocks of products of one batch, and the compilation of three to six programs.
+    """
+    timed = partial(seconds_per_vector, problem, settings)
+    best, shortest = default, timed(default)
+    for change in _changes(settings):
+        while (way := change(best)) is not None and _fits(problem, settings, way):
+            seconds = timed(way)
+            if seconds > MARGIN * shortest:
+                break
+            best, shortest = way, seconds
+    return best
+
+
+def _changes(settings: AnalysisSettings) -> Iterator[Callable[[Way], Way | None]]:
+    """What is tried; each as often as it helps."""
+    tried = set()
+
+    def once(way: Way) -> Way | None:
+        key = (way.batch_size, way.application)
+        new = key not in tried
+        tried.add(key)
+        return way if new else None
+
+    def other(way: Way) -> Way | None:
+        if settings.matrix == "ntk":
+            return None
+        tried.add((way.batch_size, way.application))
+        return once(way.model_copy(update={"application": "map" if way.application == "vmap" else "vmap"}))
+
+    yield other
+    yield lambda way: once(way.model_copy(update={"batch_size": way.batch_size // 2})) if way.batch_size > 1 else None
+    yield lambda way: once(way.model_copy(update={"batch_size": way.batch_size * 2}))
+
+
+def _fits(problem: Problem, settings: AnalysisSettings, way: Way) -> bool:
+    """Whether the batch is no larger than the data, and a block of vectors has the memory."""
+    if way.batch_size > problem.batches.num_examples:
+        return False
+    trial = with_way(problem, settings, way, "measured")
+    return working_bytes(trial, problem.dim)(EXPECTED_BLOCK) <= memory_limit(settings.max_memory)
+
+
+def seconds_per_vector(problem: Problem, settings: AnalysisSettings, way: Way) -> float:
+    """Seconds of a product with one vector and one example, by blocks of products of the first batch."""
+    size, batches = way.batch_size, problem.batches
+
+    def first(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[:size], tree)
+
+    part = Batches(first(batches.inputs), first(batches.targets), batches.weight[:size], size, batches.cast)
+    operator = build(
+        with_way(replace(problem, batches=part), settings, way, "measured"),
+        settings.matrix,
+        with_regulariser=False,
+        mc_samples=settings.mc_samples,
+        seed=settings.seed,
+    )
+    vectors = sphere(jax.random.key(settings.seed), 0, EXPECTED_BLOCK, operator.dim, operator.dtype)
+    shortest, spent = np.inf, 0.0
+    for run in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(operator.matmat(vectors))
+        seconds = time.perf_counter() - start
+        if run > 1:  # the first compiles, the second keeps
+            shortest, spent = min(shortest, seconds), spent + seconds
+            if spent > 2:
+                break
+    return shortest / (size * EXPECTED_BLOCK)

@@ -1,0 +1,33 @@
+"""What curv keeps between runs, in a folder of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+LARGEST = 1 << 30
+"""Bytes of compiled programs; the least recently used go."""
+
+
+def folder(name: str) -> Path | None:
+    """A folder of the cache, which only its user can enter; None if it cannot be had."""
+    base = os.environ.get("CURV_CACHE_DIR")
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home folder
+        root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curv"
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = root / name
+        found.mkdir(mode=0o700, exist_ok=True)
+        if found.stat().st_uid == os.getuid():  # a compiled program is code: never take another user's
+            return found
+    return None
+
+
+def enable_compilation_cache(jax: Any) -> None:
+    """Keep compiled programs between runs; without it if the folder cannot be had."""
+    programs = folder(f"jax-{jax.__version__}")
+    if programs is not None:
+        jax.config.update("jax_compilation_cache_dir", str(programs))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_compilation_cache_max_size", LARGEST)

@@ -1,0 +1,74 @@
+"""JAX as this process uses it: configured before its first computation, and asked afterwards what it took."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from curvcli.cli.cache import enable_compilation_cache
+from curvcli.schema.report import Environment
+from curvcli.xla import guard_environment
+
+if TYPE_CHECKING:
+    from curvcli.linalg.stopwatch import Stopwatch
+
+
+def prepare_jax(dtype: str, threads: int | None, *, cache: bool) -> None:
+    """Configure JAX before its first computation: threads, precision, dtype, compilation cache."""
+    if threads is not None:
+        # XLA's CPU backend sizes its pool by NPROC, read when the backend starts.
+        os.environ["NPROC"] = str(threads)
+    guard_environment()
+    import jax
+
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    # Accelerators multiply float32 in lower precision by default; curvature is a second derivative and needs it whole.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if cache:
+        enable_compilation_cache(jax)
+
+
+@contextlib.contextmanager
+def compile_clock(watch: Stopwatch) -> Iterator[None]:
+    """Seconds that XLA spends compiling, or reading what it compiled earlier, as JAX itself reports them."""
+    from jax import monitoring
+
+    active = [True]
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if active[0] and event.endswith("backend_compile_duration"):
+            watch.compiling += duration_secs
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        active[0] = False  # listeners cannot be taken off again without touching those of others
+
+
+def peak_memory() -> int:
+    """Peak bytes of the device, or of the process where the device is the host."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def environment(settings: Any) -> Environment:
+    """Where this process computes."""
+    import jax
+
+    device = jax.local_devices()[0]
+    threads = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    return Environment(
+        jax=jax.__version__,
+        device=f"{device.platform} {device.device_kind}",
+        dtype=settings.dtype,
+        threads=threads,
+    )

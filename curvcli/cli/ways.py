@@ -1,0 +1,107 @@
+"""How products are computed, as files: what `--plan` names, and what was measured on this machine earlier."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curvcli import __version__
+from curvcli.cli.cache import folder
+from curvcli.cli.output import write_file
+from curvcli.cli.runtime import environment
+from curvcli.errors import UsageError
+from curvcli.schema.plan import Way
+
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
+
+
+class RememberedWay:
+    """The way of computing products that was measured for one kind of problem on this machine.
+
+    Parameters
+    ----------
+    about
+        All that the choice depends on: network, shapes, matrix, arithmetic, device, versions.
+    """
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        plans = folder("plans")
+        self.path = None if plans is None else plans / f"{name}.json"
+
+    def get(self) -> Way | None:
+        """The way, if one was measured; a damaged file counts as none."""
+        if self.path is not None:
+            with contextlib.suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
+                return Way.model_validate_json(self.path.read_text())
+        return None
+
+    def put(self, way: Way) -> None:
+        """Remember it, if it can be written."""
+        if self.path is not None:
+            with contextlib.suppress(Exception):
+                write_file(self.path, way.model_dump_json() + "\n")
+
+
+def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
+    """Where the way for this problem is remembered."""
+    import jax
+
+    problem, spec = loaded.problem, loaded.spec
+    batch = next(iter(problem.batches.resized(1)))
+    return RememberedWay(
+        {
+            "model": spec.model.model_dump(mode="json"),
+            "loss": spec.loss.name,
+            "params": {name: list(leaf.shape) for name, leaf in problem.params.items()},
+            "batch": [[list(leaf.shape), str(leaf.dtype)] for leaf in jax.tree.leaves(batch)],
+            "matrix": [settings.matrix, settings.mc_samples],
+            "environment": environment(settings).model_dump(),
+            "memory": settings.max_memory,
+            "curv": __version__,
+        }
+    )
+
+
+def form(loaded: Loaded, base: Path) -> str:
+    """What problems have in common that differ in the numbers of their weights alone.
+
+    Parameters
+    ----------
+    base
+        The folder that the specification's targets are relative to.
+    """
+    import jax
+
+    problem, spec = loaded.problem, loaded.spec
+    arrays = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (problem.params, problem.frozen))
+    labels = problem.batches.targets
+    return repr((str(base), spec.model, spec.loss, arrays, labels.shape[1:], str(labels.dtype)))
+
+
+def read_way(path: Path) -> Way:
+    """What `--plan` names: a report of `curv inspect`, its `plan`, or the `way` of any report's cost.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, or holds none of these.
+    """
+    try:
+        found = json.loads(path.read_text())
+        for outer, inner in (("result", "plan"), ("cost", "way")):
+            if isinstance(found.get(outer), dict) and inner in found[outer]:
+                found = found[outer][inner]
+                break
+        return Way.model_validate(found)
+    except OSError as error:
+        raise UsageError(f"--plan {path}: {error.strerror}", "write one: curv inspect CKPT -o plan.json") from error
+    except (ValueError, AttributeError) as error:  # pydantic's errors are ValueErrors
+        needs = "batch_size, application (vmap or map) and residuals (kept or fresh)"
+        raise UsageError(
+            f"--plan {path}: not a plan", f"it needs {needs}; curv inspect CKPT -o plan.json writes one"
+        ) from error

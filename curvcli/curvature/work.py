@@ -1,0 +1,80 @@
+"""What a network does for one example, read off its jaxpr: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from curvcli.problem import Batch, Problem
+
+
+class Work(NamedTuple):
+    """Of one forward pass of one example."""
+
+    bytes: int  # of all intermediate values
+    flops: int  # of matrix products and convolutions
+
+
+def network_work(problem: Problem) -> Work:
+    """Bytes of the intermediate values and floating-point operations of the network for one example."""
+    batch = abstract_batch(problem, 1)
+    jaxpr = jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs)
+    parameter_shapes = {leaf.shape for leaf in problem.params.values()}
+    total_bytes = total_flops = 0
+    for equation, times in _repeated(jaxpr.jaxpr, 1):
+        total_flops += times * _flops(equation)
+        for variable in equation.outvars:
+            shape = getattr(variable.aval, "shape", None)
+            # Transposes and casts of parameters are not counted.
+            if shape is not None and shape not in parameter_shapes and shape[::-1] not in parameter_shapes:
+                total_bytes += times * int(np.prod(shape)) * getattr(variable.aval.dtype, "itemsize", 4)
+    return Work(total_bytes, total_flops)
+
+
+def abstract_batch(problem: Problem, batch_size: int) -> Batch:
+    """Shapes and dtypes of a batch."""
+    batch = next(iter(problem.batches))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), batch)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, those of inner jaxprs (jit, loops, custom derivatives) in place of their calls."""
+    return (equation for equation, _ in _repeated(jaxpr, 1))
+
+
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """The jaxprs that an equation calls."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
+
+
+def _repeated(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
+    """The equations with how often they run: `scan` repeats its body; a `while` loop's count is not known."""
+    for equation in jaxpr.eqns:
+        inner = inner_jaxprs(equation)
+        if not inner:
+            yield equation, times
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for one in inner:
+            yield from _repeated(one, times * length)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def _flops(equation: Any) -> int:
+    """A multiplication and an addition for each term of each output."""
+    if equation.primitive.name == "dot_general":
+        contracted, _ = equation.params["dimension_numbers"][0]
+        left = equation.invars[0].aval.shape
+        terms = int(np.prod([left[axis] for axis in contracted]))
+    elif equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        terms = int(np.prod(kernel)) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    else:
+        return 0
+    return 2 * terms * int(np.prod(equation.outvars[0].aval.shape))

@@ -1,0 +1,35 @@
+"""How products are computed, and how the work is cut."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from curvcli.schema.base import Strict
+
+
+class Way(Strict):
+    """How products are computed, as `--plan` takes it and the cache remembers it; the answer differs by rounding."""
+
+    model_config = ConfigDict(extra="ignore")  # a whole `plan` of a report is one too
+
+    batch_size: int = Field(ge=1)
+    application: Literal["vmap", "map"] = Field(description="all vectors of a block at once, or one after the other")
+    residuals: Literal["kept", "fresh"] = Field(
+        description="the forward and backward passes of each batch: kept from product to product, or made afresh"
+    )
+
+
+class Plan(Way):
+    """How the products will be computed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    chosen: Literal["default", "measured", "remembered", "given"] = Field(
+        description="from sizes alone, by timing now or earlier on this machine, or by --plan or --batch-size"
+    )
+    batches: int
+    padded: int = Field(description="rows of padding in the last batch")
+    resident: bool = Field(description="whether the data stay on the device")
+    probes_at_once: int
