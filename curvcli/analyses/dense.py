@@ -1,20 +1,104 @@
-"""Small matrices, written out row by row: exact answers."""
+"""Small matrices, written out row by row: exact answers.
+
+A matrix Jᵀ C J is written out on the side that is smaller: parameters, or outputs of all examples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from curvcli.analyses import planning
+from curvcli.curvature import dimension
+from curvcli.curvature.gram import Gram, build_gram, output_rows
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_rows
+from curvcli.problem import Problem
+from curvcli.schema.settings import AnalysisSettings
 
 DENSE_DIM = 1500
 """Below this the whole matrix is cheaper than 10 probes of 80 steps and the refinement, and it is exact."""
 
 DENSE_BLOCK = 64
 """Rows of the matrix that are computed together."""
+
+FEW = 8
+
+PULLED_BYTES = 256 << 20
+"""What the rows of an output side may take on their way through the parameters, unless it is a single one."""
+
+
+class Side(NamedTuple):
+    """The side of a matrix that is written out, and its rows."""
+
+    name: Literal["parameters", "outputs"]
+    rows: int
+
+
+class OutputSide(NamedTuple):
+    """What the output side tells of A: its nonzero eigenvalues are the kernel's plus the shift."""
+
+    gram: Gram
+    kernel: np.ndarray  # [rows, rows]
+    diagonal: np.ndarray  # of A, [dim]
+
+
+def smaller_side(problem: Problem, settings: AnalysisSettings) -> Side:
+    """Outputs where they are fewer than the parameters and tell everything; else the matrix's own rows.
+
+    Raises
+    ------
+    SpecError
+        The matrix needs a likelihood that the loss does not have.
+    """
+    dim, rows = dimension(problem, settings.matrix), output_rows(problem, settings)
+    return Side("parameters", dim) if rows is None or rows >= dim else Side("outputs", rows)
+
+
+def products_at_once(plan: planning.MemoryPlan, side: Side, *, dense: bool) -> int:
+    """Vectors in a block of the matrix's own products, of which an output side needs few."""
+    return min(plan.at_once, FEW) if dense and side.name == "outputs" else plan.at_once
+
+
+def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> planning.MemoryPlan:
+    """Rows of an output side at once, and the bytes: the kernel, its diagonalisation, vectors of parameters in flight.
+
+    Raises
+    ------
+    MemoryLimitError
+        It does not fit.
+    """
+    whole = planning.plan_dense(rows, 1, max_memory).bytes
+    itemsize = problem.dtype.itemsize
+    block = int(np.clip(PULLED_BYTES // (4 * problem.dim * itemsize), 1, min(DENSE_BLOCK, rows)))
+    held = -(-(whole + 16 * problem.dim) // (rows * itemsize))
+    return planning.plan_vectors(problem, rows, rows=held, block=block, max_memory=max_memory)
+
+
+def outputs_written_out(
+    problem: Problem, settings: AnalysisSettings, block: int, monitor: Monitor, meter: Meter
+) -> OutputSide:
+    """The output side of the matrix that was asked for. Cost: a product a row.
+
+    Raises
+    ------
+    NumericsError
+        An entry is not finite.
+    """
+    gram = build_gram(problem, settings)
+    kernel, diagonal = np.empty((gram.rows, gram.rows)), np.full(problem.dim, gram.shift)
+    for start, rows, squares in gram.blocks(block):
+        _check_finite(rows)
+        kernel[start : start + len(rows)] = rows
+        diagonal += squares
+        meter.products += len(rows)
+        meter.data_passes += 1
+        monitor.progress("writing the outputs' side out", start + len(rows), gram.rows)
+    return OutputSide(gram, 0.5 * (kernel + kernel.T), diagonal)
 
 
 def rows_written_out(operator: LinearOperator, block: int, monitor: Monitor) -> Iterator[tuple[int, np.ndarray]]:
@@ -26,12 +110,14 @@ def rows_written_out(operator: LinearOperator, block: int, monitor: Monitor) -> 
         An entry is not finite.
     """
     for start, rows in dense_rows(operator, block):
-        if not np.all(np.isfinite(rows)):
-            raise NumericsError(
-                "a product of the matrix is not finite", "check the loss and the data with: curv inspect"
-            )
+        _check_finite(rows)
         monitor.progress("writing the matrix out", start + len(rows), operator.dim)
         yield start, rows
+
+
+def _check_finite(rows: np.ndarray) -> None:
+    if not np.all(np.isfinite(rows)):
+        raise NumericsError("a product of the matrix is not finite", "check the loss and the data with: curv inspect")
 
 
 def written_out(operator: LinearOperator, block: int, monitor: Monitor) -> np.ndarray:

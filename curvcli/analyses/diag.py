@@ -12,7 +12,16 @@ import scipy.special
 from curvcli.analyses import planning, pruning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, diagonal_of, rows_written_out
+from curvcli.analyses.dense import (
+    DENSE_BLOCK,
+    DENSE_DIM,
+    diagonal_of,
+    outputs_written_out,
+    plan_outputs,
+    products_at_once,
+    rows_written_out,
+    smaller_side,
+)
 from curvcli.analyses.subsampling import layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
@@ -47,25 +56,32 @@ BLOCK = 8
 def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[DiagResult]:
     """Diagonal, per-layer summary, saliencies, and a trial of pruning.
 
-    Cost: `probes` products; D for a dense answer. `--prune` takes up to 17 more and two losses.
+    Cost: `probes` products; for a dense answer a product a row of the smaller side, parameters or outputs. `--prune`
+    takes up to 17 more and two losses.
     """
     pruning.check(settings)
     value, gradient = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
-    method = resolved_method(settings, operator.dim)
+    side = smaller_side(problem, settings)
+    method = resolved_method(settings, side.rows)
     plan = memory_plan(problem, settings)
-    checks, warnings = examined(problem, operator, settings, plan.at_once)
+    block = products_at_once(plan, side, dense=method == "dense")
+    checks, warnings = examined(problem, operator, settings, block)
     if problem.subsampled:
         of = "" if problem.population is None else f" of {problem.population:,}"
         warnings.append(f"the intervals are for the {problem.batches.num_examples:,} examples used{of}, not for all")
     layout = Layout.of(problem.params)
     names, segments = layer_segments(layout, operator.dim)
     if method == "dense":
-        reason = "--method dense was asked for"
+        level, reason = 1 - settings.confidence, "--method dense was asked for"
         if settings.method == "auto":
-            reason = f"{operator.dim} products give all {operator.dim} entries exactly"
-        found, level = dense(operator, segments, plan.at_once, monitor), 1 - settings.confidence
+            reason = f"{side.rows} products give all {operator.dim} entries exactly"
+        if side.name == "outputs":
+            diagonal = outputs_written_out(problem, settings, plan.at_once, monitor, meter).diagonal
+            found = exact(diagonal, segments)
+        else:
+            found = dense(operator, segments, plan.at_once, monitor)
     else:
         found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings, meter)
     if not np.all(np.isfinite(found.value)):
@@ -74,7 +90,7 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     if settings.matrix in pruning.CURVATURES:
         saliency = pruning.saliencies(problem, settings, found)
         if settings.prune is not None:
-            prune = pruning.trial(problem, settings, operator, found, value, gradient, plan.at_once, meter)
+            prune = pruning.trial(problem, settings, operator, found, value, gradient, block, meter)
     layers = _layers(names, segments, found, settings.confidence, level)
     if subsampled(problem, settings):
         errors = layer_stderr(problem, settings, segments)
@@ -84,20 +100,20 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
         ]
     result = DiagResult(
         dim=operator.dim, method=found.method, reason=reason, path=settings.arrays,  # type: ignore[arg-type]
-        layers=layers, saliency=saliency, prune=prune,
+        layers=layers, saliency=saliency, prune=prune, written_out=side.name if method == "dense" else None,
     )  # fmt: skip
     return Answer(result, meter, value, checks, warnings, arrays(layout, found, operator))
 
 
-def resolved_method(settings: DiagSettings, dim: int) -> str:
-    """`dense` where `auto` means it for this many entries; `auto` is decided later, by the spectrum.
+def resolved_method(settings: DiagSettings, rows: int) -> str:
+    """`dense` where `auto` means it for this many rows of the smaller side; `auto` is decided later, by the spectrum.
 
     Raises
     ------
     UsageError
         The method needs more products than are allowed.
     """
-    if settings.method == "auto" and dim <= max(DENSE_DIM, settings.max_probes if settings.rtol is None else 0):
+    if settings.method == "auto" and rows <= max(DENSE_DIM, settings.max_probes if settings.rtol is None else 0):
         return "dense"
     least = LEAST.get(settings.method, 2)
     if settings.method != "dense" and settings.max_probes < least:
@@ -113,8 +129,10 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     MemoryLimitError
         It does not fit.
     """
-    dim = dimension(problem, settings.matrix)
-    method = resolved_method(settings, dim)
+    dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
+    method = resolved_method(settings, side.rows)
+    if method == "dense" and side.name == "outputs":
+        return plan_outputs(problem, side.rows, settings.max_memory)
     count = min(settings.max_probes, dim)
     # Sums of samples and of their squares, in float64; for XDiag test vectors, their images, a basis and its images:
     # each half as many as the products.
@@ -126,9 +144,9 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
 def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, and at most how many products, passes and bytes."""
     pruning.check(settings)
-    memory, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
-    exact = resolved_method(settings, dim) == "dense"
-    products = dim if exact else settings.max_probes
+    memory, rows = memory_plan(problem, settings), smaller_side(problem, settings).rows
+    exact = resolved_method(settings, rows) == "dense"
+    products = rows if exact else settings.max_probes
     passes = -(-products // memory.at_once)
     if settings.prune is not None:
         fresh = 0 if exact else pruning.PROBES
@@ -145,11 +163,17 @@ def layer_segments(layout: Layout, dim: int) -> tuple[list[str], Segments]:
 
 def dense(operator: LinearOperator, segments: Segments, block: int, monitor: Monitor) -> Found:
     """Every entry, by the products of the unit vectors."""
-    layout, value = Ranges.of(segments), np.empty(operator.dim)
+    value = np.empty(operator.dim)
     for start, rows in rows_written_out(operator, block, monitor):
         value[start : start + len(rows)] = diagonal_of(start, rows)
+    return exact(value, segments)
+
+
+def exact(value: np.ndarray, segments: Segments) -> Found:
+    """A diagonal that is known, as what is found."""
+    layout = Ranges.of(segments)
     sums = [Law(float(total), 0.0, 1.0) for total in layout.gathered(layout.sums(value))]
-    return Found("dense", value, np.zeros(operator.dim), np.ones(len(layout.ends)), sums, 0)
+    return Found("dense", value, np.zeros(len(value)), np.ones(len(layout.ends)), sums, 0)
 
 
 def sampled(

@@ -12,6 +12,7 @@ import numpy as np
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.dense import smaller_side
 from curvcli.analyses.spectrum import memory_plan, resolved_method
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
@@ -62,11 +63,12 @@ def run(
 def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any = None) -> tuple[Plan, Forecast]:
     """How the work would be cut, and products, passes and bytes; seconds too if there is an operator to time."""
     dim = dimension(problem, settings.matrix)
-    dense, steps = resolved_method(settings, dim) == "dense", min(settings.steps, dim)
+    rows = smaller_side(problem, settings).rows
+    dense, steps = resolved_method(settings, rows) == "dense", min(settings.steps, dim)
     memory = memory_plan(problem, settings)
     block = memory.at_once
-    products = dim if dense else settings.max_probes * steps
-    passes = -(-dim // block) if dense else -(-settings.max_probes // block) * steps
+    products = rows if dense else settings.max_probes * steps
+    passes = -(-rows // block) if dense else -(-settings.max_probes // block) * steps
     seconds = None
     if operator is not None:
         vectors = sphere(jax.random.key(settings.seed), 0, block, operator.dim, operator.dtype)

@@ -7,7 +7,7 @@ then both extremes are refined from the density's own Krylov spaces until their 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +16,25 @@ import scipy.linalg
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
+from curvcli.analyses.dense import (
+    DENSE_BLOCK,
+    DENSE_DIM,
+    Side,
+    outputs_written_out,
+    plan_outputs,
+    products_at_once,
+    smaller_side,
+    written_out,
+)
 from curvcli.analyses.subsampling import data_stderr, eigenvalue_stderr, subsampled
 from curvcli.curvature import MATRICES, build_for, dimension
+from curvcli.curvature.gram import Gram
 from curvcli.linalg import bounds, density, eigen, krylov, slq
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.linalg.quadrature import NO_OUTLIERS, Quadrature
+from curvcli.linalg.quadrature import NO_OUTLIERS, Exact, Quadrature
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Eigenvalue, Estimate
 from curvcli.schema.settings import AnalysisSettings
@@ -41,16 +51,23 @@ NEAR_ZERO = {"float32": 1e-5, "float64": 1e-10}
 def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answer[SpectrumResult]:
     """Spectral density, extremes, trace, Frobenius norm and masses of one curvature matrix.
 
-    Cost: `probes`·`steps` products and what the extremes need beyond them; D products for a dense answer.
+    Cost: `probes`·`steps` products and what the extremes need beyond them; for a dense answer a product a
+    row of the smaller side, parameters or outputs.
     """
     value, _ = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
-    method = resolved_method(settings, operator.dim)
+    side = smaller_side(problem, settings)
+    method = resolved_method(settings, side.rows)
     plan = memory_plan(problem, settings)
-    checks, warnings = examined(problem, operator, settings, plan.at_once)
+    block = products_at_once(plan, side, dense=method == "dense")
+    checks, warnings = examined(problem, operator, settings, block)
     if method == "dense":
-        result, ends = _dense(operator, settings, plan.at_once, monitor)
+        if side.name == "outputs":
+            spectrum = _from_outputs(problem, operator, settings, plan.at_once, monitor, meter)
+        else:
+            spectrum = _from_parameters(operator, plan.at_once, monitor)
+        result, ends = _dense(operator, settings, spectrum, side)
     else:
         result, ends = _sampled(operator, settings, method, plan.at_once, monitor, warnings)
     if subsampled(problem, settings):
@@ -58,11 +75,11 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
     return Answer(result, meter, value, checks, warnings)
 
 
-def resolved_method(settings: SpectrumSettings, dim: int) -> str:
-    """The method that `auto` means for this many parameters."""
+def resolved_method(settings: SpectrumSettings, rows: int) -> str:
+    """The method that `auto` means where the smaller side has this many rows."""
     if settings.method != "auto":
         return settings.method
-    return "dense" if dim <= DENSE_DIM else "xtrace"
+    return "dense" if rows <= DENSE_DIM else "xtrace"
 
 
 def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.MemoryPlan:
@@ -73,8 +90,10 @@ def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.Memory
     MemoryLimitError
         It does not fit.
     """
-    dim = dimension(problem, settings.matrix)
-    if resolved_method(settings, dim) == "dense":
+    dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
+    if resolved_method(settings, side.rows) == "dense":
+        if side.name == "outputs":
+            return plan_outputs(problem, side.rows, settings.max_memory)
         return planning.plan_dense(dim, min(DENSE_BLOCK, dim), settings.max_memory)
     # With a relative tolerance the probes come in fours, so that every look at the interval finds whole blocks.
     probes = settings.max_probes if settings.rtol is None else min(settings.max_probes, FIRST_LOOK)
@@ -208,24 +227,65 @@ def _beyond(
     return interval or (None, None)
 
 
-def _dense(
-    operator: LinearOperator, settings: SpectrumSettings, block: int, monitor: Monitor
-) -> tuple[SpectrumResult, Any]:
-    """All eigenvalues of the matrix written out; and the vectors [2, dim] of λ_min and λ_max."""
+class Written(NamedTuple):
+    """Every eigenvalue, and unit vectors of both extremes."""
+
+    values: np.ndarray  # ascending, each once
+    copies: np.ndarray  # how often each occurs: they sum to D
+    ends: Any  # [2, D]
+    residual: float = 0.0  # of λ_max, measured; that of what was written out is rounding alone
+
+
+def _from_parameters(operator: LinearOperator, block: int, monitor: Monitor) -> Written:
+    """All eigenvalues of the matrix written out."""
     values, vectors = scipy.linalg.eigh(written_out(operator, block, monitor))
+    return Written(values, np.ones(len(values), int), vectors[:, [0, -1]].T.astype(operator.dtype))
+
+
+def _from_outputs(
+    problem: Problem,
+    operator: LinearOperator,
+    settings: SpectrumSettings,
+    block: int,
+    monitor: Monitor,
+    meter: Meter,
+) -> Written:
+    """All eigenvalues, from those of the output side; its fewer rows leave the shift alone for λ_min."""
+    gram, kernel, _ = outputs_written_out(problem, settings, block, monitor, meter)
+    values, vectors = scipy.linalg.eigh(kernel)
+    values = gram.shift + np.r_[0.0, np.maximum(values, 0)]  # positive semi-definite but for rounding
+    copies = np.r_[problem.dim - gram.rows, np.ones(gram.rows, int)]
+    top = _pulled_back(gram, vectors[:, -1:].T, meter)
+    # Every form of an example vanishes on the null space, as on the zero vector that stands for it.
+    residual = float(jax.numpy.linalg.norm(operator.matmat(top) - values[-1] * top))  # of the matrix's own product
+    return Written(values, copies, jax.numpy.concatenate([jax.numpy.zeros_like(top), top]), residual)
+
+
+def _pulled_back(gram: Gram, vectors: np.ndarray, meter: Meter) -> Any:
+    """Unit eigenvectors of the matrix from those of its output side; zeros where the matrix is."""
+    meter.products += len(vectors)
+    meter.data_passes += 1
+    pulled = gram.pull(vectors.astype(gram.dtype))
+    size = jax.numpy.linalg.norm(pulled, axis=1, keepdims=True)
+    return pulled / jax.numpy.where(size > 0, size, 1)
+
+
+def _dense(
+    operator: LinearOperator, settings: SpectrumSettings, spectrum: Written, side: Side
+) -> tuple[SpectrumResult, Any]:
+    """The result where every eigenvalue is known; and the vectors [2, dim] of λ_min and λ_max."""
+    values, weights = spectrum.values, spectrum.copies / operator.dim
     norm = float(np.abs(values).max())
-    residual = 0.5 * noise(settings) * norm
+    rounding = 0.5 * noise(settings) * norm
     low, high = (
-        eigenvalue(float(values[end]), residual, True, float(values[end]) + sign * residual)
-        for end, sign in ((0, -1), (-1, 1))
+        eigenvalue(float(values[end]), residual, residual <= tolerance(settings) * norm, float(values[end]) + beyond)
+        for end, residual, beyond in ((0, rounding, -rounding), (-1, max(spectrum.residual, rounding), rounding))
     )
-    weights = np.full(len(values), 1 / len(values))
     measure = bounds.Measure(values, weights, np.zeros(len(values)))
-    # Everything is known: the "outliers" are all eigenvalues, and nothing is left to be sampled.
-    quadrature = Quadrature(operator.dim, [values], [weights], [NO_OUTLIERS._replace(values=values, overlaps=weights)])
-    trace = Estimate.exact(float(values.sum()), settings.confidence)
-    ends = vectors[:, [0, -1]].T.astype(operator.dtype)
-    return _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1), ends
+    quadrature = Exact(operator.dim, [values], [weights], [NO_OUTLIERS])
+    trace = Estimate.exact(float(spectrum.copies @ values), settings.confidence)
+    result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
+    return result.model_copy(update={"written_out": side.name}), spectrum.ends
 
 
 def _with_data_error(
@@ -255,10 +315,15 @@ def _result(
     curves_the_loss = MATRICES[settings.matrix].curves_the_loss
     cut = NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value))
     if method == "dense":
-        values = measures[0].nodes
-        frobenius = Estimate.exact(float(np.linalg.norm(values)), settings.confidence)
-        negative = Estimate.exact(float(np.mean(values < -cut)), settings.confidence)
-        near_zero = Estimate.exact(float(np.mean(np.abs(values) <= cut)), settings.confidence)
+        values, copies = measures[0].nodes, np.rint(operator.dim * measures[0].weights)
+        frobenius, negative, near_zero = (
+            Estimate.exact(float(value), settings.confidence)
+            for value in (
+                math.sqrt(copies @ np.square(values)),
+                copies[values < -cut].sum() / operator.dim,
+                copies[np.abs(values) <= cut].sum() / operator.dim,
+            )
+        )
     else:
         frobenius = _square_root(quadrature.estimate(np.square, settings.confidence, method, operator.dim, looks))
         below = -np.nextafter(cut, np.inf)
@@ -270,7 +335,8 @@ def _result(
         near_zero = density.mass(quadrature, measures, -cut, cut, settings.confidence, looks)
     smooth = density.smooth(quadrature, min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures))
     if method == "dense":
-        counts = (np.searchsorted(measures[0].nodes, smooth.grid, side="right") / operator.dim).tolist()
+        reached = np.searchsorted(measures[0].nodes, smooth.grid, side="right")
+        counts = (np.r_[0, np.rint(operator.dim * measures[0].weights).cumsum()][reached] / operator.dim).tolist()
         band = density.Cumulative(grid=smooth.grid, lower=counts, upper=counts)
     else:
         band = density.cumulative_band(quadrature, measures, smooth.grid, settings.confidence, looks)
@@ -286,7 +352,7 @@ def _result(
         negative_mass=negative,
         near_zero_mass=near_zero,
         near_zero_tolerance=cut,
-        deflated=max(len(known.values) for known in quadrature.outliers),
+        deflated=operator.dim if method == "dense" else max(len(known.values) for known in quadrature.outliers),
         density=smooth,
         cumulative=band,
         max_stable_learning_rate=2 / high.value if high.interval[0] > 0 and curves_the_loss else None,

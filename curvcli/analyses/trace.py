@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Literal
 
 import jax
 import numpy as np
@@ -10,11 +12,21 @@ import numpy as np
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, diagonal_of, rows_written_out
+from curvcli.analyses.dense import (
+    DENSE_BLOCK,
+    DENSE_DIM,
+    diagonal_of,
+    outputs_written_out,
+    plan_outputs,
+    products_at_once,
+    rows_written_out,
+    smaller_side,
+)
 from curvcli.analyses.subsampling import data_stderr, layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import UsageError
+from curvcli.linalg import quadratic
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -33,6 +45,9 @@ FIRST_LOOK = 8
 LEAST = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}
 """Products that a method needs: two test vectors for XTrace, one vector of each kind for Hutch++."""
 
+FEWEST_FORMS = {"hutchinson": quadratic.LEAST, "auto": 16}
+"""Samples from which on forms may take the place of products; `auto` makes the first half of them products."""
+
 MARGIN = 1.15
 """More products than the forecast says: the next look should be the last."""
 
@@ -43,16 +58,23 @@ BLOCK = 8
 def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[TraceResult]:
     """Trace, Frobenius norm and per-layer traces of one curvature matrix.
 
-    Cost: `probes` products; D for a dense answer.
+    Cost: `probes` products (forms, at half of that, without the layers' traces); for a dense answer a product a row of
+    the smaller side, parameters or outputs.
     """
     value, _ = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
-    method = resolved_method(settings, operator.dim)
+    side = smaller_side(problem, settings)
+    method = resolved_method(settings, side.rows)
     plan = memory_plan(problem, settings)
-    checks, warnings = examined(problem, operator, settings, plan.at_once)
+    block = products_at_once(plan, side, dense=method == "dense")
+    checks, warnings = examined(problem, operator, settings, block)
     names, segments = layer_segments(problem, operator.dim)
-    if method == "dense":
+    if not settings.layers:
+        names, segments = [], (((0, operator.dim),),)
+    if method == "dense" and side.name == "outputs":
+        result = _from_outputs(problem, settings, names, segments, plan.at_once, monitor, meter)
+    elif method == "dense":
         reason = f"{operator.dim} dimensions: the whole matrix was written out"
         result = _dense(operator, settings, names, segments, plan.at_once, monitor, reason)
     else:
@@ -62,8 +84,8 @@ def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[T
     return Answer(result, meter, value, checks, warnings)
 
 
-def resolved_method(settings: TraceSettings, dim: int) -> str:
-    """`dense` where `auto` means it for this many dimensions; `auto` is decided later, by the spectrum.
+def resolved_method(settings: TraceSettings, rows: int) -> str:
+    """`dense` where `auto` means it for this many rows of the smaller side; `auto` is decided later, by the spectrum.
 
     Raises
     ------
@@ -71,7 +93,7 @@ def resolved_method(settings: TraceSettings, dim: int) -> str:
         The method needs more probes than are allowed.
     """
     if settings.method == "auto":
-        return "dense" if dim <= max(DENSE_DIM, settings.max_probes if settings.rtol is None else 0) else "auto"
+        return "dense" if rows <= max(DENSE_DIM, settings.max_probes if settings.rtol is None else 0) else "auto"
     least = LEAST.get(settings.method, 1)
     if settings.max_probes < least:
         raise UsageError(
@@ -89,9 +111,11 @@ def memory_plan(problem: Problem, settings: TraceSettings) -> planning.MemoryPla
     MemoryLimitError
         It does not fit.
     """
-    dim = dimension(problem, settings.matrix)
-    method = resolved_method(settings, dim)
+    dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
+    method = resolved_method(settings, side.rows)
     count = min(settings.max_probes, dim)
+    if method == "dense" and side.name == "outputs":
+        return plan_outputs(problem, side.rows, settings.max_memory)
     if method == "dense":
         block = -(-dim // -(-dim // DENSE_BLOCK))  # blocks of one size
         return planning.plan_vectors(problem, dim, rows=0, block=block, max_memory=settings.max_memory)
@@ -110,8 +134,8 @@ def layer_segments(problem: Problem, dim: int) -> tuple[list[str], Segments]:
 
 def forecast_trace(problem: Problem, settings: TraceSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, and at most how many products, passes and bytes."""
-    memory, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
-    products = dim if resolved_method(settings, dim) == "dense" else settings.max_probes
+    memory, rows = memory_plan(problem, settings), smaller_side(problem, settings).rows
+    products = rows if resolved_method(settings, rows) == "dense" else settings.max_probes
     passes = -(-products // memory.at_once)
     return planning.cut(problem, memory.at_once), Forecast(products=products, data_passes=passes, bytes=memory.bytes)
 
@@ -136,13 +160,16 @@ def sampled(
         at_once=at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
+    forms, fewest = None, FEWEST_FORMS.get(method, settings.max_probes + 1)
+    if not settings.layers and operator.forms and at_once >= quadratic.LEAST and settings.max_probes >= fewest:
+        forms = quadratic.Forms(operator, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
     alpha, look, before = 1 - settings.confidence, 1, None
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
     chosen, reason = method, f"--method {method} was asked for"
     while True:
         if chosen == "auto":
             chosen, reason = _choose(tracer, budget, settings.max_probes)
-        found = _estimate(tracer, chosen if chosen != "auto" else "hutchinson", budget)
+        found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget)
         level = alpha if settings.rtol is None else spent(alpha, look)
         trace = _as_estimate(found.trace, found, settings, level, operator)
         if settings.rtol is None or _narrow(trace, settings.rtol):
@@ -154,13 +181,15 @@ def sampled(
         budget = _next_budget(found, margin, before, settings.rtol * abs(found.trace.value))
         budget = min(budget, settings.max_probes)
         if method == "auto" and budget >= operator.dim:
-            meter.products -= tracer.padding
+            _without_padding(meter, tracer, forms)
             reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, a product a dimension"
             return _dense(operator, settings, names, segments, at_once, monitor, reason)
         look, before = look + 1, (margin, found.products) if found.method == "xtrace" else None
         if chosen == "hutchinson" and method == "auto":
             chosen = "auto"  # what is left to do may make the other way cheaper
-    meter.products -= tracer.padding
+    _without_padding(meter, tracer, forms)
+    if forms is not None and forms.drawn:
+        reason += f"; {forms.drawn} samples are quadratic forms alone, half a product each"
     layers = [
         LayerTrace(
             name=name, dim=sum(b - a for a, b in part), trace=_as_estimate(law, found, settings, level, operator)
@@ -175,8 +204,21 @@ def sampled(
     )  # fmt: skip
 
 
-def _estimate(tracer: Tracer, method: str, budget: int) -> Found:
+def _without_padding(meter: Meter, tracer: Tracer, forms: quadratic.Forms | None) -> None:
+    """Zero vectors that fill up blocks are no products."""
+    meter.products -= tracer.padding
+    meter.forms -= forms.padding if forms else 0
+
+
+def _estimate(tracer: Tracer, forms: quadratic.Forms | None, method: str, budget: int) -> Found:
     """What this many products say by this method; by Hutchinson's if the run was stopped before they were made."""
+    if method == "hutchinson" and forms is not None:
+        forms.draw(budget - tracer.drawn)
+        known = [*tracer.plain.known_forms(), *forms.blocks]
+        if forms.drawn and any(len(block.inner) > 1 for block in known):
+            trace, square = quadratic.estimates(tracer.operator.dim, known)
+            count = tracer.drawn + forms.drawn
+            return Found("hutchinson", trace, square, [], count, count)
     if method == "hutchinson":
         tracer.draw(budget)
         return tracer.hutchinson()
@@ -292,18 +334,45 @@ def _dense(
     for start, rows in rows_written_out(operator, block, monitor):
         diagonal[start : start + len(rows)] = diagonal_of(start, rows)
         square += float(np.square(rows).sum())
-    exact = Estimate.exact
+    return _exact(settings, diagonal, square, names, segments, "parameters", reason)
+
+
+def _from_outputs(
+    problem: Problem,
+    settings: TraceSettings,
+    names: list[str],
+    segments: Segments,
+    block: int,
+    monitor: Monitor,
+    meter: Meter,
+) -> TraceResult:
+    """The diagonal and the squares of all entries, from the output side."""
+    gram, kernel, diagonal = outputs_written_out(problem, settings, block, monitor, meter)
+    square = float(np.square(kernel).sum() + 2 * gram.shift * np.trace(kernel) + problem.dim * gram.shift**2)
+    reason = f"{gram.rows} outputs, fewer than the {problem.dim} dimensions: their matrix was written out"
+    return _exact(settings, diagonal, square, names, segments, "outputs", reason)
+
+
+def _exact(
+    settings: TraceSettings,
+    diagonal: np.ndarray,
+    square: float,
+    names: list[str],
+    segments: Segments,
+    side: Literal["parameters", "outputs"],
+    reason: str,
+) -> TraceResult:
+    """The result where the diagonal and ‖A‖_F² are known."""
+    exact = partial(Estimate.exact, confidence=settings.confidence)
     layers = [
         LayerTrace(
-            name=name, dim=sum(b - a for a, b in part),
-            trace=exact(float(sum(diagonal[a:b].sum() for a, b in part)), settings.confidence),
+            name=name, dim=sum(b - a for a, b in part), trace=exact(float(sum(diagonal[a:b].sum() for a, b in part)))
         )
         for name, part in zip(names, segments, strict=False)
     ]  # fmt: skip
     return TraceResult(
-        dim=operator.dim, method="dense", reason=reason,
-        trace=exact(float(diagonal.sum()), settings.confidence), layers=layers, more=[],
-        frobenius_norm=exact(math.sqrt(square), settings.confidence),
+        dim=len(diagonal), method="dense", written_out=side, reason=reason, trace=exact(float(diagonal.sum())),
+        layers=layers, more=[], frobenius_norm=exact(math.sqrt(square)),
     )  # fmt: skip
 
 
@@ -316,9 +385,10 @@ def _with_data_error(
         return estimate.model_copy(update={"data_stderr": error})
 
     trace, frobenius = data_stderr(problem, settings, operator, result.frobenius_norm.value)
+    errors = layer_stderr(problem, settings, segments) if result.layers else []
     layers = [
         layer.model_copy(update={"trace": stated(layer.trace, float(error))})
-        for layer, error in zip(result.layers, layer_stderr(problem, settings, segments), strict=True)
+        for layer, error in zip(result.layers, errors, strict=True)
     ]
     return result.model_copy(
         update={

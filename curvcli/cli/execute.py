@@ -302,6 +302,7 @@ def _one(
         untrusted=untrusted,
         cost=Cost(
             products=answer.meter.products,
+            forms=answer.meter.forms,
             data_passes=answer.meter.data_passes,
             seconds=seconds,
             compile_seconds=clock.compiling,

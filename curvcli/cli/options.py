@@ -179,10 +179,10 @@ def _setting(name: str, info: Any) -> inspect.Parameter:
     """The option of one field of a Settings class."""
     text, kind, extra = info.description or "", _plain_type(info.annotation), {}
     panel = DATA if name in DATA_FIELDS else ANALYSIS
-    if name == "regulariser":
+    if info.default is True:
         # On by default, so the option switches it off.
-        option = typer.Option("--no-regulariser", help="leave the regulariser's curvature out", rich_help_panel=panel,
-                              show_default=False, envvar="CURV_NO_REGULARISER", show_envvar=False)  # fmt: skip
+        option = typer.Option(f"--no-{name}", help=SWITCHED_OFF.get(name, text), rich_help_panel=panel,
+                              show_default=False, envvar=f"CURV_NO_{name.upper()}", show_envvar=False)  # fmt: skip
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None,
             annotation=Annotated[bool | None, _inverted(option)],
@@ -206,6 +206,12 @@ def _inverted(option: Any) -> Any:
     option.callback = lambda value: False if value else None
     return option
 
+
+SWITCHED_OFF = {
+    "regulariser": "leave the regulariser's curvature out",
+    "layers": "leave the layers' traces out: a GGN-like matrix needs forward derivatives only, half the cost",
+}
+"""What the options of settings that are on by default say."""
 
 DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads")
 

@@ -135,11 +135,7 @@ def _second(function: Any, params: Params, vector: Params) -> Array:
 
 FORMS = {
     "hessian": hessian,
-    "ggn": partial(sandwich, outputs.loss_hessian),
-    "gauss-newton": partial(sandwich, outputs.identity),
-    "fisher": partial(sandwich, outputs.fisher),
-    "fisher-mc": partial(sandwich, outputs.sampled_fisher),
-    "empirical-fisher": partial(sandwich, outputs.observed_fisher),
+    **{name: partial(sandwich, middle) for name, middle in outputs.MIDDLES.items()},
     "gradient-covariance": covariance,
     "residual": residual,
 }

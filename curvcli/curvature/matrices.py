@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from curvcli.curvature import ntk, outputs, products, sums
+from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.work import abstract_batch
 from curvcli.errors import SpecError
@@ -118,11 +118,13 @@ def build(
     """
     check_likelihood(problem.loss, name)
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
+    data_forms = None
     if row.field is None:
         data_term = ntk.kernel_products(problem, layout, batches)
     else:
         extra = extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
         data_term = sums.sum_products(row.field, problem, layout, batches, normaliser(problem, name), *extra)
+        data_forms = pairs.pair_forms(problem, name, layout, batches, normaliser(problem, name), *extra)
     regularised = with_regulariser and name not in UNREGULARISED
     regulariser = sums.regulariser_products(problem, layout) if regularised else None
 
@@ -134,7 +136,8 @@ def build(
 
     # A user's regulariser may curve downwards; the ½·l2·‖w‖² of curv's own does not.
     psd = row.psd(problem.loss) and damping >= 0 and (regulariser is None or problem.regulariser.fn is None)
-    return LinearOperator(matmat, dimension(problem, name), problem.dtype, psd)
+    forms = pairs.with_rest(data_forms, regulariser, damping)
+    return LinearOperator(matmat, dimension(problem, name), problem.dtype, psd, forms)
 
 
 def dimension(problem: Problem, name: str) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,26 +24,70 @@ from curvcli.problem import Batch, Params, Problem, unit_weight
 Array = Any
 
 
+def example_outputs(problem: Problem) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a batch's outputs; nothing is computed."""
+    batch = next(iter(problem.batches))
+    return jax.eval_shape(problem.predict, problem.params, problem.frozen, batch.inputs)
+
+
 def outputs_per_example(problem: Problem) -> int:
     """Outputs of one example: tokens × classes."""
-    batch = next(iter(problem.batches))
-    return math.prod(jax.eval_shape(problem.predict, problem.params, problem.frozen, batch.inputs).shape[1:])
+    return math.prod(example_outputs(problem).shape[1:])
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """J with its rows scaled by the roots of the weights, as products with blocks of vectors.
+
+    Parameters
+    ----------
+    problem, layout, batches
+        The network, its parameters, and the data: `batches` are the problem's, or their copies on the device.
+    """
+
+    problem: Problem
+    layout: Layout
+    batches: Iterable[Batch]
+
+    @cached_property
+    def batch_rows(self) -> int:
+        """Outputs of a batch, those of padding included."""
+        return self.problem.batches.batch_size * outputs_per_example(self.problem)
+
+    @property
+    def padded(self) -> int:
+        """Outputs of all batches."""
+        return self.batch_rows * len(self.problem.batches)
+
+    def pull(self, block: Array, within: tuple[int, int] | None = None) -> Array:
+        """Jᵀ block: [k, padded] -> [k, D]. With `within` only the rows from the first to the last have to be seen."""
+        first, last = (0, self.padded - 1) if within is None else within
+        held = range(first // self.batch_rows, last // self.batch_rows + 1)
+        return sums.total(
+            _pull(*self._fixed, batch, block, i * self.batch_rows) for i, batch in enumerate(self.batches) if i in held
+        )
+
+    def push(self, vectors: Array, block: Array) -> Array:
+        """J vectors: [k, D] -> [k, padded]; `block`, of that shape, is overwritten."""
+        for i, batch in enumerate(self.batches):
+            block = _push(*self._fixed, batch, vectors, block, i * self.batch_rows)
+        return block
+
+    @property
+    def _fixed(self) -> tuple[Functions, Layout, Params, dict]:
+        return sums.functions(self.problem), self.layout, self.problem.params, self.problem.frozen
 
 
 def kernel_products(problem: Problem, layout: Layout, batches: Iterable[Batch]) -> Callable[[Array], Array]:
     """`vectors -> J Jᵀ vectors`, for vectors [k, N·...·C]. Memory O(k·N·C + k·D)."""
-    functions, arrays = sums.functions(problem), (problem.params, problem.frozen)
-    rows = problem.batches.batch_size * outputs_per_example(problem)
-    padded = rows * len(problem.batches)
+    jacobian = Jacobian(problem, layout, batches)
+    padded = jacobian.padded
 
     def matmat(vectors: Array) -> Array:
         dim = vectors.shape[1]
         # A new array also where there is no padding: it is overwritten below.
         block = jnp.pad(vectors, ((0, 0), (0, padded - dim))) if padded > dim else jnp.copy(vectors)
-        pulled = sums.total(_pull(functions, layout, *arrays, b, block, i * rows) for i, b in enumerate(batches))
-        for i, batch in enumerate(batches):
-            block = _push(functions, layout, *arrays, batch, pulled, block, i * rows)
-        return block[:, :dim]
+        return jacobian.push(jacobian.pull(block), block)[:, :dim]
 
     return matmat
 

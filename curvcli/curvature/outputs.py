@@ -95,6 +95,16 @@ def _outer_products(losses: Callable[[Array], Array], outputs: Array, batch: Bat
     return lambda tangent: back(weight * forward(tangent))[0]
 
 
+MIDDLES: dict[str, Callable[..., OutputMap]] = {
+    "ggn": loss_hessian,
+    "gauss-newton": identity,
+    "fisher": fisher,
+    "fisher-mc": sampled_fisher,
+    "empirical-fisher": observed_fisher,
+}
+"""C by matrix."""
+
+
 def draw_keys(seed: int, samples: int) -> Array:
     """One key a label sample: [samples]."""
     stream = jax.random.fold_in(jax.random.key(seed), DRAWS)

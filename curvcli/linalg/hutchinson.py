@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.linalg.quadratic import Block
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, over_pairs, square_law
 
 Array = Any
@@ -78,6 +79,12 @@ class Samples:
     def count(self) -> int:
         """Probes so far."""
         return sum(len(block.inside) for block in self.blocks)
+
+    def known_forms(self) -> list[Block]:
+        """What the images say of the forms of all pairs in a block."""
+        inner = [block.vv.sum(0) for block in self.blocks]
+        cross = [0.5 * (block.vy.sum(0) + block.vy.sum(0).T) for block in self.blocks]
+        return [Block(vv, vy + (self.center or 0.0) * vv) for vv, vy in zip(inner, cross, strict=True)]
 
     def trace(self) -> Law:
         """The trace inside the space."""

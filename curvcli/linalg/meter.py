@@ -11,17 +11,27 @@ from curvcli.linalg.stopwatch import timed
 
 @dataclass
 class Meter:
-    """Matrix-vector products, and passes over the data (a block of products is one pass)."""
+    """Matrix-vector products, quadratic forms, and passes over the data (a block of either is one pass)."""
 
     products: int = 0
+    forms: int = 0
     data_passes: int = 0
 
     def count(self, operator: LinearOperator) -> LinearOperator:
-        """The same operator, its products counted here."""
+        """The same operator, its products and forms counted here."""
 
         def matmat(vectors: Any) -> Any:
             self.products += len(vectors)
             self.data_passes += 1
             return timed("products", operator.matmat, vectors)
 
-        return replace(operator, matmat=matmat)
+        of_pairs = operator.forms
+        if of_pairs is None:
+            return replace(operator, matmat=matmat)
+
+        def forms(vectors: Any) -> Any:
+            self.forms += len(vectors)
+            self.data_passes += 1
+            return timed("products", of_pairs, vectors)
+
+        return replace(operator, matmat=matmat, forms=forms)

@@ -26,12 +26,15 @@ class LinearOperator:
         Floating dtype of the products.
     psd
         Whether A is known to be positive semi-definite.
+    forms
+        [k, dim] -> [k, k], V A Vᵀ of the rows V given; None where it costs no less than products.
     """
 
     matmat: Callable[[Array], Array]
     dim: int
     dtype: np.dtype
     psd: bool = False
+    forms: Callable[[Array], Array] | None = None
 
 
 def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:

@@ -57,7 +57,7 @@ class SquareLaw(NamedTuple):
     body: Law  # of ‖B‖_F²; its degrees of freedom are the pairs of probes that its variance rests on
     trace: Law  # of 2c tr B
     correlation: float  # of the two
-    probes: int
+    probes: float  # n, or as many degrees of freedom as the body would have if one eigenvalue were all
 
     @property
     def value(self) -> float:
@@ -111,7 +111,7 @@ class Pairs(NamedTuple):
     fourth: float  # of (D (Bv_i)ᵀ(Bv_j) − …)², centred: tr B⁴ − (tr B²)²/D
 
 
-def positive_interval(law: Law, count: int, alpha: float) -> tuple[float, float]:
+def positive_interval(law: Law, count: float, alpha: float) -> tuple[float, float]:
     """Where a positive mean lies whose samples are sums of χ²: between quantiles of χ² with ν = 2 (value/stderr)².
 
     Parameters

@@ -10,6 +10,7 @@ from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.written_out import WRITTEN_OUT, WrittenOut
 
 DiagMethod = Literal["auto", "dense", "hutchinson", "xdiag"]
 
@@ -26,8 +27,8 @@ class DiagSettings(AnalysisSettings):
     )
     method: DiagMethod = Field(
         default="auto",
-        description="dense: exact, a product an entry; hutchinson: the mean over probes; xdiag: the dominant space "
-        "exactly, the rest sampled; auto: dense for small matrices, else what the spectrum favours",
+        description="dense: exact, a product an entry or output; hutchinson: the mean over probes; xdiag: the "
+        "dominant space exactly, the rest sampled; auto: dense for small matrices, else what the spectrum favours",
     )
     arrays: str | None = Field(default=None, description="write diagonal and errors here: FILE.npz or .safetensors")
     prune: float | None = Field(
@@ -99,6 +100,7 @@ class DiagResult(Strict):
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "xdiag"] = Field(description="the one used")
     reason: str = Field(description="why this method")
+    written_out: WrittenOut = WRITTEN_OUT
     path: str | None = Field(description="of the arrays: entries by parameter path, standard errors as PATH.stderr")
     layers: list[LayerDiagonal] = Field(description="one, `outputs`, for ntk")
     saliency: list[LayerSaliency] | None = Field(

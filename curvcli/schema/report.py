@@ -72,6 +72,7 @@ class Cost(Strict):
     """What the answer cost."""
 
     products: int = Field(description="matrix-vector products")
+    forms: int = Field(default=0, description="quadratic forms, half a product each")
     data_passes: int = Field(description="times the data were read: a block of products reads them once")
     seconds: float = Field(description="of the analysis, compilation included")
     compile_seconds: float

@@ -10,6 +10,7 @@ from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Eigenvalue, Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.written_out import WRITTEN_OUT, WrittenOut
 
 SpectrumMethod = Literal["auto", "dense", "hutchinson", "xtrace"]
 
@@ -19,8 +20,9 @@ class SpectrumSettings(AnalysisSettings):
 
     method: SpectrumMethod = Field(
         default="auto",
-        description="dense: all eigenvalues, exact; hutchinson: plain mean over probes; xtrace: each probe is freed "
-        "of the outliers that the other probes found; auto: dense for small matrices, else xtrace",
+        description="dense: all eigenvalues, exact, from the smaller side, parameters or outputs; hutchinson: plain "
+        "mean over probes; xtrace: each probe is freed of the outliers that the other probes found; auto: dense for "
+        "small matrices, else xtrace",
     )
     steps: int = Field(default=80, ge=2, description="Lanczos steps a probe")
     reorthogonalize: Literal["full", "none"] = Field(
@@ -50,7 +52,11 @@ class SpectrumResult(Strict):
 
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "xtrace"] = Field(description="the one used")
-    nodes: list[list[float]] = Field(description="[probe][m] Ritz values, ascending; dense: one row, all eigenvalues")
+    written_out: WrittenOut = WRITTEN_OUT
+    nodes: list[list[float]] = Field(
+        description="[probe][m] Ritz values, ascending; dense: one row, all eigenvalues, one that every vector of the "
+        "output side's null space has only once"
+    )
     weights: list[list[float]] = Field(description="[probe][m]; each probe's weights sum to 1")
     lambda_max: Eigenvalue
     lambda_min: Eigenvalue

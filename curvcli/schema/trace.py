@@ -10,6 +10,7 @@ from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.written_out import WRITTEN_OUT, WrittenOut
 
 TraceMethod = Literal["auto", "dense", "hutchinson", "hutch++", "xtrace"]
 
@@ -20,8 +21,15 @@ class TraceSettings(AnalysisSettings):
     probes: int | None = Field(default=None, ge=1, description="products to spend; default 64, with rtol at most 2048")
     method: TraceMethod = Field(
         default="auto",
-        description="dense: exact, a product a parameter; hutchinson: the mean over probes; hutch++, xtrace: the "
-        "dominant space exactly, the rest sampled; auto: dense for small matrices, else what the spectrum favours",
+        description="dense: exact, a product a parameter or output, whichever are fewer; hutchinson: the mean over "
+        "probes; hutch++, xtrace: the dominant space exactly, the rest sampled; auto: dense for small matrices, else "
+        "what the spectrum favours",
+    )
+
+    layers: bool = Field(
+        default=True,
+        description="whether the layers' traces are wanted; without them a matrix like the GGN needs forward "
+        "derivatives only, half the cost",
     )
 
     @property
@@ -42,7 +50,11 @@ class More(Strict):
     """What a narrower interval of the trace would cost."""
 
     within: float = Field(gt=0, description="half-width relative to the value")
-    products: int = Field(ge=0, description="beyond those spent, if the error falls as 1/√products (xtrace: or faster)")
+    products: int = Field(
+        ge=0,
+        description="beyond those spent (forms, if the answer is of these), if the error falls as 1/√products (xtrace: "
+        "or faster)",
+    )
 
 
 class TraceResult(Strict):
@@ -51,9 +63,10 @@ class TraceResult(Strict):
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "hutch++", "xtrace"] = Field(description="the one used")
     reason: str = Field(description="why this method")
+    written_out: WrittenOut = WRITTEN_OUT
     trace: Estimate
     frobenius_norm: Estimate
-    layers: list[LayerTrace] = Field(description="their values sum to the trace; empty for ntk")
+    layers: list[LayerTrace] = Field(description="their values sum to the trace; empty for ntk and with --no-layers")
     more: list[More] = Field(description="what ±10 %, ±1 %, ±0.1 % of the trace would cost")
 
 

@@ -20,6 +20,7 @@ from curvcli.schema.diag import DiagResult, DiagSettings
 from tests.problems import (
     dense_ggn,
     dense_hessian,
+    dense_matrix,
     dense_objective,
     flat_params,
     make_problem,
@@ -289,3 +290,17 @@ def test_forecast(network: tuple[Problem, np.ndarray]) -> None:
         pruned.meter.products == diag.forecast(problem, DiagSettings(method="xdiag", probes=40, prune=0.1))[1].products
     )
     assert sampled.bytes > diag.forecast(problem, DiagSettings(method="hutchinson", probes=40))[1].bytes
+
+
+@pytest.mark.parametrize("matrix", ["ggn", "empirical-fisher"])
+def test_the_output_side_gives_the_diagonal(matrix: str) -> None:
+    problem = mlp_problem(sizes=(4, 16, 3), count=23, l2=1e-2)
+    shift = 0.3 + (1e-2 if matrix == "ggn" else 0)
+    answer = run(problem, matrix=matrix, damping=0.3)
+    result = answer.result
+    assert (result.method, result.written_out, answer.meter.products) == ("dense", "outputs", 69)
+    np.testing.assert_allclose(flat(problem, answer), np.diag(dense_matrix(problem, matrix)) + shift, rtol=1e-10)
+    assert not flat(problem, answer, ".stderr").any()
+    assert "69 products" in result.reason
+    assert result.layers[0].mean.method == "exact"
+    assert diag.forecast(problem, DiagSettings(matrix=matrix))[1].products == 69  # type: ignore[arg-type]

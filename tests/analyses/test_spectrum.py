@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ import pytest
 from curvcli.analyses import spectrum
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.spectrum import look_schedule
+from curvcli.analyses.subsampling import eigenvalue_stderr
+from curvcli.curvature import build_for
 from curvcli.linalg.iterate import Silent
+from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem
 from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
 from tests.problems import dense_ggn, dense_hessian, make_problem, mlp_problem
@@ -232,3 +236,50 @@ def test_error_of_the_examples_left_out(method: str) -> None:
     if method == "dense":
         assert 0.6 < np.sqrt(np.mean(np.square(stated)) / np.mean(np.square(errors))) < 1.6
     assert np.max(np.abs(errors) / stated) < 5
+
+
+@pytest.mark.parametrize("matrix", ["ggn", "gauss-newton", "fisher-mc", "empirical-fisher"])
+def test_the_output_side_has_the_same_spectrum(matrix: str) -> None:
+    problem = replace(mlp_problem(sizes=(4, 16, 3), count=23, l2=1e-2), population=50)
+    exact = np.linalg.eigvalsh(to_dense(build_for(problem, SpectrumSettings(matrix=matrix, damping=0.3))))  # type: ignore[arg-type]
+    answer = run(problem, matrix=matrix, damping=0.3)
+    result = answer.result
+    assert (result.method, result.written_out, result.deflated) == ("dense", "outputs", problem.dim)
+    (nodes,), (weights,) = result.nodes, result.weights
+    every = np.repeat(nodes, np.rint(problem.dim * np.array(weights)).astype(int))
+    np.testing.assert_allclose(every, exact, rtol=1e-10)
+    assert sum(weights) == pytest.approx(1)
+    assert result.trace.value == pytest.approx(exact.sum(), rel=1e-12)
+    assert result.frobenius_norm.value == pytest.approx(np.linalg.norm(exact), rel=1e-12)
+    assert result.trace.stderr == result.frobenius_norm.stderr == result.negative_mass.value == 0
+    for found, truth in ((result.lambda_min, exact[0]), (result.lambda_max, exact[-1])):
+        assert holds(found, truth)
+        assert found.converged
+    assert result.lambda_max.residual < 1e-12 * exact[-1]
+    assert answer.meter.products == 69 + 2 + 8  # λ_max pulled back, its residual; the norm's data error
+    band, truth = result.cumulative, np.searchsorted(exact, result.cumulative.grid, side="right") / problem.dim
+    np.testing.assert_allclose(band.lower, truth, atol=1e-12)
+    # What the examples left out may do to the eigenvalues, beside what the parameters' side says.
+    written = spectrum.SpectrumSettings(matrix=matrix, damping=0.3, dtype="float64")  # type: ignore[arg-type]
+    operator = build_for(problem, written)
+    vectors = np.linalg.eigh(to_dense(operator))[1][:, [0, -1]].T
+    errors = eigenvalue_stderr(problem, written, vectors)
+    assert errors is not None
+    assert result.lambda_min.data_stderr == pytest.approx(errors[0], abs=1e-12)
+    assert result.lambda_max.data_stderr == pytest.approx(errors[1], rel=1e-8)
+
+
+def test_near_zero_mass_of_the_output_side() -> None:
+    problem = mlp_problem(sizes=(4, 16, 3), count=23)
+    exact = np.linalg.eigvalsh(to_dense(build_for(problem, SpectrumSettings(matrix="ggn"))))
+    result = run(problem, matrix="ggn").result
+    assert result.near_zero_mass.value == np.mean(exact < result.near_zero_tolerance) > 0.6
+    assert result.lambda_min.value == 0
+
+
+def test_nothing_but_zeros() -> None:
+    problem = make_problem(lambda p, x: 0 * (x @ p["w"]), {"w": np.ones((6, 2))}, np.ones((2, 6)), np.zeros((2, 2)))
+    result = run(problem, matrix="gauss-newton", damping=0.5).result
+    assert result.written_out == "outputs"
+    assert result.trace.value == 6
+    assert result.lambda_max.value == result.lambda_min.value == 0.5

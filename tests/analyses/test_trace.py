@@ -18,7 +18,7 @@ from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem
 from curvcli.schema.trace import TraceResult, TraceSettings
-from tests.problems import dense_hessian, make_problem, mlp, mlp_params, mlp_problem, targets_for
+from tests.problems import dense_hessian, dense_matrix, make_problem, mlp, mlp_params, mlp_problem, targets_for
 
 
 def run(problem: Problem, monitor: Any = None, **settings: Any) -> Answer[TraceResult]:
@@ -239,3 +239,84 @@ def test_error_of_the_layers_is_that_of_their_blocks() -> None:
         assert alone.data_stderr is not None
         assert layer.trace.data_stderr is not None
         assert 0.4 < layer.trace.data_stderr / alone.data_stderr < 2.5  # 16 probes of one, 32 of the other
+
+
+SANDWICHES = ["ggn", "gauss-newton", "fisher", "fisher-mc", "empirical-fisher"]
+
+
+@pytest.fixture(scope="module")
+def wide() -> Problem:
+    """131 parameters, 69 outputs, the last batch ragged, some examples left out."""
+    problem = mlp_problem(sizes=(4, 16, 3), count=23, l2=1e-2)
+    weight = problem.batches.weight * np.random.default_rng(5).random(23)
+    weight[[2, 5]] = 0
+    return replace(problem, batches=replace(problem.batches, weight=weight))
+
+
+@pytest.mark.parametrize("matrix", SANDWICHES)
+def test_the_output_side_is_exact_where_it_is_smaller(wide: Problem, matrix: str) -> None:
+    shift = 0.3 + (0.0 if matrix == "empirical-fisher" else 1e-2)
+    exact = dense_matrix(wide, matrix) + shift * np.eye(wide.dim)
+    answer = run(wide, matrix=matrix, damping=0.3)
+    result = answer.result
+    assert (result.method, result.written_out, answer.meter.products) == ("dense", "outputs", 69)
+    assert result.trace.value == pytest.approx(np.trace(exact), rel=1e-12)
+    assert result.frobenius_norm.value == pytest.approx(np.linalg.norm(exact), rel=1e-12)
+    assert result.trace.stderr == result.frobenius_norm.stderr == 0
+    truth = np.asarray(Layout.of(wide.params).leaf_sums(np.diag(exact)))
+    assert [layer.trace.value for layer in result.layers] == pytest.approx(truth.reshape(2, 2).sum(1), rel=1e-12)
+
+
+def test_the_parameters_side_where_that_is_smaller(wide: Problem) -> None:
+    few = mlp_problem(count=60)
+    assert run(few, matrix="ggn").result.written_out == "parameters"
+    assert run(wide).result.written_out == "parameters"
+    assert run(wide, matrix="ggn", method="xtrace", probes=8).result.written_out is None
+    _, forecast = trace.forecast_trace(wide, TraceSettings(matrix="ggn"))
+    assert forecast.products == 69
+    assert forecast.bytes > 3 * 8 * 69**2 + 8 * wide.dim
+    with pytest.raises(MemoryLimitError):
+        run(wide, matrix="ggn", method="dense", max_memory=50_000)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("matrix", ["ggn", "fisher-mc", "gradient-covariance"])
+def test_forms_without_the_layers(wide: Problem, matrix: str) -> None:
+    exact = to_dense(build_for(wide, TraceSettings(matrix=matrix, dtype="float64", damping=0.1)))  # type: ignore[arg-type]
+    for probes in (4, 12, 40):
+        answer = run(wide, matrix=matrix, damping=0.1, method="hutchinson", layers=False, probes=probes, seed=1)
+        assert holds(answer.result.trace, np.trace(exact))
+        assert holds(answer.result.frobenius_norm, np.linalg.norm(exact))
+        assert (answer.meter.products, answer.meter.forms) == (0, probes)
+        assert answer.result.layers == []
+        assert "forms" in answer.result.reason
+
+
+@pytest.mark.usefixtures("large")
+def test_where_forms_do_not_help_products_are_made(wide: Problem) -> None:
+    for options in (
+        {"matrix": "hessian", "method": "hutchinson"}, {"matrix": "ggn", "method": "xtrace"},
+        {"matrix": "ggn", "method": "hutchinson", "probes": 3},
+    ):  # fmt: skip
+        answer = run(wide, layers=False, **{"probes": 8, **options})
+        assert answer.meter.forms == 0
+        assert answer.meter.products > 0
+        assert answer.result.layers == []
+
+
+@pytest.mark.usefixtures("large")
+def test_auto_ends_in_forms_where_no_space_dominates() -> None:
+    inputs = np.random.default_rng(0).normal(size=(90, 60))
+    problem = make_problem(lambda p, x: x @ p["w"], {"w": np.ones((60, 1))}, inputs, np.zeros((90, 1)), batch_size=45)
+    exact = np.square(inputs).sum() / 90
+    answer = run(problem, matrix="ggn", layers=False, probes=20)
+    assert (answer.result.method, answer.meter.products, answer.meter.forms) == ("hutchinson", 10, 10)
+    assert "10 samples are quadratic forms" in answer.result.reason
+    assert holds(answer.result.trace, exact)
+    assert answer.result.trace.samples == 20
+    until = run(problem, matrix="ggn", layers=False, method="hutchinson", rtol=0.05)
+    low, high = until.result.trace.interval
+    assert 0.5 * (high - low) <= 0.05 * until.result.trace.value
+    assert holds(until.result.trace, exact)
+    assert until.meter.products == 0
+    assert until.meter.forms == until.result.trace.samples

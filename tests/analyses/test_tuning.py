@@ -46,7 +46,7 @@ def timings(monkeypatch: pytest.MonkeyPatch, seconds: Any) -> list[Way]:
 
 
 def test_small_network_takes_its_vectors_together_and_keeps_its_linear_maps() -> None:
-    assert DEFAULT == Way(batch_size=50, application="vmap", residuals="kept")
+    assert Way(batch_size=50, application="vmap", residuals="kept") == DEFAULT
 
 
 def test_large_layers_take_one_vector_at_a_time() -> None:

@@ -79,3 +79,32 @@ def test_view(project: Any, curv: Any) -> None:
     assert "Dense_1" in text
     assert "more products" in text
     assert np.any(["±" in line for line in lines])
+
+
+def test_without_the_layers_forms_replace_products(project: Any, curv: Any) -> None:
+    arguments = ("--matrix", "ggn", "--dtype", "float64")
+    exact = curv("trace", *arguments).report["result"]
+    told = (*arguments, "--no-layers", "--method", "hutchinson", "--probes", "16", "--skip-checks")
+    report = curv("trace", *told).report
+    jsonschema.validate(report, TraceReport.model_json_schema(by_alias=True))
+    assert report["settings"]["layers"] is False
+    assert report["result"]["layers"] == []
+    assert (report["cost"]["forms"], report["cost"]["products"]) == (16, 0)
+    for name in ("trace", "frobenius_norm"):
+        low, high = report["result"][name]["interval"]
+        assert low <= exact[name]["value"] <= high
+    text = curv("trace", *told, "--format", "text").out
+    assert "16 forms" in text
+    assert "Dense_0" not in text
+    hessian = curv("trace", "--no-layers", "--method", "hutchinson", "--probes", "16", "--skip-checks").report
+    assert (hessian["cost"]["forms"], hessian["cost"]["products"]) == (0, 16)
+
+
+def test_few_outputs_are_written_out(project: Any, curv: Any) -> None:
+    for command in ("trace", "spectrum"):
+        report = curv(command, "--num-examples", "5", "--matrix", "ggn", "--skip-checks").report
+        assert report["result"]["written_out"] == "outputs"  # 15, and 67 parameters
+        assert report["result"]["trace"]["method"] == "exact"
+        assert curv(command, "--matrix", "ggn", "--skip-checks").report["result"]["written_out"] == "parameters"
+    forecast = curv("spectrum", "--num-examples", "5", "--matrix", "ggn", "--dry-run").report["forecast"]
+    assert forecast["products"] == 15

@@ -8,7 +8,6 @@ from rich.text import Text
 from curvcli.cli.format import Part, failed, header, number, table
 from curvcli.schema.inspect import InspectReport
 
-
 WAYS = {"vmap": "all vectors at once", "map": "one vector after the other"}
 
 

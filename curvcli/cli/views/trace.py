@@ -25,7 +25,8 @@ def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
     if costs:
         parts += [Text(""), Text(f"more products for a trace within {', '.join(costs)}")]
     cost = report.cost
-    foot = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    forms = f"{cost.forms} forms, " if cost.forms else ""
+    foot = f"{cost.products} products, {forms}{cost.data_passes} data passes, {cost.seconds:.1f} s"
     return [*parts, Text(f"{result.method}: {result.reason} · {foot}", style="dim")]
 
 

@@ -1,0 +1,83 @@
+"""V A Vᵀ of a block of vectors by forward derivatives alone: with U = J V it is Σ U C Uᵀ over the batches.
+
+Where A is Jᵀ C J, the transpose that a product needs is most of the work that a form does without: a form costs about
+half a product, and a block gives those of all pairs of its vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from curvcli.curvature import outputs, sums
+from curvcli.curvature.flatten import Layout
+from curvcli.curvature.products import Functions, Middle
+from curvcli.problem import Batch, Params, Problem
+
+Array = Any
+
+
+def pair_forms(
+    problem: Problem, name: str, layout: Layout, batches: Iterable[Batch], normaliser: float, *extra: Array
+) -> Callable[[Array], Array] | None:
+    """`vectors [k, dim] -> V (data term) Vᵀ [k, k]`; None for a matrix that is not Jᵀ C J (`PAIRS`)."""
+    if name not in PAIRS:
+        return None
+    piece = partial(PAIRS[name], sums.functions(problem), layout, problem.params, problem.frozen)
+    return lambda vectors: sums.total(piece(batch, vectors, *extra) for batch in batches) / normaliser
+
+
+def with_rest(
+    data_term: Callable[[Array], Array] | None, regulariser: Callable[[Array], Array] | None, damping: float
+) -> Callable[[Array], Array] | None:
+    """The forms of the whole matrix from those of its data term and the products of its regulariser."""
+    if data_term is None:
+        return None
+
+    def forms(vectors: Array) -> Array:
+        rest = damping * vectors if regulariser is None else regulariser(vectors) + damping * vectors
+        return data_term(vectors) + vectors @ rest.T
+
+    return forms
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def sandwich(
+    middle: Middle,
+    functions: Functions,
+    layout: Layout,
+    params: Params,
+    frozen: dict,
+    batch: Batch,
+    vectors: Array,
+    *extra: Array,
+) -> Array:
+    """Σ_n u_iᵀ C_n u_j of one batch, u = J_n v: [k, k]. One forward derivative a vector."""
+    predict, loss = functions
+    z, jvp = jax.linearize(lambda p: predict(p, frozen, batch.inputs), params)
+    tangents = jax.vmap(jvp)(layout.unravel(vectors))
+    images = jax.vmap(middle(loss, z, batch, *extra))(tangents)
+    return tangents.reshape(len(vectors), -1) @ images.reshape(len(vectors), -1).T
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def covariance(
+    functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
+) -> Array:
+    """Σ_n ((g_n − ḡ)·v_i)((g_n − ḡ)·v_j) over the batch's examples with any weight: [k, k]."""
+    predict, loss = functions
+    _, jvp = jax.linearize(lambda p: outputs.example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
+    centred = jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None]
+    centred = jnp.where(outputs.active(batch)[None], centred, 0)
+    return centred @ centred.T
+
+
+PAIRS = {
+    **{name: partial(sandwich, middle) for name, middle in outputs.MIDDLES.items()},
+    "gradient-covariance": covariance,
+}
+"""One batch's forms by matrix: `(functions, layout, params, frozen, batch, vectors, *extra) -> [k, k]`."""
