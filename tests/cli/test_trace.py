@@ -84,7 +84,17 @@ def test_view(project: Any, curv: Any) -> None:
 def test_without_the_layers_forms_replace_products(project: Any, curv: Any) -> None:
     arguments = ("--matrix", "ggn", "--dtype", "float64")
     exact = curv("trace", *arguments).report["result"]
-    told = (*arguments, "--no-layers", "--method", "hutchinson", "--probes", "16", "--skip-checks")
+    told = (
+        *arguments,
+        "--no-layers",
+        "--method",
+        "hutchinson",
+        "--probes",
+        "16",
+        "--skip-checks",
+        "--confidence",
+        "0.999",
+    )
     report = curv("trace", *told).report
     jsonschema.validate(report, TraceReport.model_json_schema(by_alias=True))
     assert report["settings"]["layers"] is False
