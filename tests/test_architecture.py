@@ -18,14 +18,15 @@ ALLOWED = {
     "schema": set(),
     "errors": set(),
     "xla": set(),
+    "stopwatch": set(),
     "losses": set(),
     "problem": {"losses"},
     "zoo": set(),
-    "linalg": set(),
-    "curvature": {"problem", "losses", "linalg"},
+    "linalg": {"stopwatch"},
+    "curvature": {"problem", "losses", "linalg", "stopwatch"},
     "analyses": {"curvature", "problem", "losses", "linalg"},
     "loading": {"problem", "losses"},
-    "cli": {"xla"},
+    "cli": {"xla", "stopwatch"},
     "__main__": {"cli"},
 }
 ENGINE = {"jax", "jaxlib", "flax", "orbax", "numpy", "scipy", "optax"}

@@ -20,12 +20,11 @@ from curvcli.errors import CurvError, UsageError
 from curvcli.schema.inspect import ForecastRecord
 from curvcli.schema.report import Cost, ErrorRecord, ProblemRecord, Profile, Report
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from curvcli.analyses.answer import Answer
-    from curvcli.linalg.stopwatch import Stopwatch
     from curvcli.loading.resolve import Loaded
-    from curvcli.problem import Problem
 
 EXIT_UNTRUSTED = 3
 ARRAY_FILES = ("vectors", "arrays")
@@ -95,7 +94,7 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         output.check_writable(Path(getattr(settings, arrays)))
         output.check_array_format(Path(getattr(settings, arrays)))
 
-    forms: dict[str, Problem] = {}
+    forms: dict[str, Any] = {}
 
     def answer(target: Target) -> Reply:
         from curvcli.cli.render import render
@@ -212,7 +211,7 @@ def load(
     target: Target,
     *,
     timing: Timing = "never",
-    forms: dict[str, Problem] | None = None,
+    forms: dict[str, Any] | None = None,
 ) -> Loaded:
     """The problem that a command line names, planned.
 
@@ -261,11 +260,10 @@ def _one(
     target: Target,
     report_class: type[Report[Any, Any]],
     run: Run,
-    forms: dict[str, Problem],
+    forms: dict[str, Any],
 ) -> tuple[Report[Any, Any], int]:
     """One report and its exit code."""
     from curvcli.analyses.tuning import way_of
-    from curvcli.linalg.stopwatch import Stopwatch
 
     quiet = request.output["quiet"]
     started, clock = time.perf_counter(), Stopwatch()

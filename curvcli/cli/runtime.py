@@ -7,14 +7,12 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curvcli.cli.cache import enable_compilation_cache
 from curvcli.schema.report import Environment
+from curvcli.stopwatch import Stopwatch
 from curvcli.xla import guard_environment
-
-if TYPE_CHECKING:
-    from curvcli.linalg.stopwatch import Stopwatch
 
 
 def prepare_jax(dtype: str, threads: int | None, *, cache: bool) -> None:

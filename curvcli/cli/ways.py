@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curvcli import __version__
 from curvcli.cli.cache import folder
@@ -15,8 +15,8 @@ from curvcli.cli.runtime import environment
 from curvcli.errors import UsageError
 from curvcli.schema.plan import Way
 
-if TYPE_CHECKING:
-    from curvcli.loading.resolve import Loaded
+Loaded = Any
+"""`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
 
 
 class RememberedWay:

@@ -25,9 +25,9 @@ from curvcli.curvature import matrices, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.ntk import Jacobian, example_outputs, outputs_per_example
 from curvcli.curvature.products import Functions, Middle
-from curvcli.linalg.stopwatch import timed
 from curvcli.problem import Batch, Params, Problem
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.stopwatch import timed
 
 Array = Any
 

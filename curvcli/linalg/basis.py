@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.linalg.stopwatch import timed
+from curvcli.stopwatch import timed
 
 Array = Any
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.stopwatch import timed
+from curvcli.stopwatch import timed
 
 
 @dataclass

@@ -10,8 +10,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import jax
-
 T = TypeVar("T")
 _running: ContextVar[Stopwatch | None] = ContextVar("stopwatch", default=None)
 
@@ -38,6 +36,8 @@ def timed(kind: str, function: Callable[..., T], *args: Any) -> T:
     watch = _running.get()
     if watch is None:
         return function(*args)
+    import jax
+
     jax.block_until_ready(args)
     compiling, start = watch.compiling, time.perf_counter()
     result = jax.block_until_ready(function(*args))
