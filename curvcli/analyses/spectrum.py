@@ -197,12 +197,21 @@ def _extremes(
         residual = max(float(residuals[side]), 0.5 * noise(settings) * norm)
         converged = residual <= tolerance(settings) * norm
         if not converged:
-            advice = "; it may be rounding: try --dtype float64" if settings.dtype == "float32" else ""
+            advice = _advice(settings, residual, norm, stopped=monitor.stop() is not None)
             warnings.append(
                 f"{name} has not converged: residual {residual:.2g}, asked for {tolerance(settings) * norm:.2g}{advice}"
             )
         found.append(eigenvalue(values[side], residual, converged, beyond[side]))
     return found[0], found[1], vectors
+
+
+def _advice(settings: SpectrumSettings, residual: float, norm: float, *, stopped: bool) -> str:
+    """What would help an eigenvalue to converge."""
+    if stopped:
+        return "; the run was stopped first"
+    if settings.dtype == "float32" and residual <= 64 * noise(settings) * norm:
+        return "; it may be rounding: try --dtype float64"
+    return "; more --steps give it a better start and more products"
 
 
 def eigenvalue(value: float, residual: float, converged: bool, bound: float | None) -> Eigenvalue:

@@ -19,6 +19,7 @@ from curvcli.analyses.planning import memory_limit, working_bytes
 from curvcli.curvature import build
 from curvcli.curvature.matrices import linear_map_bytes
 from curvcli.curvature.work import Work, network_work
+from curvcli.errors import CurvError, SpecError
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Batches, Problem
 from curvcli.problem import Way as ProblemWay
@@ -157,7 +158,22 @@ def _batch_alone(problem: Problem, work: Work) -> int:
 
 
 def _kept_bytes(problem: Problem, settings: AnalysisSettings) -> int:
-    one = linear_map_bytes(problem, settings.matrix, mc_samples=settings.mc_samples, seed=settings.seed)
+    """What the linear maps of all batches would take. The products are traced here for the first time.
+
+    Raises
+    ------
+    SpecError
+        The network cannot be differentiated as the matrix asks.
+    """
+    try:
+        one = linear_map_bytes(problem, settings.matrix, mc_samples=settings.mc_samples, seed=settings.seed)
+    except CurvError:
+        raise
+    except Exception as error:
+        raise SpecError(
+            f"the {settings.matrix} of this model cannot be computed: {' '.join(str(error).split())[:200]}",
+            "JAX must be able to differentiate its call, forwards too; --debug shows where it cannot",
+        ) from error
     return one * len(problem.batches)
 
 

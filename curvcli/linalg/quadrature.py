@@ -18,6 +18,10 @@ useless where one eigenvalue dominates (its samples are χ² with one degree of 
 covers 0.88 instead of 0.95); the variance from the spectrum is not, because the *place* of an outlier is known from the
 first probe on, whatever its weight: a Ritz value that stands alone counts as at least one eigenvalue.
 
+*Short processes.* m steps know the moments of the measure up to degree 2m, and a standard error needs those of f², its
+own error those of f⁴. Processes that were cut off before `ENOUGH_STEPS` therefore have their scatter as a lower limit
+of the standard error, and Student's quantile of few degrees of freedom: such a run is wide, not wrong.
+
 Source: Golub and Meurant (2010); Ubaru, Chen and Saad (2017) for quadrature; Epperly, Tropp and Webber (2024) for
 leaving one out; the variance from the spectrum is curv's own, its coverage measured in `benchmarks/coverage.py`.
 """
@@ -34,6 +38,9 @@ import scipy.special
 from curvcli.schema.estimate import Estimate
 
 Function = Callable[[np.ndarray], np.ndarray]
+
+ENOUGH_STEPS = 5
+"""From here on the quadrature knows f⁴ for f(x) = x², and spectra with outliers have shown them."""
 
 _CLUSTER = 1e-3
 """Ritz values of different probes closer than this, relatively, may belong to one eigenspace."""
@@ -69,6 +76,8 @@ class Quadrature:
         reorthogonalisation.
     eps
         Rounding of the products, relative.
+    short
+        Whether a process was cut off before `ENOUGH_STEPS`.
     """
 
     dim: int
@@ -77,6 +86,7 @@ class Quadrature:
     outliers: Sequence[Outliers]
     same: float = 0.0
     eps: float = 0.0
+    short: bool = False
 
     def sample(self, f: Function) -> np.ndarray:
         """X_i(f)/D for every probe: [K, ...] unbiased samples of (1/D) tr f(A); f maps [m] to [..., m]."""
@@ -85,8 +95,16 @@ class Quadrature:
     def mean(self, f: Function) -> tuple[np.ndarray, np.ndarray]:
         """(1/D) tr f(A) and its standard error, of the shape that f adds."""
         samples = self.sample(f)
-        variances = np.stack([self._variance(f, i) for i in range(len(self.nodes))])
-        return samples.mean(axis=0), np.sqrt(variances.mean(axis=0) / len(samples))
+        variance = np.stack([self._variance(f, i) for i in range(len(self.nodes))]).mean(axis=0)
+        if self.short and len(samples) > 1:
+            variance = np.maximum(variance, samples.var(axis=0, ddof=1))
+        return samples.mean(axis=0), np.sqrt(variance / len(samples))
+
+    def quantile(self, confidence: float, looks: int) -> float:
+        """Standard errors in a margin: of a normal law, or of Student's with half the probes' degrees of freedom."""
+        if not self.short:
+            return normal_quantile(confidence, looks)
+        return float(-scipy.special.stdtrit(max((len(self.nodes) - 1) / 2, 1.0), (1 - confidence) / (2 * looks)))
 
     def estimate(self, f: Function, confidence: float, method: str, scale: float = 1.0, looks: int = 1) -> Estimate:
         """`scale`/D · tr f(A) with its interval.
@@ -97,7 +115,7 @@ class Quadrature:
         mean, stderr = (scale * float(part) for part in self.mean(f))
         # Where sampling leaves no error (a multiple of the identity), rounding still does.
         rounding = 4 * self.eps * scale * float(self.mean(lambda x: np.abs(f(x)))[0])
-        margin = normal_quantile(confidence, looks) * stderr + rounding
+        margin = self.quantile(confidence, looks) * stderr + rounding
         return Estimate(
             value=mean, stderr=stderr, interval=(mean - margin, mean + margin),
             confidence=confidence, samples=len(self.nodes), method=method,

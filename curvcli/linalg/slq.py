@@ -19,7 +19,7 @@ from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.linalg.quadrature import NO_OUTLIERS, Outliers, Quadrature, leave_one_out
+from curvcli.linalg.quadrature import ENOUGH_STEPS, NO_OUTLIERS, Outliers, Quadrature, leave_one_out
 
 Array = Any
 
@@ -145,7 +145,19 @@ def quadrature(collected: Collected, key: Array, operator: LinearOperator) -> Qu
     if collected.outliers:
         outliers = _outliers(collected, key, dim, operator.dtype)
     eps = float(np.finfo(operator.dtype).eps)
-    return Quadrature(dim, [m.nodes for m in measures], [m.weights for m in measures], outliers, 100 * eps, eps)
+    cut_off = [not t.invariant and len(t.alpha) < ENOUGH_STEPS for t in collected.tridiagonals]
+    if any(cut_off):
+        # One row more, with any α: T then has the moments up to degree 2m, ‖Av‖² after the first step among them.
+        measures = [
+            Measure.of(_one_row_more(t)) if short else m
+            for t, m, short in zip(collected.tridiagonals, measures, cut_off, strict=True)
+        ]
+    nodes, weights = [m.nodes for m in measures], [m.weights for m in measures]
+    return Quadrature(dim, nodes, weights, outliers, 100 * eps, eps, any(cut_off))
+
+
+def _one_row_more(t: Tridiagonal) -> Tridiagonal:
+    return t._replace(alpha=np.append(t.alpha, t.alpha[-1]), beta=np.append(t.beta, 0.0))
 
 
 def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Outliers]:

@@ -182,16 +182,17 @@ def _open_folder(folder: Path, path: str, split: str | None) -> Source:
     """What is in a folder."""
     with reading(path):
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    names = [file.name for file in files]
-    if not {"dataset_dict.json", "dataset_info.json", "state.json"}.isdisjoint(names):
+    if not {"dataset_dict.json", "dataset_info.json", "state.json"}.isdisjoint(file.name for file in files):
         return tables.saved_source(folder, path, split)
-    if arrays := {file.stem: file for file in files if file.suffix == ".npy"}:
+    if arrays := {f.stem: f for f in files if f.suffix == ".npy"}:
         return _npy_source(arrays, path, split)
     if parts := [file for file in files if file.suffix == ".parquet"]:
         return tables.parquet_source(parts, path, split)
     if split and (folder / split).is_dir():
         return _open_folder(folder / split, path, None)
-    others = [name for name in names if name.endswith(_SUFFIXES)]
+    if (folder / "data").is_dir():  # as a clone of a data set's repository has it
+        return _open_folder(folder / "data", path, split)
+    others = [file.name for file in files if file.name.endswith(_SUFFIXES)]
     raise NotFoundError(
         f"{path}: no .npy, .parquet or Hugging Face data in this folder",
         f"name a file in it: {listed(others)}" if others else _GIVE,

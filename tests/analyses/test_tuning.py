@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from curvcli.analyses import tuning
 from curvcli.curvature import build
+from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
 from curvcli.schema.plan import Way
 from curvcli.schema.settings import AnalysisSettings
-from tests.problems import mlp_problem
+from tests.problems import make_problem, mlp_problem
 
 SETTINGS = AnalysisSettings(dtype="float64")
 PROBLEM = mlp_problem(count=50)
@@ -120,6 +122,20 @@ def test_a_timed_way_gives_the_same_matrix(matrix: Any) -> None:
         to_dense(build(problem, matrix, mc_samples=2)), to_dense(build(PROBLEM, matrix, mc_samples=2)),
         rtol=1e-10, atol=1e-12,
     )  # fmt: skip
+
+
+def test_a_network_that_jax_cannot_differentiate_forwards() -> None:
+    @jax.custom_vjp
+    def identity(z: Any) -> Any:
+        return z
+
+    identity.defvjp(lambda z: (z, None), lambda _, g: (g,))
+    problem = make_problem(
+        lambda p, x: identity(x @ p["w"]), {"w": np.eye(3)}, np.ones((4, 3)), np.ones((4, 3)), batch_size=4
+    )
+    assert tuning.planned(problem, SETTINGS).way.kept_bytes > 0  # the Hessian needs its backward rule alone
+    with pytest.raises(SpecError, match="ggn of this model cannot be computed"):
+        tuning.planned(problem, SETTINGS.model_copy(update={"matrix": "ggn"}))
 
 
 def test_batch_larger_than_the_data_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,28 @@ def test_coverage(name: str, deflate: bool) -> None:
     assert hits.min() >= 51
 
 
+@pytest.mark.parametrize("deflate", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["flat", "one outlier", "few outliers", "indefinite", "power law"])
+def test_coverage_of_runs_that_were_cut_off(name: str, steps: int, deflate: bool) -> None:
+    """40 runs of 10 probes: fewer than 33 hits have a probability of 0.4 % if the coverage is 0.95."""
+    values, hits = SPECTRA[name], np.zeros(2)
+    operator = diagonal(values)
+    for seed in range(40):
+        _, quadrature = collect(operator, 10, steps=steps, seed=seed, deflate=deflate)
+        trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
+        square = quadrature.estimate(np.square, 0.95, "", DIM)
+        assert trace.stderr > 0
+        hits += [holds(trace, values.sum()), holds(square, np.sum(values**2))]
+    assert hits.min() >= 33
+
+
+def test_one_probe_cut_off_after_one_step_says_how_little_it_knows() -> None:
+    _, quadrature = collect(diagonal(SPECTRA["few outliers"]), 1, steps=1)
+    trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
+    assert trace.interval[1] - trace.interval[0] > 10 * np.linalg.norm(SPECTRA["few outliers"])
+
+
 def test_deflation_makes_outliers_exact() -> None:
     values = SPECTRA["one outlier"]
     plain, deflated = (

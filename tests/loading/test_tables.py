@@ -113,6 +113,18 @@ def test_parquet(tmp_path):
     fails(errors.SpecError, tmp_path, "d.parquet", "no column 'x'", "'img'")
 
 
+def test_parquet_in_the_data_folder_of_a_clone(tmp_path):
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    (tmp_path / "hub" / "README.md").write_text("---\n---\n")
+    for part in range(2):
+        rows = slice(3 * part, 3 * part + 3)
+        columns = {"x": list(X[rows]), "y": Y[rows]}
+        pq.write_table(pa.table(columns), folder / f"train-0000{part}-of-00002.parquet")
+    for split in (None, "train"):
+        same(load(tmp_path, "hub", split=split).inputs, X)
+
+
 def test_parquet_ragged_null_image(tmp_path):
     pq.write_table(
         pa.table(

@@ -14,7 +14,10 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
     result = report.result
     high, low = result.lambda_max, result.lambda_min
     kind = "Sharpness: " if report.matrix == "hessian" and high.value > 0 else ""
-    headline = f"{kind}λ_max {number(high.value)}{'' if high.value > 0 else ': no positive curvature'}"
+    if not high.converged:
+        headline = f"{kind}λ_max has not converged; it is at least {number(high.value)}"
+    else:
+        headline = f"{kind}λ_max {number(high.value)}{'' if high.value > 0 else ': no positive curvature'}"
     whole = not (report.settings.params or report.settings.exclude)
     if result.max_stable_learning_rate is not None and report.matrix == "hessian" and whole:
         headline += f"; gradient descent is unstable above lr {result.max_stable_learning_rate:.3g}"
