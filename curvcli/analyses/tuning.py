@@ -136,15 +136,22 @@ def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
     """
     total, work = problem.batches.num_examples, network_work(problem)
     together, single = _batch_together(work), _batch_alone(problem, work)
-    busy = work.flops * min(together, total) > SINGLE_FLOPS
+    busy = work.flops * min(single, total) > SINGLE_FLOPS
     alone = settings.matrix != "ntk" and busy and jax.default_backend() == "cpu"
     largest = single if alone else together
-    batch_size = min(settings.batch_size or -(-total // -(-total // largest)), total)
+    batch_size = min(settings.batch_size or _even(total, largest), total)
     application: Literal["vmap", "map"] = "map" if alone else "vmap"
     resized = replace(problem, batches=problem.batches.resized(batch_size))
     kept = _kept_bytes(resized, settings)
     fits = 0 < kept <= memory_limit(settings.max_memory) // KEPT_SHARE
     return Way(batch_size=batch_size, application=application, residuals="kept" if fits else "fresh")
+
+
+def _even(total: int, largest: int) -> int:
+    """Examples in a batch so that all batches are nearly full: at most `largest`, or a fourth more for less padding."""
+    fewest = -(-total // largest)
+    choices = [-(-total // count) for count in (fewest, fewest - 1) if count and total <= 1.25 * largest * count]
+    return min(choices, key=lambda size: -total % size)
 
 
 def _batch_together(work: Work) -> int:

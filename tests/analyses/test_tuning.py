@@ -58,6 +58,11 @@ def test_large_layers_take_one_vector_at_a_time() -> None:
     assert 1000 <= way.batch_size <= 2000
 
 
+@pytest.mark.parametrize(("total", "largest", "size"), [(32, 7, 8), (100, 30, 25), (10, 3, 3), (5, 100, 5), (7, 1, 1)])
+def test_batches_are_nearly_full(total: int, largest: int, size: int) -> None:
+    assert tuning._even(total, largest) == size
+
+
 def test_linear_maps_that_do_not_fit_are_made_afresh() -> None:
     kept = tuning.with_way(PROBLEM, SETTINGS, DEFAULT, "default").way.kept_bytes
     tight = SETTINGS.model_copy(update={"max_memory": tuning.KEPT_SHARE * kept - 1})
