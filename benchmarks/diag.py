@@ -20,7 +20,8 @@ import numpy as np
 from spectra import DIM, SPECTRA, rotated
 
 from curvcli.analyses import diag
-from curvcli.analyses.planning import MemoryPlan, with_batch_size
+from curvcli.analyses.planning import MemoryPlan
+from curvcli.analyses.tuning import planned
 from curvcli.curvature import build
 from curvcli.linalg.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Silent
@@ -116,7 +117,7 @@ def last_layer() -> np.ndarray:
     found = find_spec(SAMPLE, None, orbax.read_metadata)
     spec = merge(found, {"model": {}, "data": {}, "loss": {}})
     problem = load_problem(spec, found, SAMPLE, settings, step=None, trust=False).problem
-    return to_dense(build(with_batch_size(problem, None), "hessian"))
+    return to_dense(build(planned(problem, settings), "hessian"))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from curvcli.analyses import eigs
-from curvcli.analyses.planning import with_batch_size
 from curvcli.analyses.spectrum import tolerance
+from curvcli.analyses.tuning import planned
 from curvcli.curvature import build_for
 from curvcli.linalg.eigen import true_residuals
 from curvcli.linalg.iterate import Silent
@@ -84,7 +84,7 @@ def load(model: str, settings: EigsSettings) -> Problem:
     found = find_spec(path, None, orbax.read_metadata)
     spec = merge(found, {})
     loaded = load_problem(spec, found, checkpoint_path(str(path), None, path), settings, step=None, trust=False)
-    return with_batch_size(loaded.problem, None)
+    return planned(loaded.problem, settings)
 
 
 def by_curv(problem: Problem, settings: EigsSettings) -> tuple[np.ndarray, np.ndarray, int]:

@@ -55,7 +55,7 @@ def sandwich(
     *extra: Array,
 ) -> Array:
     """Σ_n u_iᵀ C_n u_j of one batch, u = J_n v: [k, k]. One forward derivative a vector."""
-    z, linear = _forward(problem.predict, problem.params, problem.frozen, batch)
+    z, linear = _forward(sums.functions(problem)[0], problem.params, problem.frozen, batch)
     apply = _together if problem.way.application == "vmap" else _one_by_one
     return _pairs(middle, problem.loss, z, batch, apply(layout, linear, vectors), *extra)
 

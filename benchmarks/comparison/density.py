@@ -1,0 +1,67 @@
+"""The spectral density by a peer, in a process of its own: `python -m comparison.density JOB.json`.
+
+Where all probes would take longer than `longest` seconds, fewer are run, at least one, and the rest is scaled.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import jobs, peers, workloads
+from .twins import Twin
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the density with all probes, and how many were run."""
+    workload = workloads.WORKLOADS[job["workload"]]
+    twin = Twin(workload.target, workload.kwargs, *workloads.read(Path(job["folder"])))
+    probes, steps = job["probes"], job["steps"]
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    by = {"PyHessian": _pyhessian, "curvlinops": _curvlinops}[job["tool"]](twin, steps)
+    setting_up, start = time.perf_counter() - start, time.perf_counter()
+    by(1)
+    one = time.perf_counter() - start
+    run = int(min(probes, max(1, job["longest"] // one)))
+    if run > 1:
+        by(run - 1)
+    measured = time.perf_counter() - start
+    return {
+        "probes_run": run, "products": probes * steps, "setting_up": setting_up,
+        "measured": measured, "scaled": measured * probes / run,
+    }  # fmt: skip
+
+
+def _pyhessian(twin: Twin, steps: int):
+    """Its own `density`, the graph of the gradient kept."""
+    torch.eig = _eig  # it calls a function that torch took out
+    made = peers.pyhessian_object(twin)
+    return lambda probes: made.density(iter=steps, n_v=probes)
+
+
+def _eig(matrix: torch.Tensor, eigenvectors: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
+
+
+def _curvlinops(twin: Twin, steps: int):
+    """Its own Lanczos and smoothing (Papyan), with the Ritz values as bounds: no products are spent on finding them."""
+    from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
+
+    operator = peers.curvlinops_operator(twin, "hessian")
+
+    def run(probes: int) -> None:
+        for _ in range(probes):
+            values, vectors = fast_lanczos(operator, steps)
+            bounds = float(values.min()), float(values.max())
+            lanczos_approximate_spectrum_from_iter((values, vectors), bounds, 1024, 3.0, 0.05)
+
+    return run
+
+
+if __name__ == "__main__":
+    jobs.answer(main)
