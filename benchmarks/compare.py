@@ -78,6 +78,7 @@ def measure(part: str, names: list[str], folders: dict[str, str], options: Any, 
     if part == "products":
         for name in names:
             found[part][name] = products(name, folders[name], options)
+            save(options.json, found)  # heavy workloads follow: what is measured is kept
     elif part == "density":
         found[part] = {name: density(name, folders[name], options) for name in names}
     elif part == "memory":

@@ -220,10 +220,10 @@ def load(
     timing
         Whether ways of computing products may be timed, where the settings speak of products at all.
     forms
-        One problem of each form loaded before. Problems of one form share their functions, and so everything compiled.
+        Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
     from curvcli.analyses.tuning import planned
-    from curvcli.loading.resolve import load_problem, with_functions_of
+    from curvcli.loading.resolve import functions_of, load_problem
 
     if target.failure is not None:
         raise target.failure
@@ -232,7 +232,7 @@ def load(
     warnings = [*loaded.warnings, *_inherited(request, found)]
     problem = loaded.problem
     if forms is not None:
-        problem = with_functions_of(problem, forms.setdefault(form(loaded, found.base), problem))
+        problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
     if isinstance(settings, AnalysisSettings):
         given = None if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)

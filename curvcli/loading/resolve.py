@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,9 @@ def load_problem(
     )
 
 
-def with_functions_of(problem: Problem, other: Problem) -> Problem:
-    """The problem with the functions of another of the same form: what was compiled for one serves both."""
-    return replace(problem, predict=other.predict, nest=other.nest, loss=other.loss, regulariser=other.regulariser)
+def functions_of(problem: Problem) -> dict[str, Any]:
+    """The functions of a problem: given to another of the same form, what was compiled for one serves both."""
+    return {name: getattr(problem, name) for name in ("predict", "nest", "loss", "regulariser")}
 
 
 def _checked(array: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:

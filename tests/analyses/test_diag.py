@@ -122,7 +122,11 @@ def test_sampled_against_dense(network: tuple[Problem, np.ndarray], method: str)
 
 def test_auto_takes_xdiag_where_it_pays(network: tuple[Problem, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diag, "DENSE_DIM", 0)
-    few = mlp_problem(sizes=(8, 12, 5), count=8, l2=1e-3)  # the ggn has rank 32 but for the regulariser
+
+    def penalty(params: dict) -> Any:  # a regulariser of the user's own: no output side
+        return 0.5e-3 * sum(jnp.sum(jnp.square(leaf)) for leaf in params.values())
+
+    few = mlp_problem(sizes=(8, 12, 5), count=8, regulariser=penalty)  # the ggn has rank 32 but for the regulariser
     truth = np.diag(dense_ggn(few)) + 1e-3
     answer = run(few, probes=64, matrix="ggn")
     assert (answer.result.method, answer.meter.products) == ("xdiag", 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ PROBLEMS = {
 }
 
 
+@cache
+def made(kind: str) -> Problem:
+    """One problem a kind: its programs are compiled once."""
+    return PROBLEMS[kind]()
+
+
 def whole(problem: Problem, matrix: str, damping: float = 0.0, **draws: Any) -> np.ndarray:
     shift = damping + (0.0 if matrix in UNREGULARISED else problem.regulariser.l2)
     return dense_matrix(problem, matrix, **draws) + shift * np.eye(problem.dim)
@@ -47,7 +54,7 @@ def whole(problem: Problem, matrix: str, damping: float = 0.0, **draws: Any) -> 
 @pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("matrix", MIDDLES)
 def test_output_side(kind: str, matrix: str) -> None:
-    problem = PROBLEMS[kind]()
+    problem = made(kind)
     settings = asked(matrix, damping=0.3, mc_samples=2, seed=4)
     exact = whole(problem, matrix, 0.3, mc_samples=2, seed=4)
     gram = build_gram(problem, settings)
@@ -112,7 +119,7 @@ def test_outputs_without_an_axis_of_their_own() -> None:
 @pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("matrix", PAIRS)
 def test_forms_of_pairs(kind: str, matrix: str) -> None:
-    problem = PROBLEMS[kind]()
+    problem = made(kind)
     vectors = np.random.default_rng(0).normal(size=(5, problem.dim))
     operator = build(problem, matrix, damping=0.3, mc_samples=2, seed=4)
     assert operator.forms is not None

@@ -57,14 +57,19 @@ def test_product_equals_dense_matrix(loss: str, matrix: str, batch_size: int) ->
     np.testing.assert_allclose(to_dense(build(problem, matrix), block=16), explicit(problem, matrix), **CLOSE)
 
 
+WAYS_PROBLEM = mlp_problem(l2=0.01, batch_size=5)
+"""One problem for all ways: what is compiled for one serves the next."""
+
+
 @pytest.mark.parametrize("kept_bytes", [0, 1])
 @pytest.mark.parametrize("application", ["vmap", "map"])
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_every_way_of_computing_gives_the_matrix(matrix: str, application: Any, kept_bytes: int) -> None:
-    problem = replace(mlp_problem(l2=0.01, batch_size=5), way=Way(application, kept_bytes))
+    problem = replace(WAYS_PROBLEM, way=Way(application, kept_bytes))
     operator = build(problem, matrix)
-    for _ in range(2):  # linear maps are kept from the second product on
-        np.testing.assert_allclose(to_dense(operator, block=16), explicit(problem, matrix), **CLOSE)
+    first, second = (to_dense(operator, block=16) for _ in range(2))  # linear maps are kept from the second product on
+    np.testing.assert_allclose(first, second, **CLOSE)
+    np.testing.assert_allclose(first, explicit(problem, matrix), **CLOSE)
 
 
 def test_kept_linear_maps_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,15 +64,14 @@ def test_coverage(name: str, deflate: bool) -> None:
     assert hits.min() >= 51
 
 
-@pytest.mark.parametrize("deflate", [True, False])
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("name", ["flat", "one outlier", "few outliers", "indefinite", "power law"])
-def test_coverage_of_runs_that_were_cut_off(name: str, steps: int, deflate: bool) -> None:
+def test_coverage_of_runs_that_were_cut_off(name: str, steps: int) -> None:
     """40 runs of 10 probes: fewer than 33 hits have a probability of 0.4 % if the coverage is 0.95."""
     values, hits = SPECTRA[name], np.zeros(2)
     operator = diagonal(values)
     for seed in range(40):
-        _, quadrature = collect(operator, 10, steps=steps, seed=seed, deflate=deflate)
+        _, quadrature = collect(operator, 10, steps=steps, seed=seed)
         trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
         square = quadrature.estimate(np.square, 0.95, "", DIM)
         assert trace.stderr > 0
