@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature import matrices, outputs, sums
+from curvcli.curvature import matrices, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
 from curvcli.problem import Batch, Params, Problem
@@ -118,10 +118,7 @@ def covariance(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
 ) -> Array:
     """((g_n − ḡ)·v)² of each example with any weight: [k, b]."""
-    predict, loss = functions
-    _, jvp = jax.linearize(lambda p: outputs.example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
-    centred = jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None]
-    return jnp.where(outputs.active(batch)[None], jnp.square(centred), 0)
+    return jnp.square(products.centred_slopes(functions, layout, params, frozen, batch, vectors, mean))
 
 
 def _second(function: Any, params: Params, vector: Params) -> Array:

@@ -57,13 +57,17 @@ def _if_convex(loss: Loss) -> bool:
     return loss.known  # of a user's loss only a sample of output Hessians can be looked at
 
 
+def _sandwich(name: str) -> products.Field:
+    return partial(products.sandwich, outputs.MIDDLES[name])
+
+
 MATRICES: dict[str, Matrix] = {
     "hessian": Matrix(products.hessian, _never, True),
-    "ggn": Matrix(partial(products.sandwich, outputs.loss_hessian), _if_convex, True),
-    "gauss-newton": Matrix(partial(products.sandwich, outputs.identity), _always, True),
-    "fisher": Matrix(partial(products.sandwich, outputs.fisher), _always, True),
-    "fisher-mc": Matrix(partial(products.sandwich, outputs.sampled_fisher), _always, True),
-    "empirical-fisher": Matrix(partial(products.sandwich, outputs.observed_fisher), _always, False),
+    "ggn": Matrix(_sandwich("ggn"), _if_convex, True),
+    "gauss-newton": Matrix(_sandwich("gauss-newton"), _always, True),
+    "fisher": Matrix(_sandwich("fisher"), _always, True),
+    "fisher-mc": Matrix(_sandwich("fisher-mc"), _always, True),
+    "empirical-fisher": Matrix(_sandwich("empirical-fisher"), _always, False),
     "gradient-covariance": Matrix(products.covariance, _always, False),
     "residual": Matrix(products.residual, _never, False),
     "ntk": Matrix(None, _always, False),

@@ -11,9 +11,8 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from curvcli.curvature import outputs, sums
+from curvcli.curvature import outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
 from curvcli.losses import Loss
@@ -55,29 +54,9 @@ def sandwich(
     *extra: Array,
 ) -> Array:
     """Σ_n u_iᵀ C_n u_j of one batch, u = J_n v: [k, k]. One forward derivative a vector."""
-    z, linear = _forward(sums.functions(problem)[0], problem.params, problem.frozen, batch)
-    apply = _together if problem.way.application == "vmap" else _one_by_one
-    return _pairs(middle, problem.loss, z, batch, apply(layout, linear, vectors), *extra)
-
-
-@partial(jax.jit, static_argnums=0)
-def _forward(predict: Callable, params: Params, frozen: dict, batch: Batch) -> tuple[Array, Callable]:
-    """Outputs of a batch, and J as a value."""
-    return jax.linearize(lambda p: predict(p, frozen, batch.inputs), params)
-
-
-@partial(jax.jit, static_argnums=0)
-def _together(layout: Layout, linear: Callable, vectors: Array) -> Array:
-    return jax.vmap(linear)(layout.unravel(vectors))
-
-
-def _one_by_one(layout: Layout, linear: Callable, vectors: Array) -> Array:
-    return jnp.stack([_single(layout, linear, vectors, index) for index in range(len(vectors))])
-
-
-@partial(jax.jit, static_argnums=0)
-def _single(layout: Layout, linear: Callable, vectors: Array, index: int) -> Array:
-    return linear(layout.unravel(vectors[index]))
+    z, jacobian = products.forward(sums.functions(problem), problem.params, problem.frozen, batch)
+    tangents = products.apply(problem.way, layout, jacobian, vectors)
+    return _pairs(middle, problem.loss, z, batch, tangents, *extra)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -95,10 +74,7 @@ def covariance(problem: Problem, layout: Layout, batch: Batch, vectors: Array, m
 def _covariance(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
 ) -> Array:
-    predict, loss = functions
-    _, jvp = jax.linearize(lambda p: outputs.example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
-    centred = jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None]
-    centred = jnp.where(outputs.active(batch)[None], centred, 0)
+    centred = products.centred_slopes(functions, layout, params, frozen, batch, vectors, mean)
     return centred @ centred.T
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.outputs import OutputMap, active, example_losses, weighted_loss
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Params, batch_loss
+from curvcli.problem import Batch, Params, Way, batch_loss
 
 Array = Any
 Functions = tuple[Callable, Loss]
@@ -34,8 +34,8 @@ VectorField = Callable[[Params], Params]
 """A function of the parameters whose derivative is the matrix."""
 Field = Callable[..., VectorField]
 """`(functions, layout, params, frozen, batch, *extra) -> VectorField`."""
-LinearMap = Callable[[Params], Params]
-"""The derivative: a JAX tree whose leaves are arrays of the forward and backward passes."""
+LinearMap = Callable[[Params], Array]
+"""A derivative at a batch: a JAX tree whose leaves are arrays of the forward and backward passes."""
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -57,18 +57,30 @@ def loss_value(functions: Functions, params: Params, frozen: dict, batch: Batch)
 def linearise(
     field: Field, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
 ) -> LinearMap:
-    """One batch's matrix as a linear map of parameters; `extra` is what the field takes beside the batch."""
-    return jax.linearize(field(functions, layout, params, frozen, batch, *extra), params)[1]
+    """One batch's matrix as a linear map to vectors [dim]; `extra` is what the field takes beside the batch."""
+    vector_field = field(functions, layout, params, frozen, batch, *extra)
+    return jax.linearize(lambda p: layout.ravel(vector_field(p)), params)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(functions: Functions, params: Params, frozen: dict, batch: Batch) -> tuple[Array, LinearMap]:
+    """The outputs of one batch, and J as a linear map to their tangents."""
+    return jax.linearize(lambda p: functions[0](p, frozen, batch.inputs), params)
+
+
+def apply(way: Way, layout: Layout, linear: LinearMap, vectors: Array) -> Array:
+    """A linear map applied to vectors [k, dim] in the way asked for: its images, [k, ...]."""
+    return together(layout, linear, vectors) if way.application == "vmap" else one_by_one(layout, linear, vectors)
 
 
 @partial(jax.jit, static_argnums=0)
 def together(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
-    """The map applied to vectors [k, dim], all in one program: small products become large matrix multiplications."""
-    return layout.ravel(jax.vmap(linear)(layout.unravel(vectors)))
+    """All in one program: small products become large matrix multiplications."""
+    return jax.vmap(linear)(layout.unravel(vectors))
 
 
 def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
-    """The map applied to vectors [k, dim], one program a vector: the tangents of one vector fit the caches.
+    """One program a vector: the tangents of one vector fit the caches.
 
     The loop is the host's: XLA's CPU backend runs convolutions inside compiled loops through a slow path.
     """
@@ -77,7 +89,17 @@ def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _single(layout: Layout, linear: LinearMap, vectors: Array, index: int) -> Array:
-    return layout.ravel(linear(layout.unravel(vectors[index])))
+    return linear(layout.unravel(vectors[index]))
+
+
+def centred_slopes(
+    functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
+) -> Array:
+    """(g_n − ḡ)·v of the batch's examples, 0 for those without weight, ḡ = `mean` [dim]: [k, b]."""
+    predict, loss = functions
+    _, jvp = jax.linearize(lambda p: example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
+    centred = jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None]
+    return jnp.where(active(batch)[None], centred, 0)
 
 
 def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch) -> VectorField:

@@ -44,7 +44,6 @@ def sum_products(
 ) -> Callable[[Array], Array]:
     """`vectors -> Σ_batches (derivative of field) vectors / normaliser`, for vectors [k, dim]; see `Problem.way`."""
     way = problem.way
-    apply = products.together if way.application == "vmap" else products.one_by_one
     kept: list[products.LinearMap] = []
     calls = 0
 
@@ -62,7 +61,7 @@ def sum_products(
         return kept
 
     def matmat(vectors: Array) -> Array:
-        return total(apply(layout, linear, vectors) for linear in linear_maps()) / normaliser
+        return total(products.apply(way, layout, linear, vectors) for linear in linear_maps()) / normaliser
 
     return matmat
 
