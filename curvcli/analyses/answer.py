@@ -22,6 +22,8 @@ class Answer(Generic[Result]):
     ----------
     arrays
         What goes into the array file that the settings name (`--vectors`, `--arrays`): by name.
+    params
+        Weights by path for the checkpoint that the settings name (`--escape`).
     """
 
     result: Result
@@ -30,3 +32,4 @@ class Answer(Generic[Result]):
     checks: dict[str, Check] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    params: dict[str, np.ndarray] = field(default_factory=dict)

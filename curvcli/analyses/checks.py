@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.precise import in_float64, network_jaxpr, precision
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.work import equations, inner_jaxprs
+from curvcli.curvature.work import inner_jaxprs
 from curvcli.errors import NumericsError
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.problem import Batches, Problem
+from curvcli.problem import Problem
 from curvcli.schema.report import Check
 from curvcli.schema.settings import AnalysisSettings
 
@@ -135,7 +136,7 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
     Cost: a trace of the network; for `ggn` with a user's loss, 32 products of the output Hessian of 32 examples.
     """
     notes = []
-    if settings.matrix in ("hessian", "residual") and _has_kinks(_network_jaxpr(problem)):
+    if settings.matrix in ("hessian", "residual") and _has_kinks(network_jaxpr(problem)):
         notes.append(
             f"the network is piecewise linear (ReLU, max-pooling): the {settings.matrix} leaves out its kinks, "
             "which have no second derivative"
@@ -148,11 +149,6 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
                 "largest): the ggn is indefinite"
             )
     return notes
-
-
-def _network_jaxpr(problem: Problem) -> Any:
-    batch = next(iter(problem.batches))
-    return jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs).jaxpr
 
 
 def _has_kinks(jaxpr: Any) -> bool:
@@ -180,7 +176,7 @@ def _is_variance(equation: Any) -> bool:
 def _lowest_output_curvature(problem: Problem, seed: int) -> float:
     """The smallest Ritz value of a few examples' output Hessians, relative to the largest magnitude; 0 if all are 0."""
     with jax.enable_x64(True):
-        problem = _few_in_float64(problem)
+        problem = in_float64(problem, EXAMPLES)
         batch = next(iter(problem.batches))
         z = problem.predict(problem.params, problem.frozen, batch.inputs)
 
@@ -206,7 +202,7 @@ def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
     kinks on the way, whose contribution to a difference of gradients no derivative sees.
     """
     with jax.enable_x64(True):
-        problem = _few_in_float64(problem)
+        problem = in_float64(problem, EXAMPLES)
         layout = Layout.of(problem.params)
         key = jax.random.key(seed + 1)
         away, direction = sphere(key, 0, 2, layout.dim, "float64")
@@ -214,33 +210,11 @@ def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
         scale = float(jnp.linalg.norm(weights)) or 1.0
         # Not at w itself: at a minimum the gradient is rounding, and says nothing of the model.
         point = weights + 0.01 * scale * away
-        threshold = 20 * _precision(problem) ** (1 / 3)
+        threshold = 20 * precision(problem) ** (1 / 3)
         return {
             "gradient_vs_loss": (_gradient_error(problem, layout, point, scale), threshold),
             "product_vs_gradient": (_product_error(problem, layout, point, direction, scale), threshold),
         }
-
-
-def _few_in_float64(problem: Problem) -> Problem:
-    """The problem on its first examples, in one batch, everything that floats in float64."""
-
-    def cast(leaf: Any) -> Any:
-        return jnp.asarray(leaf, "float64") if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    params, frozen = jax.tree.map(cast, (problem.params, problem.frozen))
-    batches = problem.batches
-    few = min(EXAMPLES, batches.num_examples)
-    inputs, targets, weight = jax.tree.map(lambda leaf: leaf[:few], (batches.inputs, batches.targets, batches.weight))
-    return replace(
-        problem, params=params, frozen=frozen, batches=Batches(inputs, targets, weight, few, np.dtype("float64"))
-    )
-
-
-def _precision(problem: Problem) -> float:
-    """The largest eps among the floating dtypes that the network computes in: a model may set its own."""
-    jaxpr = _network_jaxpr(problem)
-    dtypes = {getattr(v.aval, "dtype", None) for equation in equations(jaxpr) for v in equation.outvars}
-    return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
 
 
 def _gradient_error(problem: Problem, layout: Layout, point: Array, scale: float) -> float:

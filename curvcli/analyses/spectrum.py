@@ -144,7 +144,16 @@ def _sampled(
     if settings.rtol is not None and not _narrow(trace, settings.rtol):
         warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
 
-    low, high, ends = _extremes(operator, settings, collected, key, monitor, warnings)
+    low, high, ends = refined_extremes(
+        operator,
+        settings,
+        collected,
+        key,
+        monitor,
+        warnings,
+        capacity=steps,
+        beyond=_beyond(operator, settings, collected),
+    )
     quadrature = slq.quadrature(collected, key, operator)
     return _result(operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks)), ends
 
@@ -166,21 +175,27 @@ def _narrow(estimate: Estimate, rtol: float | None) -> bool:
     return rtol is not None and 0.5 * (high - low) <= rtol * abs(estimate.value)
 
 
-def _extremes(
+def refined_extremes(
     operator: LinearOperator,
-    settings: SpectrumSettings,
+    settings: AnalysisSettings,
     collected: slq.Collected,
     key: Any,
     monitor: Monitor,
     warnings: list[str],
+    *,
+    capacity: int,
+    beyond: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Eigenvalue, Eigenvalue, Any]:
-    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals; the vectors."""
+    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals; the vectors.
+
+    `capacity` is how many rows the basis may grow by before a restart; `beyond` what no eigenvalue lies beyond.
+    """
     start = sphere(jax.random.fold_in(key, 0), 0, 1, operator.dim, operator.dtype)  # used only where no basis was kept
     spent = sum(len(t.alpha) for t in collected.tridiagonals)
     pairs = []
     for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
         algorithm = eigen.ThickRestart(
-            *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + settings.steps,
+            *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + capacity,
             max_products=max(spent // 2, 100), start=space or krylov.from_vectors(start),
         )  # fmt: skip
         state = algorithm.init(operator)
@@ -190,7 +205,6 @@ def _extremes(
     vectors = jax.numpy.concatenate([pair.vectors for pair in pairs])
     values, residuals = eigen.true_residuals(operator, vectors)
     norm = float(np.abs(values).max())
-    beyond = _beyond(operator, settings, collected)
     found = []
     for side, name in enumerate(("λ_min", "λ_max")):
         # A residual below the noise of a product is not knowledge.
@@ -205,7 +219,7 @@ def _extremes(
     return found[0], found[1], vectors
 
 
-def _advice(settings: SpectrumSettings, residual: float, norm: float, *, stopped: bool) -> str:
+def _advice(settings: AnalysisSettings, residual: float, norm: float, *, stopped: bool) -> str:
     """What would help an eigenvalue to converge."""
     if stopped:
         return "; the run was stopped first"

@@ -18,6 +18,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from curvcli.errors import UsageError
+from curvcli.schema.settings import FIXED
 from curvcli.schema.spec import ProblemSpec
 
 Kind = Literal["linen", "nnx", "apply"]
@@ -130,7 +131,8 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
     """A command over checkpoints: gives a function of one Request the signature with all shared options."""
 
     def decorate(function: Callable[[Request], Any]) -> Callable[..., Any]:
-        settings = {name: _setting(name, info) for name, info in settings_class.model_fields.items()}
+        fields = settings_class.model_fields
+        settings = {name: _setting(name, info) for name, info in fields.items() if info.json_schema_extra != FIXED}
         spec = {name: _option(name, *row, panel=PROBLEM) for name, row in _SPEC.items()}
         output = {name: _option(name, *row, panel=OUTPUT) for name, row in _OUTPUT.items()}
 

@@ -71,6 +71,20 @@ def shortfall(steps: int, dim: int, failure: float) -> float:
     return float((max(np.log(1.648 * np.sqrt(dim) / failure), 0.0) / (2 * steps - 1)) ** 2)
 
 
+def certifying_steps(epsilon: float, dim: int, failure: float) -> int:
+    """Lanczos steps after which a smallest Ritz value above −εU/2 says that no eigenvalue lies below −εU, U ≥ ‖A‖.
+
+    Wrong with probability `failure` at most, for a start uniform on the sphere: k = 1 + ½ ln(2.75 D/δ²)/√ε.
+    Source: Royer, O'Neill and Wright (2020), *A Newton-CG algorithm with complexity guarantees*, lemma 2.
+    """
+    return min(dim, 1 + int(np.ceil(0.5 * np.log(2.75 * dim / failure**2) / np.sqrt(epsilon))))
+
+
+def certified_epsilon(steps: int, dim: int, failure: float) -> float:
+    """The ε that so many steps permit, by the same theorem; infinite for a single step."""
+    return float((0.5 * np.log(2.75 * dim / failure**2) / (steps - 1)) ** 2) if steps > 1 else float("inf")
+
+
 def beyond_extremes(
     lowest: float, highest: float, *, steps: int, starts: int, dim: int, probability: float
 ) -> tuple[float, float] | None:

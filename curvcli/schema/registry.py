@@ -8,6 +8,7 @@ from curvcli.schema.diag import DiagReport
 from curvcli.schema.eigs import EigsReport
 from curvcli.schema.inspect import ForecastRecord, InspectReport
 from curvcli.schema.report import ErrorRecord
+from curvcli.schema.saddle import SaddleReport
 from curvcli.schema.spec import ProblemSpec
 from curvcli.schema.spectrum import SpectrumReport
 from curvcli.schema.trace import TraceReport
@@ -17,6 +18,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "trace": TraceReport,
     "diag": DiagReport,
     "eigs": EigsReport,
+    "saddle": SaddleReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,9 @@ UNREGULARISED = ("empirical-fisher", "gradient-covariance", "residual", "ntk")
 """Matrices that ∇²R is no part of, whatever the settings say."""
 
 Dtype = Literal["float32", "float64"]
+
+FIXED: Any = {"fixed": True}
+"""Marks a field that a subclass leaves at one value: it is no option of that command."""
 
 
 class DataSettings(Strict):

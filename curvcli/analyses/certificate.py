@@ -1,0 +1,152 @@
+"""Is the curvature along this vector really negative, and does the loss really fall there?
+
+Both are asked in float64, whatever the arithmetic of the analysis: of vᵀHv, with a bound on its rounding, and of the
+loss itself, by second differences and a line search. A model whose derivatives are not those of its loss, or whose
+kinks carry the curvature, does not pass both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from curvcli.analyses.precise import in_float64, precision
+from curvcli.curvature import build, sums
+from curvcli.curvature.flatten import Layout
+from curvcli.problem import Params, Problem
+from curvcli.schema.saddle import Certificate, Witness
+
+Array = Any
+
+ROUNDING = 64
+"""Rounding of vᵀHv in units of eps·‖H‖: a product's was measured at up to 14, sums over examples come on top."""
+
+AGREEMENT = 0.1
+"""Relative difference at which a second difference of the loss confirms a curvature: s is chosen among powers of 4, so
+that the best of them still holds a few per cent of truncation."""
+
+FARTHEST = 4.0
+"""Longest step tried, in sizes of the weights."""
+
+FINEST = 30
+"""Powers of 4 below the longest step that are tried, at most: s from 1e-18 of it on."""
+
+
+class Examined(NamedTuple):
+    """What was found along a vector."""
+
+    certificate: Certificate
+    certified: bool
+    witness: Witness | None
+    product: np.ndarray  # H v in float64
+
+
+def examine(problem: Problem, vector: np.ndarray, norm: float, weight_size: float) -> Examined:
+    """The curvature and the loss along a unit vector [dim] of negative curvature.
+
+    Parameters
+    ----------
+    norm
+        ‖H‖, or a little more.
+    weight_size
+        The length of step that counts as large.
+
+    Notes
+    -----
+    Cost: one product and some 40 to 70 forward passes over the data, in float64; their compilation where the analysis
+    is in float32.
+    """
+    with jax.enable_x64(True):
+        precise = in_float64(problem)
+        unit = np.asarray(vector, np.float64) / np.linalg.norm(np.asarray(vector, np.float64))
+        product = np.asarray(build(precise, "hessian").matmat(jnp.asarray(unit[None]))[0])
+        eps = precision(precise)
+        curvature, error = float(unit @ product), ROUNDING * eps * norm
+        losses = _losses_along(precise, unit)
+        steps = _lengths(losses, curvature, eps, FARTHEST * weight_size)
+        second = _second_difference(losses, steps, curvature, eps)
+        witness = _witness(losses, steps, curvature, eps)
+        certified = (
+            curvature + error < 0 and second is not None and abs(second - curvature) <= AGREEMENT * abs(curvature)
+        )
+        certificate = Certificate(curvature=curvature, error=error, second_difference=second)
+        return Examined(certificate, certified, witness, product)
+
+
+def product_noise(problem: Problem, vectors: Array, products: Array) -> float:
+    """The largest difference of products with unit vectors [k, dim] from the same in float64: [k, dim] products."""
+    with jax.enable_x64(True):
+        precise = in_float64(problem)
+        # One at a time: a product of a single vector is compiled for the certificate anyway.
+        operator = build(precise, "hessian")
+        errors = [
+            np.linalg.norm(np.asarray(operator.matmat(jnp.asarray(v, "float64")[None])[0]) - np.asarray(p, np.float64))
+            for v, p in zip(np.asarray(vectors), np.asarray(products), strict=True)
+        ]
+    return float(max(errors))
+
+
+def moved(problem: Problem, vector: np.ndarray, step: float) -> dict[str, np.ndarray]:
+    """w + step·v in float64, by path."""
+    layout, start, found = Layout.of(problem.params), 0, {}
+    for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True):
+        part = np.asarray(vector[start : start + size], np.float64).reshape(shape)
+        found[name] = np.asarray(problem.params[name], np.float64) + step * part
+        start += size
+    return found
+
+
+def _losses_along(problem: Problem, unit: np.ndarray) -> Callable[[float], float]:
+    """s ↦ J(w + s v), each evaluated once."""
+    layout, known = Layout.of(problem.params), {}
+    weights, direction = layout.ravel(problem.params), jnp.asarray(unit)
+
+    def value(s: float) -> float:
+        if s not in known:
+            params: Params = layout.unravel(weights + s * direction)
+            known[s] = sums.objective(problem, params)
+        return known[s]
+
+    return value
+
+
+def _lengths(losses: Callable[[float], float], curvature: float, eps: float, farthest: float) -> list[float]:
+    """Steps s, ascending by factors of 4, from where the curvature rises above the rounding of the loss."""
+    smallest = np.sqrt(16 * eps * abs(losses(0.0)) / (abs(curvature) or 1.0))
+    count = int(np.clip(np.ceil(np.log(farthest / max(smallest, 1e-300)) / np.log(4)), 1, FINEST))
+    return [farthest / 4.0**i for i in reversed(range(count + 1))]
+
+
+def _second_difference(
+    losses: Callable[[float], float], steps: list[float], curvature: float, eps: float
+) -> float | None:
+    """The second difference that agrees best with the curvature, of those that rounding permits."""
+    middle, found = losses(0.0), []
+    for s in steps:
+        ahead, behind = losses(s), losses(-s)
+        size = abs(ahead) + abs(behind) + 2 * abs(middle)
+        if np.isfinite(ahead + behind) and 4 * eps * size <= AGREEMENT * abs(curvature) * s**2:
+            found.append((ahead - 2 * middle + behind) / s**2)
+    return float(min(found, key=lambda one: abs(one - curvature))) if found else None
+
+
+def _witness(losses: Callable[[float], float], steps: list[float], curvature: float, eps: float) -> Witness | None:
+    """The step along ±v at which the loss is lowest: a scan by factors of 4, then a bounded search around its best."""
+    start = losses(0.0)
+    tried = {sign * s: losses(sign * s) for sign in (1, -1) for s in steps}
+    best = min(tried, key=lambda s: np.nan_to_num(tried[s], nan=np.inf))
+    lowest = tried[best]
+    if not lowest < start - 8 * eps * abs(start):
+        return None
+    ends = sorted((best / 4, min(4 * abs(best), steps[-1]) * np.sign(best)))
+    found: Any = scipy.optimize.minimize_scalar(
+        lambda s: np.nan_to_num(losses(float(s)), nan=np.inf), bounds=ends, method="bounded", options={"maxiter": 16}
+    )
+    if found.fun < lowest:
+        best, lowest = float(found.x), float(found.fun)
+    return Witness(curvature=curvature, step=best, loss_change=lowest - start)

@@ -1,0 +1,123 @@
+"""What gradient descent, and Adam, do at this point: read off the eigenvalues.
+
+On the quadratic model gradient descent with learning rate η multiplies the component along an eigenvector by 1 − ηλ at
+every step; it is stable while η < 2/λ_max. Adam with a frozen preconditioner P is gradient descent with momentum on
+P^(-1/2) H P^(-1/2), stable while λ_max of that is below (2 + 2β₁)/((1 − β₁)η).
+
+Source: Grosse, *Neural Net Training Dynamics*, chapter 2, section 4.1; Cohen et al. (2022), *Adaptive gradient methods
+at the edge of stability*.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
+from curvcli.linalg import eigen, krylov
+from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.operator import LinearOperator
+from curvcli.schema.saddle import Adam, GradientDescent, Mode, SaddleSettings
+
+Array = Any
+
+SHOWN = 5
+"""Eigenvectors at each end whose rates are given."""
+
+CAPACITY = 96
+PRODUCTS = 400
+"""Rows of the basis, and products, for the preconditioned sharpness."""
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """Adam's preconditioner, and what the checkpoint tells beside it.
+
+    Parameters
+    ----------
+    preconditioner
+        P [dim], positive: √v̂ + ε, v̂ the second moments with their bias corrected.
+    count
+        Steps that the state has seen.
+    learning_rate
+        Where the checkpoint has it.
+    """
+
+    preconditioner: np.ndarray
+    count: int
+    learning_rate: float | None = None
+
+
+def gradient_descent(
+    values: np.ndarray, residuals: np.ndarray, top: float, learning_rate: float | None
+) -> GradientDescent:
+    """Rates along the eigenpairs given; `top` is λ_max."""
+    order = np.argsort(-values, kind="stable")
+    modes = [_mode(float(values[i]), float(residuals[i]), learning_rate) for i in order]
+    stable = None if learning_rate is None else learning_rate * top < 2
+    return GradientDescent(learning_rate=learning_rate, stable=stable, modes=modes)
+
+
+def _mode(value: float, residual: float, learning_rate: float | None) -> Mode:
+    rate = None if learning_rate is None else abs(1 - learning_rate * value)
+    halved = None
+    if rate is not None and learning_rate is not None and rate < 1:
+        # log1p keeps the digits of the slow ones, whose factor is close to 1.
+        exact = math.log1p(-learning_rate * value) if learning_rate * value < 1 else math.log(rate) if rate else -np.inf
+        halved = math.log(2) / -exact
+    return Mode(eigenvalue=value, residual=residual, rate=rate, steps_to_halve=halved)
+
+
+def ends(values: np.ndarray, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `SHOWN` pairs at either end of ascending values."""
+    count = len(values)
+    chosen = sorted({*range(min(SHOWN, count)), *range(max(count - SHOWN, 0), count)})
+    return values[chosen], residuals[chosen]
+
+
+def adam_sharpness(
+    operator: LinearOperator, state: AdamState, settings: SaddleSettings, monitor: Monitor, warnings: list[str]
+) -> Adam:
+    """λ_max of P^(-1/2) H P^(-1/2) and Adam's threshold. Cost: some 20 to 60 products, at most `PRODUCTS`."""
+    scale = jnp.asarray(1 / np.sqrt(state.preconditioner), operator.dtype)
+    conditioned = replace(
+        operator, matmat=lambda vectors: _scaled(operator.matmat(_scaled(vectors, scale)), scale), forms=None
+    )
+    key = jax.random.fold_in(jax.random.key(settings.seed), 3)
+    block = min(2, operator.dim)
+    algorithm = eigen.ThickRestart(
+        0, 1, tol=0.5 * tolerance(settings), capacity=max(min(CAPACITY, operator.dim), 8), max_products=PRODUCTS,
+        start=krylov.from_random(key, block, operator.dim, operator.dtype), key=key,
+    )  # fmt: skip
+    found = algorithm.result(iterate(algorithm, conditioned, key, monitor=monitor, stage="Adam's sharpness"))
+    values, residuals = eigen.true_residuals(conditioned, found.vectors)
+    value = float(values[0])
+    residual = max(float(residuals[0]), 0.5 * noise(settings) * abs(value))
+    converged = residual <= tolerance(settings) * abs(value)
+    if not converged:
+        warnings.append(f"the preconditioned λ_max has not converged: residual {residual:.2g}")
+    rate = settings.learning_rate or state.learning_rate
+    threshold = None if rate is None else (2 + 2 * settings.beta1) / ((1 - settings.beta1) * rate)
+    return Adam(
+        count=state.count, lambda_max=eigenvalue(value, residual, converged, None), learning_rate=rate,
+        threshold=threshold, stable=None if threshold is None else value < threshold,
+    )  # fmt: skip
+
+
+@jax.jit
+def _scaled(vectors: Array, scale: Array) -> Array:
+    return vectors * scale[None]
+
+
+def ritz_pairs(low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Ritz values and residuals of two Krylov spaces, the lower pairs of one and the upper ones of the other."""
+    bottom, top = krylov.ritz(low), krylov.ritz(high)
+    count = min(SHOWN, len(bottom.values) // 2, len(top.values) // 2)
+    take = bottom.take(np.arange(count)), top.take(np.arange(len(top.values) - count, len(top.values)))
+    values, residuals = (np.concatenate([getattr(one, name) for one in take]) for name in ("values", "residuals"))
+    return values, residuals

@@ -1,0 +1,115 @@
+"""`curv saddle` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, eigenvalue, failed, header, number, table
+from curvcli.schema.estimate import Estimate
+from curvcli.schema.saddle import Adam, GradientDescent, SaddleReport, SaddleResult
+
+
+def view(report: SaddleReport, width: int, unicode: bool) -> list[Part]:
+    """The verdict in a sentence, its evidence, and the rates of gradient descent."""
+    result, cost = report.result, report.cost
+    parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
+    parts += [table(_evidence(result)), Text(""), _rates(result.gradient_descent)]
+    if result.adam is not None:
+        parts += [Text(""), Text(_adam(result.adam))]
+    if result.escape is not None:
+        parts += [Text(""), Text(f"moved checkpoint in {result.escape}")]
+    how = "all eigenvalues, exact" if result.method == "dense" else "random-start Lanczos"
+    foot = f"{how} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    return [*parts, Text(""), Text(foot, style="dim")]
+
+
+def _headline(result: SaddleResult) -> str:
+    low, high = number(result.lambda_min.value), number(result.lambda_max.value)
+    return {
+        "not-stationary": f"Not stationary: the gradient is {number(result.gradient_norm)}; λ in [{low}, {high}]",
+        "saddle": f"Saddle: curvature {low} is certified, λ_max {high}",
+        "local-maximum": f"Local maximum: every eigenvalue is below {high}",
+        "minimum-within-tolerance": f"Minimum within tolerance: no curvature below {_bound(result)}",
+        "degenerate": f"Degenerate: no curvature below {_bound(result)}, and some that is zero",
+        "undecided": f"Undecided: λ_min {low}, λ_max {high}",
+    }[result.classification]
+
+
+def _bound(result: SaddleResult) -> str:
+    if result.bound is None:
+        return "0"
+    return f"{number(-result.bound.epsilon * result.bound.norm)} (with probability {result.bound.probability:g})"
+
+
+def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
+    test = result.stationarity
+    said = "stationary" if result.stationary else "not stationary"
+    rows = [
+        (
+            "gradient",
+            f"{number(result.gradient_norm)}, {test.gradient:.1e} of ‖H‖·‖w‖ (allowed {test.gradient_tolerance:.0e}); "
+            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}): {said}",
+        ),
+        ("λ_max", eigenvalue(result.lambda_max)),
+        ("λ_min", eigenvalue(result.lambda_min)),
+    ]
+    if result.certificate is not None:
+        sure = "certified" if result.negative_curvature_certified else "not certified"
+        second = result.certificate.second_difference
+        differences = "the loss does not resolve it" if second is None else f"by the loss {number(second)}"
+        rows.append(("along its vector", f"{number(result.certificate.curvature)} in float64, {differences}: {sure}"))
+    if result.witness is not None:
+        rows.append(("witness", f"a step of {number(result.witness.step)} changes the loss by "
+                     f"{number(result.witness.loss_change)}"))  # fmt: skip
+    rows += [
+        ("negative", _count(result.index)),
+        ("near zero", f"{_count(result.null_space)} (within ±{number(result.tolerance)})"),
+    ]
+    if result.bound is not None:
+        rows.append(("bound", f"no curvature below {_bound(result)}"))
+    if result.max_stable_learning_rate is not None:
+        rows.append(("gradient descent", f"stable below lr {number(result.max_stable_learning_rate)}"))
+    if result.condition_number is not None:
+        sign = "" if result.condition_number_exact else "at least "
+        rows.append(("condition", f"{sign}{number(result.condition_number)}"))
+    return rows
+
+
+def _count(estimate: Estimate) -> str:
+    if estimate.method == "exact":
+        return f"{estimate.value:.0f} eigenvalues (exact)"
+    low, high = estimate.interval
+    return f"about {estimate.value:.0f} eigenvalues, in [{low:.0f}, {high:.0f}]"
+
+
+def _rates(descent: GradientDescent) -> Part:
+    """Eigenvalues at both ends with their rates."""
+    shown = Table.grid(padding=(0, 2))
+    rates = descent.learning_rate is not None
+    heads = ["eigenvalue", "±", *([f"factor at lr {descent.learning_rate:g}", "steps to halve"] if rates else [])]
+    shown.add_row(*(Text(head, style="dim", justify="right") for head in heads))
+    for mode in descent.modes:
+        cells = [f"{mode.eigenvalue:.5g}", f"{mode.residual:.1e}"]
+        if mode.rate is not None:
+            halved = "grows" if mode.rate > 1 else "–" if mode.steps_to_halve is None else f"{mode.steps_to_halve:.3g}"
+            cells += [_factor(mode.rate), halved]
+        shown.add_row(*(Text(cell, justify="right") for cell in cells))
+    return shown
+
+
+def _factor(rate: float) -> str:
+    """Factors close to 1 by what they differ from it.
+
+    >>> _factor(0.953663), _factor(1 - 1.2e-7)
+    ('0.953663', '1 - 1.2e-07')
+    """
+    off = rate - 1
+    return f"1 {'+' if off > 0 else '-'} {abs(off):.1e}" if 0 < abs(off) < 1e-4 else f"{rate:.6g}"
+
+
+def _adam(adam: Adam) -> str:
+    said = f"Adam after {adam.count} steps: preconditioned λ_max {eigenvalue(adam.lambda_max)}"
+    if adam.threshold is None:
+        return said
+    return f"{said}, {'below' if adam.stable else 'above'} its threshold {number(adam.threshold)}"
