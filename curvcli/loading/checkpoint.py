@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, *, step: int | None = None, params: str | None =
     path = Path(path)
     found, kind, number = locate(path, step)
     where = str(found)
-    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), _is_auxiliary))
+    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary))
     if not tree:
         raise DataError(f"{where}: holds no arrays", "give the checkpoint that holds the parameters")
     check_finite(find_params(tree, params)[0], where)
@@ -213,7 +213,7 @@ def check_finite(params: Tree, source: str = "the checkpoint") -> None:
 # Which part is wanted
 
 
-def _is_auxiliary(name: str) -> bool:
+def is_auxiliary(name: str) -> bool:
     """Whether an entry beside the parameters is the optimizer's or bookkeeping, by its name."""
     return bool(_OPTIMIZER.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
 
@@ -245,7 +245,7 @@ def _locate(tree: Tree, params: str | None, where: str) -> tuple[str, ...]:
 
 def _wrapped(node: Tree, where: str, explicit: bool) -> str | None:
     """The entry of `node` that holds the whole checkpoint, if there is one."""
-    entries = [key for key, value in node.items() if isinstance(value, dict) and not _is_auxiliary(key)]
+    entries = [key for key, value in node.items() if isinstance(value, dict) and not is_auxiliary(key)]
     holders = [key for key in entries if isinstance(node[key].get("params"), dict)]
     if len(holders) == 1:
         return holders[0]
@@ -267,7 +267,7 @@ def _split(tree: Tree, path: tuple[str, ...]) -> tuple[Tree, Tree]:
         rest = {
             key: value
             for key, value in parent.items()
-            if isinstance(value, dict) and key not in (path[-1], "params") and not _is_auxiliary(key)
+            if isinstance(value, dict) and key not in (path[-1], "params") and not is_auxiliary(key)
         }
     subtree = parent[path[-1]] if path else tree
     if not path or _WRAPPER.fullmatch(path[-1]):
