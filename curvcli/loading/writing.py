@@ -135,7 +135,7 @@ def _sidecar(path: Path) -> Path:
 @contextlib.contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's own file system."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    folder = Path(tempfile.mkdtemp(".tmp", f".{target.name}.", target.absolute().parent))
     try:
         yield folder
     finally:
