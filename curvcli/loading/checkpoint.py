@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curvcli.errors import CurvError, DataError, PermissionDeniedError, SpecError, require
-from curvcli.loading import orbax
+from curvcli.errors import CurvError, DataError, PermissionDeniedError, SpecError
+from curvcli.loading import files, orbax
+from curvcli.loading.files import Select, Tree
 from curvcli.loading.orbax import REPLACE
 
 Format = Literal["orbax", "msgpack", "safetensors", "npz"]
-Tree = dict[str, Any]
-Select = Callable[[Tree], Tree]
 
 _WRAPPER = re.compile("default|state|pytree|train_state|model|model_state|variables|checkpoint|ckpt|target")
 _OPTIMIZER = re.compile("opt|optim|opt_states?|optimizers?|optimizer_states?|tx|apply_fn")
@@ -41,7 +40,6 @@ _BOOKKEEPING = re.compile(
     "step|epoch|rngs?|key|prng_key|dropout_rng|seed|ema|ema_.*|config|metadata|metrics|loss_scale|dynamic_scale"
     "|dataset|dataset_iterator|data_iterator"
 )
-_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 @dataclass(frozen=True)
@@ -101,23 +99,52 @@ def load_checkpoint(path: Path, *, step: int | None = None, params: str | None =
         `params` names nothing in the checkpoint, or an optional dependency is missing.
     """
     path = Path(path)
+    found, kind, number = locate(path, step)
+    where = str(found)
+    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary))
+    if not tree:
+        raise DataError(f"{where}: holds no arrays", "give the checkpoint that holds the parameters")
+    check_finite(find_params(tree, params)[0], where)
+    metadata = orbax.read_metadata(found) if kind == "orbax" else {}
+    return Checkpoint(path, kind, number, tree, _digest(tree), metadata)
+
+
+def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
+    """The file or Orbax folder that holds the weights, its format, and its step where the layout tells it.
+
+    Raises
+    ------
+    CurvError
+        As `load_checkpoint`.
+    """
     with _translated(path):
         found, number = orbax.resolve(path, step)
-        where = str(found)
-        select = partial(_select, params=params, where=where)
-        metadata: dict[str, Any] = {}
-        if found.is_dir():
-            kind: Format = "orbax"
-            tree = orbax.read_tree(found, select, _is_auxiliary)
-            metadata = orbax.read_metadata(found)
+        return found, "orbax" if found.is_dir() else files.detect(found), number
+
+
+def read_selected(found: Path, kind: Format, select: Select, skip: Callable[[str], bool] = lambda name: False) -> Tree:
+    """The arrays of a part of a checkpoint; of Orbax, safetensors and .npz no others are read.
+
+    Parameters
+    ----------
+    found, kind
+        From `locate`.
+    select
+        Reduces the tree of all names to what is wanted.
+    skip
+        Whether an Orbax item of this name is never wanted.
+
+    Raises
+    ------
+    CurvError
+        As `load_checkpoint`.
+    """
+    with _translated(found):
+        if kind == "orbax":
+            tree = orbax.read_tree(found, select, skip)
         else:
-            kind = _detect(found)
-            tree = _READERS[kind](found, select)
-        tree = _unbox(_as_arrays(tree, where) or {})
-        if not tree:
-            raise DataError(f"{where}: holds no arrays", "give the checkpoint that holds the parameters")
-        check_finite(find_params(tree, params)[0], where)
-        return Checkpoint(path, kind, number, tree, _digest(tree), metadata)
+            tree = files.READERS[kind](found, select)
+        return _as_arrays(tree, str(found)) or {}
 
 
 def checkpoint_steps(path: Path) -> list[int]:
@@ -149,7 +176,21 @@ def find_params(tree: Tree, params: str | None = None) -> tuple[Tree, Tree]:
     >>> find_params({"params": {"w": 1.0}, "batch_stats": {"m": 0.0}, "step": 3})
     ({'w': 1.0}, {'batch_stats': {'m': 0.0}})
     """
-    return _split(tree, _locate(tree, params, "the checkpoint"))
+    return _split(tree, params_location(tree, params))
+
+
+def params_location(tree: Tree, params: str | None = None) -> tuple[str, ...]:
+    """The keys that lead to the differentiated subtree; () is the whole tree. As `find_params`."""
+    return _locate(tree, params, "the checkpoint")
+
+
+def leaves(tree: Tree, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Every array of a tree, and the keys that lead to it."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*name, key))
+        else:
+            yield (*name, key), value
 
 
 def check_finite(params: Tree, source: str = "the checkpoint") -> None:
@@ -160,7 +201,7 @@ def check_finite(params: Tree, source: str = "the checkpoint") -> None:
     DataError
         Names the first leaf that has any, and how many.
     """
-    for name, array in _leaves(params):
+    for name, array in leaves(params):
         bad = 0 if array.dtype.kind in "biu" else int(array.size - np.count_nonzero(np.isfinite(array)))
         if bad:
             raise DataError(
@@ -172,7 +213,7 @@ def check_finite(params: Tree, source: str = "the checkpoint") -> None:
 # Which part is wanted
 
 
-def _is_auxiliary(name: str) -> bool:
+def is_auxiliary(name: str) -> bool:
     """Whether an entry beside the parameters is the optimizer's or bookkeeping, by its name."""
     return bool(_OPTIMIZER.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
 
@@ -204,7 +245,7 @@ def _locate(tree: Tree, params: str | None, where: str) -> tuple[str, ...]:
 
 def _wrapped(node: Tree, where: str, explicit: bool) -> str | None:
     """The entry of `node` that holds the whole checkpoint, if there is one."""
-    entries = [key for key, value in node.items() if isinstance(value, dict) and not _is_auxiliary(key)]
+    entries = [key for key, value in node.items() if isinstance(value, dict) and not is_auxiliary(key)]
     holders = [key for key in entries if isinstance(node[key].get("params"), dict)]
     if len(holders) == 1:
         return holders[0]
@@ -226,7 +267,7 @@ def _split(tree: Tree, path: tuple[str, ...]) -> tuple[Tree, Tree]:
         rest = {
             key: value
             for key, value in parent.items()
-            if isinstance(value, dict) and key not in (path[-1], "params") and not _is_auxiliary(key)
+            if isinstance(value, dict) and key not in (path[-1], "params") and not is_auxiliary(key)
         }
     subtree = parent[path[-1]] if path else tree
     if not path or _WRAPPER.fullmatch(path[-1]):
@@ -270,119 +311,6 @@ def _translated(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _detect(file: Path) -> Format:
-    """The format of a file by its first bytes, which say more than its extension."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(16)
-        stream.seek(-1, 2) if size else None
-        last = stream.read(1)
-    if not size:
-        raise DataError(f"{file}: the file is empty", REPLACE)
-    # Before the pickles: the length of a safetensors header can begin like one.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size:
-        return "safetensors"
-    if head.startswith(_PICKLES) or (head[0] in b"(]}c" and last == b"."):
-        raise _pickled(file)
-    if head.startswith(b"PK"):
-        return "npz"
-    if file.suffix.lower() == ".safetensors":
-        return "safetensors"
-    if head[0] & 0xF0 == 0x80 or head[0] in (0xDE, 0xDF):  # a msgpack file begins with a map
-        return "msgpack"
-    raise DataError(
-        f"{file}: not a checkpoint that can be read (not Flax msgpack, safetensors, .npz or an Orbax folder)",
-        "save the parameters in one of these formats; if it is one, it is damaged: copy it again",
-    )
-
-
-def _pickled(file: Path) -> CurvError:
-    """The error for a pickle, which would run code when it is read."""
-    return DataError(
-        f"{file}: this is a pickle, and reading one can run any code",
-        "save the parameters with Orbax, flax.serialization.to_bytes, safetensors or numpy.savez",
-    )
-
-
-def _read_msgpack(file: Path, select: Select) -> Tree:
-    """Decode a file of `flax.serialization`."""
-    from flax.serialization import msgpack_restore
-
-    return select(_keyed(msgpack_restore(file.read_bytes())))
-
-
-def _keyed(node: Any) -> Any:
-    """Containers of any kind as dicts with string keys."""
-    if isinstance(node, dict):
-        return {str(key): _keyed(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return {str(index): _keyed(value) for index, value in enumerate(node)}
-    return node
-
-
-def _read_safetensors(file: Path, select: Select) -> Tree:
-    """Read the wanted tensors of a safetensors file."""
-    library: Any = require("safetensors", "safetensors", "reading a .safetensors checkpoint")
-    with library.safe_open(str(file), framework="np") as stream:
-        return _fetch(select(_nest(stream.keys(), file)), stream.get_tensor, file)
-
-
-def _read_npz(file: Path, select: Select) -> Tree:
-    """Read the wanted arrays of an .npz file; nothing in it is ever unpickled."""
-    # Opened here, since numpy leaves a damaged file open.
-    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        members = archive.zip.namelist()
-        if any(name.endswith(".pkl") for name in members):
-            raise _pickled(file)
-        if not all(name.endswith(".npy") for name in members):
-            raise DataError(f"{file}: a zip archive, but not of numpy arrays", "save it with numpy.savez")
-        return _fetch(select(_nest(archive.files, file)), lambda name: _named_type(archive[name]), file)
-
-
-def _named_type(array: np.ndarray) -> np.ndarray:
-    """The array, as bfloat16 where numpy stored two bytes without a type: no other one in use is as wide."""
-    if array.dtype != np.dtype("V2"):
-        return array
-    import ml_dtypes
-
-    return array.view(ml_dtypes.bfloat16)
-
-
-def _nest(names: Iterable[str], file: Path) -> Tree:
-    """A nested dict of flat names, split at "/" where any has one, else at "."."""
-    names = list(names)
-    separator = "/" if any("/" in name for name in names) else "."
-    tree: Tree = {}
-    for name in names:
-        *parents, last = name.split(separator)
-        node: Any = tree
-        for key in parents:
-            node = node.setdefault(key, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last in node:
-            raise DataError(f"{file}: {name!r} is both an array and a group", "give every array its own name")
-        node[last] = name
-    return tree
-
-
-def _fetch(tree: Tree, read: Callable[[str], Any], file: Path) -> Tree:
-    """The tree with each leaf, which is a name, replaced by what is read for it."""
-
-    def one(name: str) -> Any:
-        try:
-            return read(name)
-        except Exception as error:
-            raise DataError(f"{file}: the array {name!r} cannot be read ({str(error)[:120]})", REPLACE) from error
-
-    return {key: _fetch(value, read, file) if isinstance(value, dict) else one(value) for key, value in tree.items()}
-
-
-_READERS: dict[str, Callable[[Path, Select], Tree]] = {
-    "msgpack": _read_msgpack,
-    "safetensors": _read_safetensors,
-    "npz": _read_npz,
-}
-
-
 # Arrays
 
 
@@ -404,7 +332,7 @@ def _as_arrays(node: Any, where: str, name: tuple[str, ...] = ()) -> Any:
 
 def _unbox(tree: Tree) -> Tree:
     """Strip the extra level that `nnx.state` and boxed parameters put around every array."""
-    names = [name for name, _ in _leaves(tree)]
+    names = [name for name, _ in leaves(tree)]
     if not names or not all(len(name) > 1 and name[-1] == "value" for name in names):
         return tree
 
@@ -415,19 +343,10 @@ def _unbox(tree: Tree) -> Tree:
     return strip(tree)
 
 
-def _leaves(tree: Tree, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Every array and its path."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, (*name, key))
-        else:
-            yield (*name, key), value
-
-
 def _digest(tree: Tree) -> str:
     """SHA-256 over the sorted leaves."""
     digest = hashlib.sha256()
-    for name, array in sorted(_leaves(tree), key=lambda leaf: leaf[0]):
+    for name, array in sorted(leaves(tree), key=lambda leaf: leaf[0]):
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode() + b"\n")
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -218,20 +218,24 @@ def read_tree(
     dict
         Nested, with string keys (those of lists are their indices) and the stored leaves.
     """
-    if is_item(checkpoint):
-        wanted = select(_skeleton(checkpoint))
-    else:
-        _expect_items(checkpoint, skip)
-        trees = {
-            name: _skeleton(item) for name, item in _items(checkpoint).items() if not skip(name) and not _is_array(item)
-        }
-        only = next(iter(trees)) if len(trees) == 1 else None
-        wanted = select(trees[only] if only in _OWN_ITEMS else trees)
+    wanted = select(stored_tree(checkpoint, skip))
     values: dict[Stored, Any] = {}
     leaves = list(_leaves(wanted))
     for item in dict.fromkeys(leaf.item for leaf in leaves):
         values.update(_restore(item, [leaf for leaf in leaves if leaf.item == item]))
     return _replace(wanted, values)
+
+
+def stored_tree(checkpoint: Path, skip: Callable[[str], bool]) -> dict[str, Any]:
+    """The nested dict of a checkpoint with a `Stored` at every leaf; no array is opened. As `read_tree`."""
+    if is_item(checkpoint):
+        return _skeleton(checkpoint)
+    _expect_items(checkpoint, skip)
+    trees = {
+        name: _skeleton(item) for name, item in _items(checkpoint).items() if not skip(name) and not _is_array(item)
+    }
+    only = next(iter(trees)) if len(trees) == 1 else None
+    return trees[only] if only in _OWN_ITEMS else trees
 
 
 def _items(folder: Path) -> dict[str, Path]:

@@ -55,21 +55,28 @@ def find_spec(
         if not explicit.is_file():
             raise NotFoundError(f"no specification {explicit}", "check the path given to --spec")
         return _read(explicit, trusted=True)
-    if checkpoint is not None:
-        place = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - absolute() keeps "..", resolve() follows links
-        # A step folder lies in its manager root, and an item folder in its step.
-        step = next((folder for folder in (place, place.parent) if step_number(folder.name)), None)
-        folders = [checkpoint, *(place.parents[: 1 + (step != place)] if step else [])]
-        for path in (*(folder / NAME for folder in folders), place.with_name(place.name + f".{NAME}")):
-            if _is_file(path):
-                return _read(path, trusted=path.parent.resolve() == here.resolve())
-        embedded = metadata(checkpoint).get("curv") if checkpoint.is_dir() else None
-        if isinstance(embedded, dict):
-            return FoundSpec(embedded, checkpoint, f"the metadata of {checkpoint}", trusted=False)
+    carried = carried_spec(checkpoint, metadata) if checkpoint is not None else None
+    if carried is not None:
+        return carried
     for folder in (here, *here.parents):
         if (folder / NAME).is_file():
             return _read(folder / NAME, trusted=True)
     return FoundSpec({}, here, "the command line", trusted=True)
+
+
+def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]) -> FoundSpec | None:
+    """The specification in a checkpoint, in its manager root, beside it or in its metadata; None if there is none."""
+    place = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - absolute() keeps "..", resolve() follows links
+    # A step folder lies in its manager root, and an item folder in its step.
+    step = next((folder for folder in (place, place.parent) if step_number(folder.name)), None)
+    folders = [checkpoint, *(place.parents[: 1 + (step != place)] if step else [])]
+    for path in (*(folder / NAME for folder in folders), place.with_name(place.name + f".{NAME}")):
+        if _is_file(path):
+            return _read(path, trusted=path.parent.resolve() == Path.cwd().resolve())
+    embedded = metadata(checkpoint).get("curv") if checkpoint.is_dir() else None
+    if isinstance(embedded, dict):
+        return FoundSpec(embedded, checkpoint, f"the metadata of {checkpoint}", trusted=False)
+    return None
 
 
 def _is_file(path: Path) -> bool:
@@ -132,7 +139,9 @@ def _told(error: ValidationError, origin: str) -> tuple[str, str]:
     return f"{where} in {origin}: {first['msg']}", "see: curv schema curv.toml"
 
 
-def relative_to(spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path) -> dict[str, dict[str, Any]]:
+def relative_to(
+    spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path, copied: Path | None = None
+) -> dict[str, dict[str, Any]]:
     """The specification as the tables of a curv.toml in another folder, its files relative to that; defaults left out.
 
     Parameters
@@ -145,6 +154,8 @@ def relative_to(spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path
         What the paths of `spec` are relative to.
     folder
         Where the new curv.toml will lie.
+    copied
+        A folder that `folder` is a copy of: what lies in it is named where it lies in the copy.
     """
 
     folder = folder.resolve()
@@ -154,7 +165,10 @@ def relative_to(spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path
         file, suffix = (head, separator + attribute) if head.endswith(".py") else (text, "")
         if not (suffix or key == "path") or not (base / file).exists():
             return text  # a module, or the name of a loss
-        return os.path.relpath((base / file).resolve(), folder) + suffix
+        place = (base / file).resolve()
+        if copied is not None and place.is_relative_to(copied.resolve()):
+            place = folder / place.relative_to(copied.resolve())
+        return os.path.relpath(place, folder) + suffix
 
     document = spec.model_dump(exclude_defaults=True, exclude_none=True)
     document.setdefault("checkpoint", {})["path"] = os.path.relpath(checkpoint.resolve(), folder)
