@@ -11,6 +11,7 @@ at the edge of stability*.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
+from curvcli.curvature.flatten import Layout
 from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
@@ -41,16 +43,28 @@ class AdamState:
     Parameters
     ----------
     preconditioner
-        P [dim], positive: √v̂ + ε, v̂ the second moments with their bias corrected.
+        The diagonal P by parameter path, positive: √ν̂ + ε with both bias corrections.
     count
         Steps that the state has seen.
     learning_rate
         Where the checkpoint has it.
+    beta1
+        β₁.
     """
 
-    preconditioner: np.ndarray
+    preconditioner: Mapping[str, np.ndarray]
     count: int
     learning_rate: float | None = None
+    beta1: float = 0.9
+
+
+def stability_threshold(learning_rate: float, beta1: float = 0.9) -> float:
+    """(2 + 2β₁)/((1 − β₁)η): Adam with P held fixed is stable on a quadratic while λ_max(P⁻¹H) is below it.
+
+    >>> round(stability_threshold(0.5), 9)
+    76.0
+    """
+    return (2 + 2 * beta1) / ((1 - beta1) * learning_rate)
 
 
 def gradient_descent(
@@ -81,10 +95,16 @@ def ends(values: np.ndarray, residuals: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def adam_sharpness(
-    operator: LinearOperator, state: AdamState, settings: SaddleSettings, monitor: Monitor, warnings: list[str]
+    layout: Layout,
+    operator: LinearOperator,
+    state: AdamState,
+    settings: SaddleSettings,
+    monitor: Monitor,
+    warnings: list[str],
 ) -> Adam:
     """λ_max of P^(-1/2) H P^(-1/2) and Adam's threshold. Cost: some 20 to 60 products, at most `PRODUCTS`."""
-    scale = jnp.asarray(1 / np.sqrt(state.preconditioner), operator.dtype)
+    roots = [1 / np.sqrt(np.asarray(state.preconditioner[name], np.float64).reshape(-1)) for name in layout.names]
+    scale = jnp.asarray(np.concatenate(roots), operator.dtype)
     conditioned = replace(
         operator, matmat=lambda vectors: _scaled(operator.matmat(_scaled(vectors, scale)), scale), forms=None
     )
@@ -102,7 +122,7 @@ def adam_sharpness(
     if not converged:
         warnings.append(f"the preconditioned λ_max has not converged: residual {residual:.2g}")
     rate = settings.learning_rate or state.learning_rate
-    threshold = None if rate is None else (2 + 2 * settings.beta1) / ((1 - settings.beta1) * rate)
+    threshold = None if rate is None else stability_threshold(rate, state.beta1)
     return Adam(
         count=state.count, lambda_max=eigenvalue(value, residual, converged, None), learning_rate=rate,
         threshold=threshold, stable=None if threshold is None else value < threshold,

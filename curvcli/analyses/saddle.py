@@ -80,7 +80,8 @@ def run(
     operator = meter.count(build_for(problem, settings))
     plan, dense = memory_plan(problem, settings)
     checks, warnings = examined(problem, operator, settings, plan.at_once)
-    weights = np.asarray(Layout.of(problem.params).ravel(problem.params), np.float64)
+    layout = Layout.of(problem.params)
+    weights = np.asarray(layout.ravel(problem.params), np.float64)
     weight_size = max(float(np.linalg.norm(weights)), WEIGHT_FLOOR * operator.dim**0.5)
     slope = np.asarray(gradient, np.float64)
     if dense:
@@ -123,7 +124,9 @@ def run(
         condition_number=top.value / found.lowest_positive if positive and found.lowest_positive else None,
         condition_number_exact=found.exact,
         gradient_descent=descent.gradient_descent(found.values, found.residuals, top.value, settings.learning_rate),
-        adam=None if adam is None else descent.adam_sharpness(operator, adam, settings, monitor, warnings),
+        adam=None if adam is None else descent.adam_sharpness(
+            layout, operator, adam, settings, monitor, warnings
+        ),
         escape=settings.escape if moved else None,
     )  # fmt: skip
     return Answer(result, meter, value, checks, warnings, params=moved)

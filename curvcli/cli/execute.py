@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EXIT_UNTRUSTED = 3
 ARRAY_FILES = ("vectors", "arrays")
 """Settings that name a file for arrays."""
+CHECKPOINTS = ("escape",)
+"""Settings that name a checkpoint to be written."""
 Timing = Literal["never", "if worth it", "always"]
 Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
 
@@ -87,12 +89,9 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         `(loaded, settings, monitor) -> Answer`.
     """
     settings = request.parsed_settings()
-    arrays = next((name for name in ARRAY_FILES if getattr(settings, name, None)), None)
-    if arrays is not None:
-        if len(request.checkpoints) > 1 or request.spec["all_steps"]:
-            raise UsageError(f"--{arrays} holds the arrays of one checkpoint", "run curv once for each of them")
-        output.check_writable(Path(getattr(settings, arrays)))
-        output.check_array_format(Path(getattr(settings, arrays)))
+    for name in (*ARRAY_FILES, *CHECKPOINTS):
+        if getattr(settings, name, None):
+            _check_file(request, name, Path(getattr(settings, name)))
 
     forms: dict[str, Any] = {}
 
@@ -103,6 +102,19 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         return Reply(report.to_json(), partial(render, report), code)
 
     return _answer_each(request, settings, answer)
+
+
+def _check_file(request: Request, name: str, path: Path) -> None:
+    """Say before the work that a file beside the report cannot be written."""
+    if len(request.checkpoints) > 1 or request.spec["all_steps"]:
+        raise UsageError(f"--{name} is written for one checkpoint", "run curv once for each of them")
+    if name in CHECKPOINTS:
+        from curvcli.loading.writing import check_target
+
+        check_target(path)
+    else:
+        output.check_writable(path)
+        output.check_array_format(path)
 
 
 def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Reply]) -> int:
@@ -287,6 +299,11 @@ def _one(
     for name in ARRAY_FILES:
         if answer.arrays and getattr(settings, name, None):
             output.write_arrays(Path(getattr(settings, name)), answer.arrays)
+    for name in CHECKPOINTS:
+        if answer.params and getattr(settings, name, None):
+            from curvcli.loading.writing import write_moved
+
+            warnings += write_moved(loaded, answer.params, Path(getattr(settings, name)))
     untrusted = any(not check.passed for check in answer.checks.values())
     seconds = time.perf_counter() - started
     report = report_class(
@@ -317,6 +334,14 @@ def _one(
     if watch.signal is not None:
         return report, 128 + watch.signal
     return report, EXIT_UNTRUSTED if untrusted else 0
+
+
+def adam_state(loaded: Loaded, settings: Any) -> Any:
+    """Adam as the checkpoint has it, with the constants given over those stored."""
+    from curvcli.analyses.descent import AdamState
+    from curvcli.loading.optimizer import adam_of
+
+    return AdamState(*adam_of(loaded, settings.adam_constants))
 
 
 def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:

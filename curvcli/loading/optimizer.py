@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ import numpy as np
 from curvcli.errors import DataError, NumericsError
 from curvcli.loading.checkpoint import check_finite, leaves, locate, params_location, read_selected
 from curvcli.loading.files import Tree
+from curvcli.loading.resolve import Loaded
 
 Keys = tuple[str, ...]
 Arrays = dict[str, np.ndarray]
@@ -135,17 +136,13 @@ def read_adam(
     return AdamState(means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place)
 
 
-def preconditioner(
-    state: AdamState, b2: float | None = None, eps: float | None = None, b1: float | None = None
-) -> dict[str, np.ndarray]:
+def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
     """The diagonal P of Adam's step w ← w − η P⁻¹ m; see the module.
 
     Parameters
     ----------
     state
-        From `read_adam`.
-    b2, eps, b1
-        Of the optimizer; default: those stored with it, else Optax's own 0.999, 1e-8 and 0.9.
+        From `read_adam`. The constants that its `hyperparams` lack are Optax's own: 0.9, 0.999 and 1e-8.
 
     Returns
     -------
@@ -158,9 +155,7 @@ def preconditioner(
         An entry is zero: ε is 0 and a parameter has never had a gradient.
     """
     stored = state.hyperparams
-    b1 = stored.get("b1", B1) if b1 is None else b1
-    b2 = stored.get("b2", B2) if b2 is None else b2
-    eps = stored.get("eps", EPS) if eps is None else eps
+    b1, b2, eps = stored.get("b1", B1), stored.get("b2", B2), stored.get("eps", EPS)
     # AMSGrad keeps the largest of the corrected means.
     second, correction = (state.nu, 1 - b2**state.count) if state.nu_max is None else (state.nu_max, 1.0)
     root = stored.get("eps_root", 0.0)
@@ -176,15 +171,20 @@ def preconditioner(
     return diagonal
 
 
-def stability_threshold(learning_rate: float, b1: float = B1) -> float:
-    """(2 + 2 β₁) / ((1 − β₁) η): Adam with P held fixed is stable on a quadratic while λ_max(P⁻¹H) is below it.
+def adam_of(loaded: Loaded, given: Mapping[str, float | None]) -> tuple[Arrays, int, float | None, float]:
+    """The preconditioner at the checkpoint of a problem, the steps taken, the learning rate if it is known, and β₁.
 
-    Examples
-    --------
-    >>> round(stability_threshold(0.5), 9)
-    76.0
+    Parameters
+    ----------
+    given
+        Constants by Optax's names (`b1`, `b2`, `eps`, `learning_rate`), over those stored; None where not given.
     """
-    return (2 + 2 * b1) / ((1 - b1) * learning_rate)
+    source, params = loaded.checkpoint, loaded.problem.params
+    shapes = {name: tuple(leaf.shape) for name, leaf in params.items()}
+    state = read_adam(Path(source.path), shapes, step=source.step, params=loaded.spec.checkpoint.params)
+    known = {**state.hyperparams, **{name: value for name, value in given.items() if value is not None}}
+    diagonal = preconditioner(replace(state, hyperparams=known))
+    return diagonal, state.count, known.get("learning_rate"), known.get("b1", B1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ import numpy as np
 from curvcli.errors import CurvError, DataError, NumericsError, OutputError, SpecError, UsageError
 from curvcli.loading import files, orbax
 from curvcli.loading.checkpoint import is_auxiliary, leaves, load_checkpoint, locate, params_location
+from curvcli.loading.resolve import Loaded
 from curvcli.loading.spec_file import NAME, carried_spec, merge, relative_to
 
 Keys = tuple[str, ...]
@@ -125,6 +126,12 @@ def write_checkpoint(
             f"{target} could not be written: {reason}", "check the folder, its permissions and the free space"
         ) from error
     return warnings
+
+
+def write_moved(loaded: Loaded, moved: Mapping[str, Any], target: Path) -> list[str]:
+    """`write_checkpoint` for the checkpoint of a problem that was loaded."""
+    source = loaded.checkpoint
+    return write_checkpoint(Path(source.path), moved, target, step=source.step, params=loaded.spec.checkpoint.params)
 
 
 def _sidecar(path: Path) -> Path:

@@ -52,9 +52,21 @@ class SaddleSettings(AnalysisSettings):
     optimizer_state: bool = Field(
         default=False, description="read Adam's state of the checkpoint: sharpness as Adam meets it"
     )
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="of Adam, which stores it nowhere")
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="of Adam")
-    adam_epsilon: float = Field(default=1e-8, ge=0, description="of Adam")
+    beta1: float | None = Field(
+        default=None, ge=0, lt=1, description="of Adam; default 0.9, or what inject_hyperparams stored"
+    )
+    beta2: float | None = Field(default=None, ge=0, lt=1, description="of Adam; default 0.999, or the same")
+    adam_epsilon: float | None = Field(default=None, ge=0, description="of Adam; default 1e-8, or the same")
+
+    @property
+    def adam_constants(self) -> dict[str, float | None]:
+        """Those given, by Optax's names."""
+        return {
+            "b1": self.beta1,
+            "b2": self.beta2,
+            "eps": self.adam_epsilon,
+            "learning_rate": self.learning_rate,
+        }
 
     @property
     def max_probes(self) -> int:

@@ -394,7 +394,8 @@ def test_stability_is_told_from_the_learning_rate() -> None:
 def test_adam_meets_the_preconditioned_hessian(network: tuple[Problem, np.ndarray]) -> None:
     problem, matrix = network
     scale = np.random.default_rng(0).uniform(0.01, 1, len(matrix))
-    state = saddle.descent.AdamState(scale, 12, 1e-2)
+    by_path = Layout.of(problem.params).unravel(jnp.asarray(scale))
+    state = saddle.descent.AdamState(by_path, 12, 1e-2)
     adam = verdict(problem, adam=state).adam
     assert adam is not None
     truth = np.linalg.eigvalsh(matrix / np.sqrt(np.outer(scale, scale)))[-1]

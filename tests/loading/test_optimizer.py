@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,10 @@ from flax import nnx, serialization
 from flax.training import train_state
 from jax.flatten_util import ravel_pytree
 
+from curvcli.analyses.descent import stability_threshold
 from curvcli.errors import DataError, NumericsError
 from curvcli.loading import orbax
-from curvcli.loading.optimizer import preconditioner, read_adam, stability_threshold
+from curvcli.loading.optimizer import preconditioner, read_adam
 from curvcli.loading.trees import flatten_tree
 from tests.loading.layouts import (
     Net,
@@ -110,7 +113,7 @@ def test_the_step_of_optax_is_this_preconditioners(name, steps, tmp_path):
     updates, state = tx.update(PARAMS, state, PARAMS)
     read = read_adam(msgpack(tmp_path / "a", {"params": PARAMS, "opt_state": state}), SHAPES)
     assert read.variant == ("amsgrad" if name == "amsgrad" else "adam")
-    diagonal = preconditioner(read, **told)
+    diagonal = preconditioner(replace(read, hyperparams=read.hyperparams | told))
     eps = np.finfo(np.float64).eps
     for path, update in flatten_tree(updates).items():
         assert diagonal[path].dtype == np.float64
@@ -289,9 +292,9 @@ def test_an_entry_without_gradient_needs_eps(tmp_path):
     params = {"scale": np.array([0.0, 1.0])}
     path = msgpack(tmp_path / "a", {"params": params, "opt_state": after(ADAM, 2, params)})
     read = read_adam(path, {"scale": (2,)})
-    assert preconditioner(read, b1=0.5)["scale"][0] == pytest.approx(0.75 * 1e-8)
+    assert preconditioner(replace(read, hyperparams={"b1": 0.5}))["scale"][0] == pytest.approx(0.75 * 1e-8)
     with pytest.raises(NumericsError, match="scale"):
-        preconditioner(read, eps=0.0)
+        preconditioner(replace(read, hyperparams={"eps": 0.0}))
 
 
 # The edge of stability
@@ -339,7 +342,7 @@ def test_full_batch_adam_hovers_at_its_threshold(tmp_path):
         tree = {"params": params, "opt_state": state}
         flat = flatten_tree(params)
         read = read_adam(msgpack(tmp_path / "a", tree), {path: leaf.shape for path, leaf in flat.items()})
-        diagonal = ravel_pytree({path: preconditioner(read, b2=b2)[path] for path in flat})[0]
+        diagonal = ravel_pytree({path: preconditioner(replace(read, hyperparams={"b2": b2}))[path] for path in flat})[0]
         matrix = np.asarray(hessian(ravel_pytree(params)[0], inputs))
         scale = np.sqrt(np.asarray(diagonal))
         ratios.append(np.linalg.eigvalsh(matrix / scale[:, None] / scale)[-1] / stability_threshold(rate))

@@ -16,7 +16,7 @@ def saddle(request: Request) -> int:
     certificate of one that was, how many eigenvalues are negative and near zero; and what gradient descent, or Adam,
     does here.
     """
-    from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.execute import adam_state, execute, forecast
 
     if request.output["dry_run"]:
         from curvcli.analyses.saddle import forecast as forecast_saddle
@@ -26,6 +26,7 @@ def saddle(request: Request) -> int:
     def run(loaded, settings, watch):
         from curvcli.analyses import saddle
 
-        return saddle.run(loaded.problem, settings, watch)
+        adam = adam_state(loaded, settings) if settings.optimizer_state else None
+        return saddle.run(loaded.problem, settings, watch, adam)
 
     return execute(request, SaddleReport, run)
