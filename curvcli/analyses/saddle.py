@@ -104,6 +104,8 @@ def run(
     )  # fmt: skip
     verdict = classify(evidence)
     _remarks(settings, evidence, found, verdict, warnings)
+    if settings.optimizer_state and adam is None:
+        warnings.append("--optimizer-state: Adam has taken no step yet, and has no preconditioner")
     moved: dict[str, np.ndarray] = {}
     if settings.escape is not None:
         if certified and seen is not None and seen.witness is not None:

@@ -337,11 +337,12 @@ def _one(
 
 
 def adam_state(loaded: Loaded, settings: Any) -> Any:
-    """Adam as the checkpoint has it, with the constants given over those stored."""
+    """Adam as the checkpoint has it, with the constants given over those stored; None before its first step."""
     from curvcli.analyses.descent import AdamState
     from curvcli.loading.optimizer import adam_of
 
-    return AdamState(*adam_of(loaded, settings.adam_constants))
+    found = adam_of(loaded, settings.adam_constants)
+    return None if found is None else AdamState(*found)
 
 
 def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:

@@ -95,8 +95,8 @@ def read_adam(
     Raises
     ------
     DataError
-        There is no Adam state, or none for some parameter, or several of equal right; shapes differ; it has taken no
-        step; groups have taken different numbers of steps; it is not finite.
+        There is no Adam state, or none for some parameter, or several of equal right; shapes differ; groups
+        have taken different numbers of steps; it is not finite.
     CurvError
         As `load_checkpoint`.
     """
@@ -171,8 +171,10 @@ def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
     return diagonal
 
 
-def adam_of(loaded: Loaded, given: Mapping[str, float | None]) -> tuple[Arrays, int, float | None, float]:
+def adam_of(loaded: Loaded, given: Mapping[str, float | None]) -> tuple[Arrays, int, float | None, float] | None:
     """The preconditioner at the checkpoint of a problem, the steps taken, the learning rate if it is known, and β₁.
+
+    None before the first step, from which on there is a preconditioner.
 
     Parameters
     ----------
@@ -183,6 +185,8 @@ def adam_of(loaded: Loaded, given: Mapping[str, float | None]) -> tuple[Arrays, 
     shapes = {name: tuple(leaf.shape) for name, leaf in params.items()}
     state = read_adam(Path(source.path), shapes, step=source.step, params=loaded.spec.checkpoint.params)
     known = {**state.hyperparams, **{name: value for name, value in given.items() if value is not None}}
+    if not state.count:
+        return None
     diagonal = preconditioner(replace(state, hyperparams=known))
     return diagonal, state.count, known.get("learning_rate"), known.get("b1", B1)
 
@@ -273,12 +277,10 @@ def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], found: Pa
 
 
 def _steps(state: _State, found: Path) -> int:
-    """The number of steps taken, at least one."""
+    """The number of steps taken."""
     where = f"{found}: the Adam state at {_listed([state])}"
     if state.count.size != 1:
         raise DataError(f"{where} is of several models at once", "save them as one checkpoint each")
-    if state.count < 1:
-        raise DataError(f"{where} has taken no step", "give a checkpoint from after the first step")
     return int(state.count.reshape(()))
 
 

@@ -165,7 +165,7 @@ class SaddleResult(Strict):
     )
     condition_number_exact: bool = Field(description="false: a lower bound, from the smallest Ritz value")
     gradient_descent: GradientDescent
-    adam: Adam | None = Field(default=None, description="with --optimizer-state")
+    adam: Adam | None = Field(default=None, description="with --optimizer-state; null before Adam's first step")
     escape: str | None = Field(default=None, description="the checkpoint written, at w + witness.step·v")
 
 

@@ -274,8 +274,7 @@ def test_states_that_do_not_fit(tmp_path):
         read_adam(path, SHAPES | {"scale": (3,)})
     with pytest.raises(DataError, match="is \\[\\], the parameter"):  # one number a layer
         read_adam(msgpack(tmp_path / "b", item(optax.novograd(1e-2))), SHAPES)
-    with pytest.raises(DataError, match="no step"):
-        read_adam(msgpack(tmp_path / "c", {"params": PARAMS, "opt_state": ADAM.init(PARAMS)}), SHAPES)
+    assert read_adam(msgpack(tmp_path / "c", {"params": PARAMS, "opt_state": ADAM.init(PARAMS)}), SHAPES).count == 0
     bad = after(ADAM)
     bad[0].nu["scale"] = jnp.array([1.0, jnp.nan])
     with pytest.raises(DataError, match=r"nu/scale.*NaN"):
