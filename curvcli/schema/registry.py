@@ -5,8 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from curvcli.schema.diag import DiagReport
+from curvcli.schema.direction import DirectionReport
 from curvcli.schema.eigs import EigsReport
 from curvcli.schema.inspect import ForecastRecord, InspectReport
+from curvcli.schema.landscape import LandscapeReport
 from curvcli.schema.report import ErrorRecord
 from curvcli.schema.spec import ProblemSpec
 from curvcli.schema.spectrum import SpectrumReport
@@ -17,6 +19,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "trace": TraceReport,
     "diag": DiagReport,
     "eigs": EigsReport,
+    "direction": DirectionReport,
+    "landscape": LandscapeReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

@@ -1,0 +1,355 @@
+"""What does the loss do along this direction?
+
+Exact derivatives at the weights (slope, curvature, third derivative, change of the outputs), and the true loss along
+the line beside its quadratic model. All points of all lines are evaluated in one pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.analyses import lines, planning
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.lines import Direction, Finder
+from curvcli.curvature import along, build_for
+from curvcli.curvature.flatten import Layout
+from curvcli.curvature.forms import example_forms
+from curvcli.errors import NumericsError
+from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.meter import Meter
+from curvcli.problem import Params, Problem
+from curvcli.schema.direction import (
+    DirectionResult,
+    Directions,
+    DirectionSettings,
+    OutputChange,
+    Profile,
+    Quotients,
+)
+from curvcli.schema.inspect import Forecast
+from curvcli.schema.lines import Line, LineSettings
+from curvcli.schema.plan import Plan
+
+Array = Any
+
+WITHIN = 0.1
+"""Of the change that the quadratic predicts: how far the loss may be from it inside the radius."""
+
+ROUNDING = 4.0
+"""Differences of losses in eps(dtype)·J below which they count as rounding (see `docs/direction.md`)."""
+
+HALVINGS = 8
+"""Of the first step, in the search for a radius below it."""
+
+
+class Local(NamedTuple):
+    """Derivatives along k unit vectors."""
+
+    slope: np.ndarray  # [k], ∇J·u
+    curvature: np.ndarray  # [k], uᵀAu of the matrix asked for
+    hessian: np.ndarray  # [k]
+    ggn: np.ndarray  # [k]
+    third: np.ndarray  # [k]
+
+
+class Parabola(NamedTuple):
+    """The quadratic model along a vector, s in multiples of it."""
+
+    origin: float
+    slope: float
+    curvature: float
+
+    def at(self, s: np.ndarray) -> np.ndarray:
+        """Its values."""
+        return self.origin + s * self.slope + 0.5 * s**2 * self.curvature
+
+    @property
+    def minimum(self) -> float | None:
+        """Where it is least."""
+        lowest = -self.slope / self.curvature if self.curvature > 0 else np.inf
+        return float(lowest) if np.isfinite(lowest) else None
+
+
+def run(
+    problem: Problem, settings: DirectionSettings, given: dict[str, Params], monitor: Monitor
+) -> Answer[DirectionResult | Directions]:
+    """Derivatives and profiles along the directions asked for.
+
+    Parameters
+    ----------
+    given
+        Directions from outside the problem, by the text that asks for them.
+
+    Raises
+    ------
+    NumericsError
+        No direction exists at these weights, or something along one is not finite.
+
+    Notes
+    -----
+    Cost: about 12 forward passes a direction for the derivatives, one a point for the profiles, in four passes over
+    the data; the products of MINRES for `newton`, those of `curv eigs` for eigenvectors.
+    """
+    lines.check(problem, settings)
+    value, gradient = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(build_for(problem, settings))
+    checks, warnings = examined(problem, operator, settings, max(len(settings.along), 2))
+    warnings += lines.not_a_curvature(settings)
+    found, undefined = Finder(problem, operator, settings, gradient, given, monitor, warnings).all()
+    units = jnp.stack([one.vector / one.norm for one in found])
+    local = derivatives(problem, settings, operator.matmat, units, meter)
+    changes = _output_changes(problem, units, meter)
+    reach = weights_norm(problem)
+    grids = [
+        lines.grid(
+            settings.bounds(one.index) or natural_range(one.norm, local.slope[i], local.curvature[i], value, reach),
+            settings.points,
+        )
+        for i, one in enumerate(found)
+    ]
+    losses = _losses(problem, found, grids, monitor, meter)
+    origin = value if losses is None else losses[0]
+    parabolas = [
+        Parabola(origin, local.slope[i] * one.norm, local.curvature[i] * one.norm**2) for i, one in enumerate(found)
+    ]
+    radii = [(None, False)] * len(found)
+    if losses is None:
+        warnings.append("the profile was not reached: its losses are null")
+    else:
+        radii = _radii(problem, found, parabolas, grids, losses[1], monitor, meter)
+        if not all(np.all(np.isfinite(row)) for row in losses[1]):
+            warnings.append("the loss is not finite at some points: they are null")
+        warnings += [
+            f"{one.name}: the quadratic changes the loss by no more than rounding over this range: widen --range, "
+            "or use --dtype float64"
+            for one, parabola, s in zip(found, parabolas, grids, strict=True)
+            if np.max(np.abs(parabola.at(s) - origin)) <= rounding(problem, origin)
+        ]
+    results = [
+        _result(one, local, i, changes[i], grids[i], None if losses is None else losses[1][i], parabolas[i], radii[i],
+                rounding(problem, origin), gradient)
+        for i, one in enumerate(found)
+    ]  # fmt: skip
+    arrays = {}
+    if settings.arrays:
+        vectors = jnp.stack([one.vector for one in found])
+        by_path = Layout.of(problem.params).unravel(vectors)
+        arrays = {f"vectors/{name}": np.asarray(rows) for name, rows in by_path.items()}
+        arrays["outputs"] = along.output_tangents(problem, vectors)
+        meter.data_passes += 1
+    several = len(settings.along) > 1
+    result = Directions(directions=results, undefined=undefined) if several else results[0]
+    return Answer(result, meter, value, checks, warnings, arrays)
+
+
+def forecast(problem: Problem, settings: DirectionSettings) -> tuple[Plan, Forecast]:
+    """How the work would be cut, the bytes, and at most how many products."""
+    needed = lines.check(problem, settings)
+    products = lines.products(problem, settings)
+    plan = planning.cut(problem, len(settings.along))
+    return plan, Forecast(products=products, data_passes=products + 4, bytes=needed)
+
+
+def derivatives(
+    problem: Problem, settings: LineSettings, matmat: Callable[[Array], Array], units: Array, meter: Meter
+) -> Local:
+    """Slope, curvatures and third derivative along unit vectors [k, dim].
+
+    The quotients of Hessian and GGN come from forward derivatives; another matrix costs a product a vector.
+
+    Raises
+    ------
+    NumericsError
+        One is not finite.
+    """
+    data, rest = along.derivatives(problem, units)
+    ggn = example_forms(problem, "ggn", units).mean(axis=1)
+    meter.forms += 2 * len(units)
+    meter.data_passes += 2
+    curved = rest[:, 1] if settings.regulariser else np.zeros(len(units))
+    hessian, ggn = data[:, 1] + curved, ggn + curved
+    if settings.matrix in ("hessian", "ggn"):
+        curvature = (hessian if settings.matrix == "hessian" else ggn) + settings.damping
+    else:
+        images = np.asarray(matmat(units), np.float64)
+        curvature = np.einsum("kd,kd->k", images, np.asarray(units, np.float64))
+    found = Local(data[:, 0] + rest[:, 0], curvature, hessian, ggn, data[:, 2] + rest[:, 2])
+    if not all(np.all(np.isfinite(one)) for one in found):
+        raise NumericsError("a derivative along the direction is not finite", "try --dtype float64")
+    return found
+
+
+def line(found: Direction, slope: float, curvature: float, gradient: Array) -> Line:
+    """What the report says of every direction."""
+    size = float(np.linalg.norm(np.asarray(gradient, np.float64)))
+    return Line(
+        direction=found.name, norm=found.norm, slope=slope, rayleigh_quotient=curvature,
+        gradient_cosine=float(np.clip(slope / size, -1, 1)) if size else None,
+        solve=found.solve, eigenvalue=found.eigenvalue,
+    )  # fmt: skip
+
+
+def rounding(problem: Problem, loss: float) -> float:
+    """Differences of losses that are no more than rounding."""
+    return ROUNDING * float(np.finfo(problem.dtype).eps) * abs(loss)
+
+
+def model_radius(
+    s: np.ndarray, loss: np.ndarray, quadratic: np.ndarray, origin: float, noise: float
+) -> tuple[float | None, bool]:
+    """The largest r such that the quadratic holds for |s| ≤ r, and whether only the range ends there.
+
+    It holds at s where |loss − quadratic| is at most a tenth of the largest change that the quadratic predicts between
+    0 and s, plus the rounding. (Of the change at s itself it would be nothing where the parabola comes back to J.)
+
+    Parameters
+    ----------
+    s, loss, quadratic
+        The profile, [p] each; a loss that is not finite is a failure.
+    origin
+        J at s = 0.
+    noise
+        Of a difference of losses.
+
+    Returns
+    -------
+    The radius, linear between grid points; None where the model fails between 0 and the first point, or no point of
+    the range lies on either side of 0.
+    """
+    error = np.where(np.isfinite(loss), np.abs(loss - quadratic), np.inf)
+    ends, failed = [], []
+    for side in (s[s < 0][::-1], s[s > 0]):
+        order = np.searchsorted(s, side)
+        allowed = WITHIN * np.maximum.accumulate(np.abs(quadratic[order] - origin)) + noise
+        excess = error[order] - allowed
+        over = np.flatnonzero(excess > 0)
+        if not len(over):
+            ends += [abs(side[-1])] if len(side) else []
+            continue
+        first = over[0]
+        if first == 0:
+            return None, False
+        inside, outside = excess[first - 1], excess[first]
+        share = 0.0 if np.isinf(outside) else -inside / (outside - inside)
+        failed.append(abs(side[first - 1]) + share * (abs(side[first]) - abs(side[first - 1])))
+    if failed:
+        return float(min(failed)), False
+    return (float(max(ends)), True) if ends else (None, False)
+
+
+def weights_norm(problem: Problem) -> float:
+    """‖w‖ of the differentiated parameters."""
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in problem.params.values())))
+
+
+def natural_range(norm: float, slope: float, curvature: float, loss: float, reach: float) -> tuple[float, float]:
+    """As far as the quadratic changes the loss by its own size, or twice as far as its minimum where that is more; no
+    further than ‖w‖.
+
+    The length of a gradient, or 1 for a unit vector, says nothing of how far to look; the curvature does.
+    """
+    slope, curvature = abs(float(slope)), abs(float(curvature))
+    if not curvature > 0:
+        return -1.0, 1.0
+    far = max(2 * slope / curvature, float(np.sqrt(2 * abs(loss) / curvature)))
+    far = (min(far, reach) if reach > 0 else far) / norm
+    return (-far, far) if np.isfinite(far) and far > 0 else (-1.0, 1.0)
+
+
+def _losses(
+    problem: Problem, found: list[Direction], grids: list[np.ndarray], monitor: Monitor, meter: Meter
+) -> tuple[float, list[np.ndarray]] | None:
+    """J(w) and the losses over each grid, all from one pass over the data; None where it was given up."""
+    points = [np.zeros((1, len(found)))]
+    points += [np.outer(s, np.eye(len(found))[i]) for i, s in enumerate(grids)]
+    directions = jnp.stack([one.vector for one in found])
+    losses = along.losses(problem, directions, np.concatenate(points), stop=monitor.stop)
+    meter.data_passes += 1
+    if losses is None:
+        return None
+    return float(losses[0]), np.split(losses[1:], np.cumsum([len(s) for s in grids])[:-1])
+
+
+def _radii(
+    problem: Problem,
+    found: list[Direction],
+    parabolas: list[Parabola],
+    grids: list[np.ndarray],
+    losses: list[np.ndarray],
+    monitor: Monitor,
+    meter: Meter,
+) -> list[tuple[float | None, bool]]:
+    """The radius of each model; where it is less than the first step, from points nearer to 0 in a second pass."""
+    noise = rounding(problem, parabolas[0].origin)
+
+    def radius(i: int, s: np.ndarray, loss: np.ndarray) -> tuple[float | None, bool]:
+        return model_radius(s, loss, parabolas[i].at(s), parabolas[i].origin, noise)
+
+    radii = [radius(i, s, loss) for i, (s, loss) in enumerate(zip(grids, losses, strict=True))]
+    lost = [i for i, (found_radius, _) in enumerate(radii) if found_radius is None and np.any(grids[i] != 0)]
+    if not lost:
+        return radii
+    near = [_near(grids[i]) for i in lost]
+    finer = _losses(problem, [found[i] for i in lost], near, monitor, meter)
+    for i, s, loss in zip(lost, near, [] if finer is None else finer[1], strict=finer is not None):
+        everywhere, order = np.r_[grids[i], s], np.argsort(np.r_[grids[i], s], kind="stable")
+        radii[i] = radius(i, everywhere[order], np.r_[losses[i], loss][order])
+    return radii
+
+
+def _near(s: np.ndarray) -> np.ndarray:
+    """Between 0 and the first point of each side, halved again and again."""
+    sides = [side[np.argmin(np.abs(side))] for side in (s[s < 0], s[s > 0]) if len(side)]
+    return np.outer(sides, 0.5 ** np.arange(1, HALVINGS + 1)).ravel()
+
+
+def _result(
+    found: Direction,
+    local: Local,
+    index: int,
+    change: OutputChange,
+    s: np.ndarray,
+    loss: np.ndarray | None,
+    parabola: Parabola,
+    radius: tuple[float | None, bool],
+    noise: float,
+    gradient: Array,
+) -> DirectionResult:
+    """One direction as the report has it."""
+    return DirectionResult(
+        **dict(line(found, float(local.slope[index]), float(local.curvature[index]), gradient)),
+        rayleigh_quotients=Quotients(hessian=float(local.hessian[index]), ggn=float(local.ggn[index])),
+        third_derivative=float(local.third[index]),
+        output_change=change,
+        quadratic_minimum=parabola.minimum,
+        profile=Profile(
+            s=s.tolist(), loss=[None] * len(s) if loss is None else lines.finite(loss),
+            quadratic=parabola.at(s).tolist(),
+        ),
+        noise=noise, model_radius=radius[0], model_radius_censored=radius[1],
+    )  # fmt: skip
+
+
+def _output_changes(problem: Problem, units: Array, meter: Meter) -> list[OutputChange]:
+    """How far each example's outputs move along unit vectors: the examples' shares of the classical Gauss–Newton form.
+
+    Source: vᵀ(Σ a_n J_nᵀJ_n)v = Σ a_n ‖J_n v‖².
+    """
+    batches = problem.batches
+    scale = problem.normaliser / batches.num_examples
+    squares = np.maximum(example_forms(problem, "gauss-newton", units) * scale, 0)
+    meter.forms += len(units)
+    meter.data_passes += 1
+    active = np.any(batches.weight.reshape(len(batches.weight), -1) > 0, axis=1)
+    return [
+        OutputChange(
+            rms=float(np.sqrt(np.mean(row[active]))), max=float(np.sqrt(row.max())), example=int(np.argmax(row))
+        )
+        for row in squares
+    ]
