@@ -56,6 +56,10 @@ class Local(NamedTuple):
     ggn: np.ndarray  # [k]
     third: np.ndarray  # [k]
 
+    def along(self, index: int) -> tuple[float, float]:
+        """Slope and curvature along one of them."""
+        return float(self.slope[index]), float(self.curvature[index])
+
 
 class Parabola(NamedTuple):
     """The quadratic model along a vector, s in multiples of it."""
@@ -106,17 +110,13 @@ def run(
     local = derivatives(problem, settings, operator.matmat, units, meter)
     changes = _output_changes(problem, units, meter)
     reach = weights_norm(problem)
-    grids = [
-        lines.grid(
-            settings.bounds(one.index) or natural_range(one.norm, local.slope[i], local.curvature[i], value, reach),
-            settings.points,
-        )
-        for i, one in enumerate(found)
-    ]
+    natural = [natural_range(one.norm, *local.along(i), value, reach) for i, one in enumerate(found)]
+    grids = [lines.grid(settings.bounds(one.index) or natural[i], settings.points) for i, one in enumerate(found)]
     losses = _losses(problem, found, grids, monitor, meter)
     origin = value if losses is None else losses[0]
     parabolas = [
-        Parabola(origin, local.slope[i] * one.norm, local.curvature[i] * one.norm**2) for i, one in enumerate(found)
+        Parabola(origin, slope * one.norm, curvature * one.norm**2)
+        for one, (slope, curvature) in zip(found, map(local.along, range(len(found))), strict=True)
     ]
     radii = [(None, False)] * len(found)
     if losses is None:
@@ -254,7 +254,7 @@ def natural_range(norm: float, slope: float, curvature: float, loss: float, reac
 
     The length of a gradient, or 1 for a unit vector, says nothing of how far to look; the curvature does.
     """
-    slope, curvature = abs(float(slope)), abs(float(curvature))
+    slope, curvature = abs(slope), abs(curvature)
     if not curvature > 0:
         return -1.0, 1.0
     far = max(2 * slope / curvature, float(np.sqrt(2 * abs(loss) / curvature)))
@@ -323,7 +323,7 @@ def _result(
 ) -> DirectionResult:
     """One direction as the report has it."""
     return DirectionResult(
-        **dict(line(found, float(local.slope[index]), float(local.curvature[index]), gradient)),
+        **dict(line(found, *local.along(index), gradient)),
         rayleigh_quotients=Quotients(hessian=float(local.hessian[index]), ggn=float(local.ggn[index])),
         third_derivative=float(local.third[index]),
         output_change=change,

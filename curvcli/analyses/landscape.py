@@ -108,10 +108,10 @@ def run(
         raise NumericsError("the curvature along the directions is not finite", "try --dtype float64")
     norms, reach = np.array([one.norm for one in found]), weights_norm(problem)
     slope, curvature = slopes / norms, np.diag(form) / norms**2
-    axes = [
-        lines.grid(settings.bounds(i) or natural_range(one.norm, slope[i], curvature[i], value, reach), settings.points)
-        for i, one in enumerate(found)
+    natural = [
+        natural_range(one.norm, float(slope[i]), float(curvature[i]), value, reach) for i, one in enumerate(found)
     ]
+    axes = [lines.grid(settings.bounds(i) or natural[i], settings.points) for i in range(len(found))]
     kept = journal or Forgetful()
     # The user's code has no digest: a model that has changed since shows itself in the loss.
     kept_rows = kept.open({"directions and grid": _digest(vectors, axes), "the loss at the weights": f"{value:.4g}"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, eigenvalue, failed, header, number, table
+from curvcli.cli.format import Part, eigenvalue, failed, header, number, shortened, table
 from curvcli.cli.plot_text import line_plot
 from curvcli.schema.direction import DirectionReport, DirectionResult
 
@@ -82,8 +82,7 @@ def _table(found: list[DirectionResult]) -> Table:
         cells = [one.slope, one.rayleigh_quotients.hessian, one.rayleigh_quotients.ggn, one.third_derivative]
         texts = [*(f"{value:.3g}" for value in (*cells, one.output_change.rms))]
         radius = f"≥ {radius}" if one.model_radius_censored else radius
-        name = one.direction if len(one.direction) <= 26 else f"{one.direction[:11]}…{one.direction[-14:]}"
-        grid.add_row(Text(name), *(Text(text, justify="right") for text in [*texts, radius]))
+        grid.add_row(Text(shortened(one.direction, 22)), *(Text(text, justify="right") for text in [*texts, radius]))
     if len(found) > MOST:
         grid.add_row(f"… {len(found) - MOST} more")
     return grid

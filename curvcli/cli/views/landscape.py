@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, failed, header, number, table
+from curvcli.cli.format import Part, failed, header, number, shortened, table
 from curvcli.cli.plot_text import line_plot, shade_map
 from curvcli.schema.landscape import LandscapeReport, LandscapeResult
 
@@ -53,7 +53,13 @@ def _directions(result: LandscapeResult) -> Table:
     names = ["", "direction", "range", "‖v‖", "slope", "vᵀAv/vᵀv"]
     grid.add_row(*(Text(name, style="dim") for name in names))
     for letter, one, axis in zip("AB", result.directions, (result.a, result.b or []), strict=False):
-        cells = [letter, one.direction, f"{axis[0]:.3g} … {axis[-1]:.3g}", number(one.norm), number(one.slope)]
+        cells = [
+            letter,
+            shortened(one.direction, 30),
+            f"{axis[0]:.3g} … {axis[-1]:.3g}",
+            number(one.norm),
+            number(one.slope),
+        ]
         grid.add_row(*(Text(cell) for cell in [*cells, number(one.rayleigh_quotient)]))
     return grid
 
