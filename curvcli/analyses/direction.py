@@ -40,9 +40,6 @@ Array = Any
 WITHIN = 0.1
 """Of the change that the quadratic predicts: how far the loss may be from it inside the radius."""
 
-ROUNDING = 4.0
-"""Differences of losses in eps(dtype)·J below which they count as rounding (see `docs/direction.md`)."""
-
 HALVINGS = 8
 """Of the first step, in the search for a radius below it."""
 
@@ -112,30 +109,26 @@ def run(
     reach = weights_norm(problem)
     natural = [natural_range(one.norm, *local.along(i), value, reach) for i, one in enumerate(found)]
     grids = [lines.grid(settings.bounds(one.index) or natural[i], settings.points) for i, one in enumerate(found)]
-    losses = _losses(problem, found, grids, monitor, meter)
-    origin = value if losses is None else losses[0]
+
+    def measure(chosen: list[np.ndarray]) -> Measured | None:
+        return _losses(problem, settings, found, chosen, monitor, meter)
+
+    measured = measure(grids)
+    origin = value if measured is None else measured.origin
     parabolas = [
         Parabola(origin, slope * one.norm, curvature * one.norm**2)
         for one, (slope, curvature) in zip(found, map(local.along, range(len(found))), strict=True)
     ]
-    radii = [(None, False)] * len(found)
-    if losses is None:
+    radii: list[tuple[float | None, bool]] = [(None, False)] * len(found)
+    if measured is None:
         warnings.append("the profile was not reached: its losses are null")
     else:
-        radii = _radii(problem, found, parabolas, grids, losses[1], monitor, meter)
-        if not all(np.all(np.isfinite(row)) for row in losses[1]):
-            warnings.append("the loss is not finite at some points: they are null")
-        warnings += [
-            f"{one.name}: the quadratic changes the loss by no more than rounding over this range: widen --range, "
-            "or use --dtype float64"
-            for one, parabola, s in zip(found, parabolas, grids, strict=True)
-            if np.max(np.abs(parabola.at(s) - origin)) <= rounding(problem, origin)
-        ]
+        radii = _nearer(parabolas, grids, measured, measure)
+        warnings += _remarks(found, parabolas, grids, measured)
     results = [
-        _result(one, local, i, changes[i], grids[i], None if losses is None else losses[1][i], parabolas[i], radii[i],
-                rounding(problem, origin), gradient)
+        _result(one, local, i, changes[i], grids[i], measured, parabolas[i], radii[i], gradient)
         for i, one in enumerate(found)
-    ]  # fmt: skip
+    ]
     arrays = {}
     if settings.arrays:
         vectors = jnp.stack([one.vector for one in found])
@@ -193,11 +186,6 @@ def line(found: Direction, slope: float, curvature: float, gradient: Array) -> L
         gradient_cosine=float(np.clip(slope / size, -1, 1)) if size else None,
         solve=found.solve, eigenvalue=found.eigenvalue,
     )  # fmt: skip
-
-
-def rounding(problem: Problem, loss: float) -> float:
-    """Differences of losses that are no more than rounding."""
-    return ROUNDING * float(np.finfo(problem.dtype).eps) * abs(loss)
 
 
 def model_radius(
@@ -262,45 +250,72 @@ def natural_range(norm: float, slope: float, curvature: float, loss: float, reac
     return (-far, far) if np.isfinite(far) and far > 0 else (-1.0, 1.0)
 
 
+class Measured(NamedTuple):
+    """True losses along lines."""
+
+    origin: float  # J(w)
+    noise: float  # of a difference of losses
+    rows: list[np.ndarray]  # one a line
+
+
 def _losses(
-    problem: Problem, found: list[Direction], grids: list[np.ndarray], monitor: Monitor, meter: Meter
-) -> tuple[float, list[np.ndarray]] | None:
-    """J(w) and the losses over each grid, all from one pass over the data; None where it was given up."""
-    points = [np.zeros((1, len(found)))]
-    points += [np.outer(s, np.eye(len(found))[i]) for i, s in enumerate(grids)]
-    directions = jnp.stack([one.vector for one in found])
+    problem: Problem,
+    settings: LineSettings,
+    found: list[Direction],
+    grids: list[np.ndarray],
+    monitor: Monitor,
+    meter: Meter,
+) -> Measured | None:
+    """The losses over each grid, all from one pass over the data; None where it was given up."""
+    first = lines.reference_points(problem, len(found))
+    points = [first, *(np.outer(s, np.eye(len(found) + 1)[i]) for i, s in enumerate(grids))]
+    directions = lines.with_nudge(problem, jnp.stack([one.vector for one in found]), settings.seed)
     losses = along.losses(problem, directions, np.concatenate(points), stop=monitor.stop)
     meter.data_passes += 1
     if losses is None:
         return None
-    return float(losses[0]), np.split(losses[1:], np.cumsum([len(s) for s in grids])[:-1])
+    reference, *rows = np.split(losses, np.cumsum([len(part) for part in points])[:-1])
+    return Measured(float(reference[0]), lines.rounding(problem, reference), rows)
 
 
-def _radii(
-    problem: Problem,
-    found: list[Direction],
-    parabolas: list[Parabola],
-    grids: list[np.ndarray],
-    losses: list[np.ndarray],
-    monitor: Monitor,
-    meter: Meter,
+def _nearer(
+    parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured, finer: Callable[..., Measured | None]
 ) -> list[tuple[float | None, bool]]:
-    """The radius of each model; where it is less than the first step, from points nearer to 0 in a second pass."""
-    noise = rounding(problem, parabolas[0].origin)
+    """The radius of each model; where it is less than the first step, from points nearer to 0 in a second pass.
+
+    Parameters
+    ----------
+    finer
+        Takes further grids, one a direction (empty where none is needed), and gives their losses.
+    """
 
     def radius(i: int, s: np.ndarray, loss: np.ndarray) -> tuple[float | None, bool]:
-        return model_radius(s, loss, parabolas[i].at(s), parabolas[i].origin, noise)
+        return model_radius(s, loss, parabolas[i].at(s), parabolas[i].origin, measured.noise)
 
-    radii = [radius(i, s, loss) for i, (s, loss) in enumerate(zip(grids, losses, strict=True))]
-    lost = [i for i, (found_radius, _) in enumerate(radii) if found_radius is None and np.any(grids[i] != 0)]
-    if not lost:
+    radii = [radius(i, s, loss) for i, (s, loss) in enumerate(zip(grids, measured.rows, strict=True))]
+    near = [_near(s) if at is None and np.any(s != 0) else s[:0] for s, (at, _) in zip(grids, radii, strict=True)]
+    if not any(map(len, near)) or (more := finer(near)) is None:
         return radii
-    near = [_near(grids[i]) for i in lost]
-    finer = _losses(problem, [found[i] for i in lost], near, monitor, meter)
-    for i, s, loss in zip(lost, near, [] if finer is None else finer[1], strict=finer is not None):
-        everywhere, order = np.r_[grids[i], s], np.argsort(np.r_[grids[i], s], kind="stable")
-        radii[i] = radius(i, everywhere[order], np.r_[losses[i], loss][order])
+    for i, (s, loss) in enumerate(zip(near, more.rows, strict=True)):
+        everywhere, losses = np.r_[grids[i], s], np.r_[measured.rows[i], loss]
+        order = np.argsort(everywhere, kind="stable")
+        radii[i] = radius(i, everywhere[order], losses[order])
     return radii
+
+
+def _remarks(
+    found: list[Direction], parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured
+) -> list[str]:
+    """Warnings where a profile says little."""
+    remarks = [
+        f"{one.name}: the quadratic changes the loss by no more than rounding over this range: widen --range, "
+        "or use --dtype float64"
+        for one, parabola, s in zip(found, parabolas, grids, strict=True)
+        if np.max(np.abs(parabola.at(s) - parabola.origin)) <= measured.noise
+    ]
+    if not all(np.all(np.isfinite(row)) for row in measured.rows):
+        remarks.append("the loss is not finite at some points: they are null")
+    return remarks
 
 
 def _near(s: np.ndarray) -> np.ndarray:
@@ -315,24 +330,21 @@ def _result(
     index: int,
     change: OutputChange,
     s: np.ndarray,
-    loss: np.ndarray | None,
+    measured: Measured | None,
     parabola: Parabola,
     radius: tuple[float | None, bool],
-    noise: float,
     gradient: Array,
 ) -> DirectionResult:
     """One direction as the report has it."""
+    loss = lines.finite(np.full(len(s), np.nan) if measured is None else measured.rows[index])
     return DirectionResult(
         **dict(line(found, *local.along(index), gradient)),
         rayleigh_quotients=Quotients(hessian=float(local.hessian[index]), ggn=float(local.ggn[index])),
         third_derivative=float(local.third[index]),
         output_change=change,
         quadratic_minimum=parabola.minimum,
-        profile=Profile(
-            s=s.tolist(), loss=[None] * len(s) if loss is None else lines.finite(loss),
-            quadratic=parabola.at(s).tolist(),
-        ),
-        noise=noise, model_radius=radius[0], model_radius_censored=radius[1],
+        profile=Profile(s=s.tolist(), loss=loss, quadratic=parabola.at(s).tolist()),
+        noise=None if measured is None else measured.noise, model_radius=radius[0], model_radius_censored=radius[1],
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from curvcli.analyses import direction, lines, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.direction import natural_range, rounding, weights_norm
+from curvcli.analyses.direction import natural_range, weights_norm
 from curvcli.analyses.lines import Finder
 from curvcli.curvature import along, build_for
 from curvcli.errors import NumericsError
@@ -115,7 +115,9 @@ def run(
     kept = journal or Forgetful()
     # The user's code has no digest: a model that has changed since shows itself in the loss.
     kept_rows = kept.open({"directions and grid": _digest(vectors, axes), "the loss at the weights": f"{value:.4g}"})
-    losses = _evaluated(problem, vectors, axes, kept, kept_rows, monitor, meter, warnings)
+    losses = _evaluated(
+        problem, lines.with_nudge(problem, vectors, settings.seed), axes, kept, kept_rows, monitor, meter, warnings
+    )
     origin = losses.origin if losses.origin is not None else value
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     quadratic = origin + steps @ slopes + 0.5 * np.einsum("...i,ij,...j->...", steps, form, steps)
@@ -131,7 +133,7 @@ def run(
         b=axes[1].tolist() if len(found) == 2 else None,
         loss=lines.finite(losses.grid),
         quadratic=quadratic.tolist(),
-        noise=rounding(problem, origin),
+        noise=losses.noise,
         barrier=None if between is None else between.height,
         barrier_above_higher_end=None if between is None else between.above_higher_end,
         barrier_at=None if between is None else between.at,
@@ -181,6 +183,7 @@ class _Losses(NamedTuple):
     grid: np.ndarray  # [p] or [p, p], NaN where not finite or not reached
     origin: float | None
     end: float | None  # at s = 1 of a line
+    noise: float | None
 
 
 def _digest(vectors: Array, axes: list[np.ndarray]) -> str:
@@ -199,12 +202,13 @@ def _evaluated(
 ) -> _Losses:
     """The losses of all rows: those kept, and the others computed and kept."""
     line, shape = len(axes) == 1, tuple(len(axis) for axis in axes)
-    # A line is one row, its two ends with it; a plane has one row for each a, and the weights themselves.
-    ends = np.array([[0.0], [1.0]])
-    rows = {"line": np.concatenate([axes[0][:, None], ends])} if line else {
-        "weights": np.zeros((1, 2)),
-        **{f"a {i}": np.column_stack([np.full(shape[1], a), axes[1]]) for i, a in enumerate(axes[0])},
-    }  # fmt: skip
+    reference, zeros = lines.reference_points(problem, len(axes)), np.zeros(shape[-1])
+    # A line is one row, with the weights and the other end; a plane has the weights, and a row for each a.
+    if line:
+        rows = {"line": np.concatenate([reference, [[1.0, 0.0]], np.column_stack([axes[0], zeros])])}
+    else:
+        planes = [np.column_stack([np.full(shape[1], a), axes[1], zeros]) for a in axes[0]]
+        rows = {"weights": reference, **{f"a {i}": points for i, points in enumerate(planes)}}
     values: dict[str, np.ndarray] = {}
     for done, (name, points) in enumerate(rows.items()):
         row = kept.get(name)
@@ -222,13 +226,14 @@ def _evaluated(
         warnings.append(f"{missing} of {len(rows)} rows were not reached: their losses are null")
     if any(np.any(np.isnan(row)) for row in values.values()):
         warnings.append("the loss is not finite at some points: they are null")
+    none, count = np.full(shape[-1], np.nan), len(reference)
+    known = values.get("line" if line else "weights")
+    origin = None if known is None else _number(known[0])
+    noise = None if known is None or origin is None else lines.rounding(problem, known[:count])
     if line:
-        row = values.get("line", np.full(shape[0] + 2, np.nan))
-        inside = axes[0][0] <= 0 and axes[0][-1] >= 1
-        return _Losses(row[:-2], _number(row[-2]), _number(row[-1]) if inside else None)
-    none = np.full(shape[1], np.nan)
-    grid = np.stack([values.get(f"a {i}", none) for i in range(shape[0])])
-    return _Losses(grid, _number(values["weights"][0]) if "weights" in values else None, None)
+        end = _number(known[count]) if known is not None and axes[0][0] <= 0 and axes[0][-1] >= 1 else None
+        return _Losses(none if known is None else known[count + 1 :], origin, end, noise)
+    return _Losses(np.stack([values.get(f"a {i}", none) for i in range(shape[0])]), origin, None, noise)
 
 
 def _number(value: float) -> float | None:

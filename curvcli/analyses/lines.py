@@ -27,8 +27,11 @@ from curvcli.schema.settings import AnalysisSettings
 
 Array = Any
 
-RANDOM, FILTERS = 2, 3
-"""Streams of random directions within a seed; 0 and 1 are those of start vectors and self-checks."""
+RANDOM, FILTERS, ROUNDING = 2, 3, 4
+"""Streams of random draws within a seed; 0 and 1 are those of start vectors and self-checks."""
+
+NUDGES = (1, -1, 2, -2, 3, -3)
+"""Changes of every weight in its last digit, by which the rounding of a loss is measured."""
 
 BASIS_BYTES = 1 << 30
 """Bases up to this size are kept by the Newton solve, which reorthogonalised needs fewer products."""
@@ -275,6 +278,31 @@ def not_a_curvature(settings: LineSettings) -> list[str]:
     if MATRICES[settings.matrix].curves_the_loss:
         return []
     return [f"the {settings.matrix} is not the curvature of the loss: the quadratic is no model of it"]
+
+
+def with_nudge(problem: Problem, vectors: Array, seed: int) -> Array:
+    """Vectors [d, dim], and one more that moves every weight by its own size, up or down: [d + 1, dim]."""
+    key = jax.random.fold_in(jax.random.key(seed), ROUNDING)
+    signs = jax.random.rademacher(key, (problem.dim,), problem.dtype)
+    return jnp.concatenate([vectors, (signs * Layout.of(problem.params).ravel(problem.params))[None]])
+
+
+def reference_points(problem: Problem, directions: int) -> np.ndarray:
+    """The weights themselves, and nudged by the last digits of each: [1 + nudges, directions + 1]."""
+    points = np.zeros((1 + len(NUDGES), directions + 1))
+    points[1:, -1] = float(np.finfo(problem.dtype).eps) * np.array(NUDGES)
+    return points
+
+
+def rounding(problem: Problem, losses: np.ndarray) -> float:
+    """Differences of losses that are no more than rounding, from the losses of `reference_points`.
+
+    Twice the largest change by a nudge, at least eps·J. Measured and not reckoned from eps·J alone: a small residual of
+    large outputs has the rounding of the outputs.
+    """
+    changes = np.abs(losses[1:] - losses[0])
+    largest = float(np.max(changes[np.isfinite(changes)], initial=0.0))
+    return max(2 * largest, float(np.finfo(problem.dtype).eps) * abs(float(losses[0])))
 
 
 def grid(bounds: tuple[float, float], points: int) -> np.ndarray:

@@ -51,7 +51,11 @@ class DirectionResult(Line):
     output_change: OutputChange
     quadratic_minimum: float | None = Field(description="s at which the quadratic is least; null if it has no minimum")
     profile: Profile
-    noise: float = Field(ge=0, description="differences of losses smaller than this are rounding")
+    noise: float | None = Field(
+        ge=0,
+        description="differences of losses smaller than this are rounding: twice the largest change of J when all "
+        "weights change in their last digit; null where no loss was reached",
+    )
     model_radius: float | None = Field(
         ge=0,
         description="largest r such that for |s| ≤ r the loss is within 10 % of the largest change that the quadratic "

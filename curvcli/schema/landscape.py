@@ -41,7 +41,10 @@ class LandscapeResult(Strict):
         description="the true loss; null where it is not finite, or was not reached"
     )
     quadratic: list[float] | list[list[float]] = Field(description="the model of second order at w")
-    noise: float = Field(ge=0, description="differences of losses smaller than this are rounding")
+    noise: float | None = Field(
+        ge=0,
+        description="differences of losses smaller than this are rounding; null where no loss was reached",
+    )
     barrier: float | None = Field(
         ge=0,
         description="one direction whose range holds [0, 1]: largest excess of the loss over the straight line between "

@@ -22,7 +22,7 @@ def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
 def _headline(result: LandscapeResult) -> str:
     names = " × ".join(one.direction for one in result.directions)
     if result.barrier is not None:
-        noise = ", no more than rounding" if result.barrier <= result.noise else ""
+        noise = ", no more than rounding" if result.barrier <= (result.noise or 0) else ""
         return f"Barrier along {names}: {number(result.barrier)} at s = {result.barrier_at:.3g}{noise}"
     values = _values(result)
     if not values:
