@@ -1,6 +1,6 @@
-"""The pictures of docs/linear-autoencoder.md, drawn from what the command line says: `python benchmarks/linear_autoencoder.py`.
+"""The pictures of docs/linear-autoencoder.md, drawn from what the command line says.
 
-Needs matplotlib.
+`python benchmarks/linear_autoencoder.py`; needs matplotlib.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def slow_rotation(axes: Any) -> None:
         axes[1].loglog(
             steps, np.maximum(share, 1e-6), color=colour, label=f"{name}: {1 / (rate * curvature):,.0f} steps"
         )
-    axes[0].set(xlabel="distance moved, s‖v‖", ylabel="loss above the optimum", ylim=(-0.05, 1.5))
-    axes[0].legend(title="solid: loss, dotted: quadratic")
+    axes[0].set(xlabel="distance moved, s‖v‖", ylabel="loss above the optimum", ylim=(-0.05, 2.6))
+    axes[0].legend(title="solid: loss, dotted: quadratic", loc="upper center")
     axes[1].set(
         xlabel="steps of gradient descent, rate 1/λ_max", ylabel="share of the displacement left", ylim=(1e-3, 2)
     )

@@ -151,13 +151,11 @@ def test_outputs_file(network: Problem, everything: Answer[Any]) -> None:
     np.testing.assert_allclose(outputs.reshape(len(KINDS), -1), expected, atol=1e-12)
 
 
-def test_the_batch_size_does_not_matter(network: Problem) -> None:
-    kinds = ("gradient", "random", "filter-normalized")
-    one, other = (
-        run(replace(network, batches=network.batches.resized(size)), *kinds, points=3, arrays=None).result
-        for size in (23, 5)
-    )
-    for a, b in zip(one.directions, other.directions, strict=True):
+def test_the_batch_size_does_not_matter(network: Problem, everything: Answer[Any]) -> None:
+    whole = replace(network, batches=network.batches.resized(23))
+    other = run(whole, *KINDS[:1], points=9, arrays=None).result
+    one = found(everything)[0]
+    for a, b in ((one, other),):
         for name in ("slope", "rayleigh_quotient", "third_derivative"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-10)
         np.testing.assert_allclose(a.profile.loss, b.profile.loss, rtol=1e-13)
@@ -165,8 +163,8 @@ def test_the_batch_size_does_not_matter(network: Problem) -> None:
 
 def test_tokens_and_masks() -> None:
     problem = token_problem()
-    one = run(problem, "random", points=5).result
-    vector = vectors_of(problem, run(problem, "random", points=2))[0]
+    answer = run(problem, "random", points=5)
+    (one,), (vector,) = found(answer), vectors_of(problem, answer)
     objective, w = dense_objective(problem), flat_params(problem)
     np.testing.assert_allclose(one.profile.loss, [float(objective(w + s * vector)) for s in one.profile.s], rtol=1e-12)
     np.testing.assert_allclose(one.rayleigh_quotients.ggn, vector @ dense_ggn(problem) @ vector, rtol=1e-10)
@@ -181,7 +179,6 @@ def test_tokens_and_masks() -> None:
         ("ggn", {}),
         ("hessian", {"damping": 0.3}),
         ("hessian", {"regulariser": False}),
-        ("gauss-newton", {}),
         ("empirical-fisher", {}),
     ],
 )

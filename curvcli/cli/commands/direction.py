@@ -15,7 +15,7 @@ def direction(request: Request) -> int:
     Slope, curvature and third derivative of the loss along a vector, how far it moves the outputs, and the true loss
     along it beside its quadratic model, with the radius within which the model holds.
     """
-    from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.execute import execute, forecast, given_directions
 
     if request.output["dry_run"]:
         from curvcli.analyses.direction import forecast as forecast_direction
@@ -24,9 +24,8 @@ def direction(request: Request) -> int:
 
     def run(loaded, settings, watch):
         from curvcli.analyses import direction
-        from curvcli.loading.directions import read_directions
 
-        given, warnings = read_directions(settings.along, loaded)
+        given, warnings = given_directions(loaded, settings)
         answer = direction.run(loaded.problem, settings, given, watch)
         answer.warnings[:0] = warnings
         return answer
