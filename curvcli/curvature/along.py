@@ -49,14 +49,15 @@ def losses(
     Cost: p forward passes, the data read once; one set of parameters and one batch in flight.
     """
     layout, functions = Layout.of(problem.params), sums.functions(problem)
-    along, steps = layout.unravel(directions), jnp.asarray(points, problem.dtype)
+    # Every point is an argument of one program, which does not depend on how many there are.
+    along, steps = layout.unravel(directions), list(np.asarray(points, problem.dtype))
     totals = np.zeros(len(points))
     for batch in sums.resident(problem.batches):
         if stop() is not None:
             return None
         before = None
         for index in range(len(points)):
-            now = _losses_at(functions, problem.params, problem.frozen, batch, along, steps, index)
+            now = _losses_at(functions, problem.params, problem.frozen, batch, along, steps[index])
             # The host stays one point ahead: any further, and every point's intermediate values would be held.
             if before is not None:
                 totals[index - 1] += np.asarray(before, np.float64).sum()
@@ -65,7 +66,9 @@ def losses(
     return totals / problem.normaliser + _regulariser(problem, along, steps, directions, points)
 
 
-def _regulariser(problem: Problem, along: Params, steps: Array, directions: Array, points: np.ndarray) -> np.ndarray:
+def _regulariser(
+    problem: Problem, along: Params, steps: list[np.ndarray], directions: Array, points: np.ndarray
+) -> np.ndarray:
     """R at the points: ½·l2·‖w‖² as the parabola that it is, in float64, and the user's function where there is one.
 
     In float32 the sum of all squares would round every loss by more than the examples do.
@@ -80,7 +83,7 @@ def _regulariser(problem: Problem, along: Params, steps: Array, directions: Arra
         values += 0.5 * l2 * (squares + np.einsum("pi,ij,pj->p", points, v @ v.T, points))
     if fn is not None:
         users = replace(problem, regulariser=Regulariser(0.0, fn))
-        moved = (_moved(problem.params, along, steps, index) for index in range(len(points)))
+        moved = (_moved(problem.params, along, step) for step in steps)
         values += [float(sums.regulariser_value(users, one)) for one in moved]
     return values
 
@@ -104,16 +107,14 @@ def derivatives(problem: Problem, vectors: Array) -> tuple[np.ndarray, np.ndarra
     Cost: about eight forward passes a vector, the data read once.
     """
     layout, functions = Layout.of(problem.params), sums.functions(problem)
-    along = layout.unravel(vectors)
+    along = [layout.unravel(vector) for vector in vectors]
     data = np.zeros((len(vectors), 3))
     for batch in sums.resident(problem.batches):
-        for index in range(len(vectors)):
-            one = _loss_derivatives(functions, problem.params, problem.frozen, batch, along, index)
+        for index, vector in enumerate(along):
+            one = _loss_derivatives(functions, problem.params, problem.frozen, batch, vector)
             data[index] += np.asarray(one, np.float64)
     arguments = sums.regulariser_arguments(problem, problem.params)
-    regulariser = [
-        np.asarray(_regulariser_derivatives(*arguments, along, index), np.float64) for index in range(len(vectors))
-    ]
+    regulariser = [np.asarray(_regulariser_derivatives(*arguments, vector), np.float64) for vector in along]
     return data / problem.normaliser, np.array(regulariser)
 
 
@@ -127,42 +128,39 @@ def output_tangents(problem: Problem, vectors: Array) -> np.ndarray:
 
 
 @jax.jit
-def _moved(params: Params, directions: Params, steps: Array, index: int) -> Params:
-    """w + Σ_i s_i v_i at one of the points."""
-    return {name: w + jnp.tensordot(steps[index], directions[name], 1) for name, w in params.items()}
+def _moved(params: Params, directions: Params, step: Array) -> Params:
+    """w + Σ_i s_i v_i."""
+    return {name: w + jnp.tensordot(step, directions[name], 1) for name, w in params.items()}
 
 
 @partial(jax.jit, static_argnums=0)
 def _losses_at(
-    functions: Functions, params: Params, frozen: dict, batch: Batch, directions: Params, steps: Array, index: int
+    functions: Functions, params: Params, frozen: dict, batch: Batch, directions: Params, step: Array
 ) -> Array:
-    """Each example's weighted loss at one of the points: [b]."""
+    """Each example's weighted loss at one point: [b]."""
     predict, loss = functions
-    moved = _moved(params, directions, steps, index)
+    moved = _moved(params, directions, step)
     return outputs.example_losses(loss, predict(moved, frozen, batch.inputs), batch)
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss_derivatives(
-    functions: Functions, params: Params, frozen: dict, batch: Batch, vectors: Params, index: int
-) -> Array:
-    return _three_derivatives(lambda p: batch_loss(functions, p, frozen, batch), params, vectors, index)
+def _loss_derivatives(functions: Functions, params: Params, frozen: dict, batch: Batch, vector: Params) -> Array:
+    return _three_derivatives(lambda p: batch_loss(functions, p, frozen, batch), params, vector)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _regulariser_derivatives(
-    fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params,
-    vectors: Params, index: int,
+    fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params, vector: Params
 ) -> Array:  # fmt: skip
-    return _three_derivatives(sums.regulariser_function(fn, nest, squared, l2, params, frozen), params, vectors, index)
+    return _three_derivatives(sums.regulariser_function(fn, nest, squared, l2, params, frozen), params, vector)
 
 
-def _three_derivatives(function: Callable[[Params], Array], params: Params, vectors: Params, index: int) -> Array:
+def _three_derivatives(function: Callable[[Params], Array], params: Params, vector: Params) -> Array:
     """First, second and third derivative of function(params + s v) in s at 0."""
     zero = jnp.zeros((), next(iter(params.values())).dtype)
 
     def value(s: Array) -> Array:
-        return function({name: w + s * vectors[name][index] for name, w in params.items()})
+        return function({name: w + s * vector[name] for name, w in params.items()})
 
     def forward(inner: Callable[[Array], Any]) -> Callable[[Array], Any]:
         return lambda s: jax.jvp(inner, (s,), (jnp.ones_like(s),))[1]
