@@ -95,6 +95,8 @@ class State:
         path = self._folder / PROBLEM
         now = json.loads(json.dumps(now))
         if not path.exists():
+            # Parts of which nobody can say what they were computed from are none.
+            (self._folder / PARTS).unlink(missing_ok=True)
             output.write_file(path, json.dumps(now, indent=1, sort_keys=True) + "\n")
             return
         try:

@@ -85,6 +85,9 @@ def test_state_of_something_else_is_refused(project, curv):
     project.data()
     (project.folder / "kept/problem.json").write_text("{")
     assert "damaged" in curv(*FAST, *PLANE, "--state", "kept").error
+    (project.folder / "kept/problem.json").unlink()
+    anew = curv(*FAST, *PLANE, "--state", "kept", "--seed", 1).report["result"]
+    assert anew == curv(*FAST, *PLANE, "--seed", 1).report["result"]
 
 
 def test_state_folders_that_cannot_be_used(project, curv):
