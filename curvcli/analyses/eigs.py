@@ -87,10 +87,7 @@ def run(problem: Problem, settings: EigsSettings, monitor: Monitor) -> Answer[Ei
     checks, warnings = examined(problem, operator, settings, block)
     if settings.k > operator.dim:
         warnings.append(f"-k {settings.k} is more than the matrix has rows: all {operator.dim} pairs are given")
-    if plan.method == "dense":
-        pairs = _dense(operator, settings, block, monitor)
-    else:
-        pairs = _lanczos(operator, settings, plan, monitor, warnings)
+    pairs = extreme_pairs(operator, settings, plan, monitor, warnings)
     cosines = None
     if operator.dim == problem.dim:
         cosines = _cosines_squared(pairs.vectors, gradient)
@@ -162,6 +159,15 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
         f"the limit is {planning.human_bytes(limit)}",
         "use a smaller -k, --params for a block of the parameters, or a smaller --batch-size",
     )
+
+
+def extreme_pairs(
+    operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor, warnings: list[str]
+) -> Pairs:
+    """The wanted pairs by the planned method, values descending."""
+    if plan.method == "dense":
+        return _dense(operator, settings, min(plan.block, operator.dim), monitor)
+    return _lanczos(operator, settings, plan, monitor, warnings)
 
 
 def _lanczos(

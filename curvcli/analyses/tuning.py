@@ -7,9 +7,7 @@ or by timing a few (`measured`), which pays where many products follow.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -96,16 +94,15 @@ def planned(
     """
     if given is not None:
         return with_way(problem, settings, given, "given")
+    free = settings.batch_size is None
+    if free and timing != "always" and store is not None and (found := store.get()) is not None:
+        return with_way(problem, settings, found, "remembered")
     default = default_way(problem, settings)
-    if settings.batch_size is not None:
+    if not free:
         return with_way(problem, settings, default, "given")
-    if timing != "always":
-        found = None if store is None else store.get()
-        if found is not None:
-            return with_way(problem, settings, found, "remembered")
-        worth = store is not None and expected_seconds(problem, settings) >= WORTH
-        if timing == "never" or not worth:
-            return with_way(problem, settings, default, "default")
+    worth = store is not None and timing == "if worth it" and expected_seconds(problem, settings) >= WORTH
+    if timing != "always" and not worth:
+        return with_way(problem, settings, default, "default")
     best = measured(problem, settings, default)
     if store is not None:
         store.put(best)
@@ -113,10 +110,12 @@ def planned(
 
 
 def with_way(problem: Problem, settings: AnalysisSettings, way: Way, chosen: Chosen) -> Problem:
-    """The problem with products computed this way."""
+    """The problem with products computed this way; a remembered one keeps linear maps only where they fit today."""
     batch_size = min(way.batch_size, problem.batches.num_examples)
     problem = replace(problem, batches=problem.batches.resized(batch_size))
     kept = _kept_bytes(problem, settings) if way.residuals == "kept" else 0
+    if chosen == "remembered" and not _may_be_kept(kept, settings):
+        kept = 0
     return replace(problem, way=ProblemWay(way.application, kept, chosen))
 
 
@@ -143,8 +142,12 @@ def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
     application: Literal["vmap", "map"] = "map" if alone else "vmap"
     resized = replace(problem, batches=problem.batches.resized(batch_size))
     kept = _kept_bytes(resized, settings)
-    fits = 0 < kept <= memory_limit(settings.max_memory) // KEPT_SHARE
-    return Way(batch_size=batch_size, application=application, residuals="kept" if fits else "fresh")
+    residuals = "kept" if _may_be_kept(kept, settings) else "fresh"
+    return Way(batch_size=batch_size, application=application, residuals=residuals)
+
+
+def _may_be_kept(kept: int, settings: AnalysisSettings) -> bool:
+    return 0 < kept <= memory_limit(settings.max_memory) // KEPT_SHARE
 
 
 def _even(total: int, largest: int) -> int:
@@ -196,36 +199,35 @@ def measured(problem: Problem, settings: AnalysisSettings, default: Way) -> Way:
 
     Cost: some ten blocks of products of one batch, and the compilation of three to six programs.
     """
-    timed = partial(seconds_per_vector, problem, settings)
-    best, shortest = default, timed(default)
-    for change in _changes(settings):
-        while (way := change(best)) is not None and _fits(problem, settings, way):
-            seconds = timed(way)
-            if seconds > MARGIN * shortest:
+    seconds = {_named(default): seconds_per_vector(problem, settings, default)}
+    best = default
+    for change in (_other_application, _smaller, _larger):
+        while (way := change(best, settings)) is not None and _named(way) not in seconds:
+            if not _fits(problem, settings, way):
                 break
-            best, shortest = way, seconds
+            seconds[_named(way)] = seconds_per_vector(problem, settings, way)
+            if seconds[_named(way)] > MARGIN * seconds[_named(best)]:
+                break
+            best = way
     return best
 
 
-def _changes(settings: AnalysisSettings) -> Iterator[Callable[[Way], Way | None]]:
-    """What is tried; each as often as it helps."""
-    tried = set()
+def _named(way: Way) -> tuple[int, str]:
+    return way.batch_size, way.application
 
-    def once(way: Way) -> Way | None:
-        key = (way.batch_size, way.application)
-        new = key not in tried
-        tried.add(key)
-        return way if new else None
 
-    def other(way: Way) -> Way | None:
-        if settings.matrix == "ntk":
-            return None
-        tried.add((way.batch_size, way.application))
-        return once(way.model_copy(update={"application": "map" if way.application == "vmap" else "vmap"}))
+def _other_application(way: Way, settings: AnalysisSettings) -> Way | None:
+    if settings.matrix == "ntk":
+        return None
+    return way.model_copy(update={"application": "map" if way.application == "vmap" else "vmap"})
 
-    yield other
-    yield lambda way: once(way.model_copy(update={"batch_size": way.batch_size // 2})) if way.batch_size > 1 else None
-    yield lambda way: once(way.model_copy(update={"batch_size": way.batch_size * 2}))
+
+def _smaller(way: Way, settings: AnalysisSettings) -> Way | None:
+    return way.model_copy(update={"batch_size": way.batch_size // 2}) if way.batch_size > 1 else None
+
+
+def _larger(way: Way, settings: AnalysisSettings) -> Way | None:
+    return way.model_copy(update={"batch_size": way.batch_size * 2})
 
 
 def _fits(problem: Problem, settings: AnalysisSettings, way: Way) -> bool:

@@ -252,6 +252,13 @@ def load(
     return replace(loaded, problem=problem, warnings=warnings)
 
 
+def given_directions(loaded: Loaded, settings: Any) -> tuple[dict[str, Any], list[str]]:
+    """The directions of `--along` that come from files or the user's code, and warnings."""
+    from curvcli.loading.directions import read_directions
+
+    return read_directions(settings.along, loaded)
+
+
 def _inherited(request: Request, found: Any) -> list[str]:
     """A warning where the command line names model, data and loss, and a curv.toml still adds to them."""
     if request.spec["spec"] is not None or not all(request.spec[name] for name in ("model", "data", "loss")):

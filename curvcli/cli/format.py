@@ -84,6 +84,17 @@ def table(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
+def shortened(text: str, width: int) -> str:
+    """A direction's kind and the end of its argument, in so many characters.
+
+    >>> shortened("checkpoint:runs/7/checkpoints@12", 24), shortened("newton", 24)
+    ('checkpoint:…ckpoints@12', 'newton')
+    """
+    kind, _, argument = text.partition(":")
+    room = width - len(kind) - 2
+    return text if len(text) <= width else f"{kind}:…{argument[len(argument) - max(room, 1) + 1 :]}"
+
+
 def failed(report: Report[Any, Any]) -> list[Part]:
     """A line where a self-check failed."""
     names = ", ".join(name for name, check in report.checks.items() if not check.passed)

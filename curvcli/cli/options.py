@@ -121,10 +121,12 @@ class Request:
             return schema.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            option = _flag(str(first["loc"][-1]))
-            raise UsageError(
-                f"{option} {first['input']}: {first['msg'].lower()}", f"see: curv {self.name} --help"
-            ) from error
+            # The place ends in an index where one of several values is wrong.
+            option = _flag([key for key in first["loc"] if isinstance(key, str)][-1])
+            value = first["input"] if not isinstance(first["input"], list) else " ".join(map(str, first["input"]))
+            said = first["msg"].removeprefix("Value error, ")
+            message = f"{option} {value}: {said[:1].lower()}{said[1:]}"
+            raise UsageError(message, f"see: curv {self.name} --help") from error
 
 
 def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], Any]], Callable[..., Any]]:
@@ -189,10 +191,9 @@ def _setting(name: str, info: Any) -> inspect.Parameter:
             name, inspect.Parameter.KEYWORD_ONLY, default=None,
             annotation=Annotated[bool | None, _inverted(option)],
         )  # fmt: skip
-    if name == "max_memory":
-        kind, extra = str, {"metavar": "SIZE"}
-    if name == "plan":
-        extra = {"metavar": "FILE"}
+    if name in AS_TEXT:
+        kind, metavar = AS_TEXT[name]
+        extra = {"metavar": metavar}
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     if len("|".join(choices)) > LONGEST_METAVAR:
         extra = {"metavar": "NAME"}
@@ -214,6 +215,17 @@ SWITCHED_OFF = {
     "layers": "leave the layers' traces out: a GGN-like matrix needs forward derivatives only, half the cost",
 }
 """What the options of settings that are on by default say."""
+
+AS_TEXT: dict[str, tuple[Any, str]] = {
+    "max_memory": (str, "SIZE"),
+    "plan": (str, "FILE"),
+    "arrays": (str, "FILE"),
+    "vectors": (str, "FILE"),
+    "state": (str, "DIR"),
+    "along": (list[str], "DIRECTION"),
+    "range": (list[str], "LO:HI"),
+}
+"""Settings whose options take text that is understood later, and what stands for it in the help."""
 
 DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads")
 

@@ -1,9 +1,11 @@
-"""A density as characters."""
+"""Densities, lines and planes as characters."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
+from collections.abc import Sequence
 
 from curvcli.schema.spectrum import Density
 
@@ -41,6 +43,98 @@ def density_plot(density: Density, dim: int, *, width: int, height: int, unicode
     lines.append(" " * (label - 1) + ("└" if unicode else "+") + ("─" if unicode else "-") * columns)
     lines.append(" " * label + _axis(density.grid[0], density.grid[-1], columns))
     return "\n".join(lines)
+
+
+def line_plot(
+    s: Sequence[float],
+    loss: Sequence[float | None],
+    model: Sequence[float],
+    *,
+    width: int,
+    height: int,
+    marks: tuple[str, str],
+) -> str:
+    """A loss over a line, and its model where that lies within the picture.
+
+    Parameters
+    ----------
+    s, loss, model
+        The line; None where there is no loss.
+    width, height
+        Characters.
+    marks
+        Of the loss and of the model.
+    """
+    known = [value for value in loss if value is not None] or model
+    low, high = min(known), max(known)
+    margin = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
+    inside = [value for value in model if low - margin <= value <= high + margin]
+    low, high = min([low, *inside]), max([high, *inside])
+    high = high if high > low else low + margin
+    label = 12
+    columns = max(width - label, 20)
+    cells = [[" "] * columns for _ in range(height)]
+    for values, mark in ((model, marks[1]), (loss, marks[0])):
+        for column in range(columns):
+            value = _interpolated(s, values, s[0] + (s[-1] - s[0]) * column / (columns - 1))
+            if value is not None and low <= value <= high:
+                cells[height - 1 - round((value - low) / (high - low) * (height - 1))][column] = mark
+    lines = []
+    for row, cell in enumerate(cells):
+        edge = high - (high - low) * row / (height - 1)
+        name = f"{edge:>{label - 2}.4g}" if row % 3 == 0 or row == height - 1 else " " * (label - 2)
+        lines.append(f"{name} |" + "".join(cell).rstrip())
+    return "\n".join([*lines, " " * label + _axis(s[0], s[-1], columns)])
+
+
+def _interpolated(s: Sequence[float], values: Sequence[float | None], at: float) -> float | None:
+    """Linear between points; None where one beside is missing."""
+    index = min(max(bisect.bisect_right(s, at) - 1, 0), len(s) - 2)
+    left, right = values[index], values[index + 1]
+    share = (at - s[index]) / (s[index + 1] - s[index])
+    if left is None or right is None:
+        return None
+    return left + share * (right - left)
+
+
+def shade_map(
+    a: list[float],
+    b: list[float],
+    loss: list[list[float | None]],
+    *,
+    width: int,
+    height: int,
+    unicode: bool,
+) -> str:
+    """A loss over a plane, darker where it is larger: a to the right, b upwards, ten steps of its logarithm.
+
+    Parameters
+    ----------
+    loss
+        [a][b]; None is left blank.
+    """
+    known = [value for row in loss for value in row if value is not None]
+    if not known:
+        return ""
+    least = min(known)
+    # Three decades below the largest excess are told apart.
+    largest = max(known) - least or 1.0
+    shades = "·░▒▓█" if unicode else ".-=*#"
+    columns = max(min(width - 12, 2 * len(a)), 2)
+    rows = min(height, len(b))
+    lines = []
+    for row in reversed(range(rows)):
+        j = round(row * (len(b) - 1) / max(rows - 1, 1))
+        cells = ""
+        for column in range(columns):
+            value = loss[round(column * (len(a) - 1) / (columns - 1))][j]
+            if value is None:
+                cells += " "
+                continue
+            decades = math.log10(max((value - least) / largest, 1e-3)) / 3 + 1
+            cells += shades[min(int(decades * len(shades)), len(shades) - 1)]
+        lines.append(f"{b[j]:>10.3g} |{cells}")
+    return "\n".join([*lines, " " * 12 + _axis(a[0], a[-1], columns)])
 
 
 def _resampled(values: list[float], columns: int) -> list[float]:

@@ -110,10 +110,11 @@ def active_examples(problem: Problem) -> int:
 
 def regulariser_value(problem: Problem, params: Params) -> Array:
     """R at these parameters; floating ones outside the chosen block count too, so that J does not depend on it."""
-    return _regulariser_and_slope(*_regulariser_arguments(problem, params))[0]
+    return _regulariser_and_slope(*regulariser_arguments(problem, params))[0]
 
 
-def _regulariser_arguments(problem: Problem, params: Params) -> tuple[Any, ...]:
+def regulariser_arguments(problem: Problem, params: Params) -> tuple[Any, ...]:
+    """What `regulariser_function` takes, for a jitted function: the first three are static."""
     regulariser = problem.regulariser
     return regulariser.fn, problem.nest, bool(regulariser.l2), regulariser.l2, params, problem.frozen["params"]
 
@@ -123,6 +124,13 @@ def _regulariser_and_slope(
     fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params
 ) -> tuple[Array, Params]:
     """R and ∇R."""
+    return jax.value_and_grad(regulariser_function(fn, nest, squared, l2, params, frozen))(params)
+
+
+def regulariser_function(
+    fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params
+) -> Callable[[Params], Array]:
+    """R as a function of the differentiated parameters, of the form of `params`."""
     dtype = next(iter(params.values())).dtype
 
     def value(chosen: Params) -> Array:
@@ -135,7 +143,7 @@ def _regulariser_and_slope(
             found += jnp.asarray(fn(nest(everything)), dtype)
         return found
 
-    return jax.value_and_grad(value)(params)
+    return value
 
 
 def regulariser_products(problem: Problem, layout: Layout) -> Callable[[Array], Array] | None:
@@ -178,5 +186,5 @@ def objective_and_gradient(problem: Problem, layout: Layout, params: Params | No
         values.append(value)
         total, lost = _add(total, lost, gradient)
     value = float(np.sum(np.asarray(jax.device_get(values), dtype=np.float64))) / problem.normaliser
-    regulariser, slope = _regulariser_and_slope(*_regulariser_arguments(problem, params))
+    regulariser, slope = _regulariser_and_slope(*regulariser_arguments(problem, params))
     return value + float(regulariser), total / problem.normaliser + layout.ravel(slope)

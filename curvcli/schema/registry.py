@@ -5,8 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from curvcli.schema.diag import DiagReport
+from curvcli.schema.direction import DirectionReport
 from curvcli.schema.eigs import EigsReport
 from curvcli.schema.inspect import ForecastRecord, InspectReport
+from curvcli.schema.landscape import LandscapeReport
 from curvcli.schema.report import ErrorRecord
 from curvcli.schema.saddle import SaddleReport
 from curvcli.schema.spec import ProblemSpec
@@ -19,6 +21,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "diag": DiagReport,
     "eigs": EigsReport,
     "saddle": SaddleReport,
+    "direction": DirectionReport,
+    "landscape": LandscapeReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

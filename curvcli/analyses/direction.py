@@ -1,0 +1,367 @@
+"""What does the loss do along this direction?
+
+Exact derivatives at the weights (slope, curvature, third derivative, change of the outputs), and the true loss along
+the line beside its quadratic model. All points of all lines are evaluated in one pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.analyses import lines, planning
+from curvcli.analyses.answer import Answer
+from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.lines import Direction, Finder
+from curvcli.curvature import along, build_for
+from curvcli.curvature.flatten import Layout
+from curvcli.curvature.forms import example_forms
+from curvcli.errors import NumericsError
+from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.meter import Meter
+from curvcli.problem import Params, Problem
+from curvcli.schema.direction import (
+    DirectionResult,
+    Directions,
+    DirectionSettings,
+    OutputChange,
+    Profile,
+    Quotients,
+)
+from curvcli.schema.inspect import Forecast
+from curvcli.schema.lines import Line, LineSettings
+from curvcli.schema.plan import Plan
+
+Array = Any
+
+WITHIN = 0.1
+"""Of the change that the quadratic predicts: how far the loss may be from it inside the radius."""
+
+HALVINGS = 8
+"""Of the first step, in the search for a radius below it."""
+
+
+class Local(NamedTuple):
+    """Derivatives along k unit vectors."""
+
+    slope: np.ndarray  # [k], ∇J·u
+    curvature: np.ndarray  # [k], uᵀAu of the matrix asked for
+    hessian: np.ndarray  # [k]
+    ggn: np.ndarray  # [k]
+    third: np.ndarray  # [k]
+
+    def along(self, index: int) -> tuple[float, float]:
+        """Slope and curvature along one of them."""
+        return float(self.slope[index]), float(self.curvature[index])
+
+
+class Parabola(NamedTuple):
+    """The quadratic model along a vector, s in multiples of it."""
+
+    origin: float
+    slope: float
+    curvature: float
+
+    def at(self, s: np.ndarray) -> np.ndarray:
+        """Its values."""
+        return self.origin + s * self.slope + 0.5 * s**2 * self.curvature
+
+    @property
+    def minimum(self) -> float | None:
+        """Where it is least."""
+        lowest = -self.slope / self.curvature if self.curvature > 0 else np.inf
+        return float(lowest) if np.isfinite(lowest) else None
+
+
+def run(
+    problem: Problem, settings: DirectionSettings, given: dict[str, Params], monitor: Monitor
+) -> Answer[DirectionResult | Directions]:
+    """Derivatives and profiles along the directions asked for.
+
+    Parameters
+    ----------
+    given
+        Directions from outside the problem, by the text that asks for them.
+
+    Raises
+    ------
+    NumericsError
+        No direction exists at these weights, or something along one is not finite.
+
+    Notes
+    -----
+    Cost: about 12 forward passes a direction for the derivatives, one a point for the profiles, in four passes over
+    the data; the products of MINRES for `newton`, those of `curv eigs` for eigenvectors.
+    """
+    lines.check(problem, settings)
+    value, gradient = finite_objective(problem)
+    meter = Meter()
+    operator = meter.count(build_for(problem, settings))
+    checks, warnings = examined(problem, operator, settings, max(len(settings.along), 2))
+    warnings += lines.not_a_curvature(settings)
+    found, undefined = Finder(problem, operator, settings, gradient, given, monitor, warnings).all()
+    units = jnp.stack([one.vector / one.norm for one in found])
+    local = derivatives(problem, settings, operator.matmat, units, meter)
+    changes = _output_changes(problem, units, meter)
+    reach = weights_norm(problem)
+    natural = [natural_range(one.norm, *local.along(i), value, reach) for i, one in enumerate(found)]
+    grids = [lines.grid(settings.bounds(one.index) or natural[i], settings.points) for i, one in enumerate(found)]
+
+    def measure(chosen: list[np.ndarray]) -> Measured | None:
+        return _losses(problem, settings, found, chosen, monitor, meter)
+
+    measured = measure(grids)
+    origin = value if measured is None else measured.origin
+    parabolas = [
+        Parabola(origin, slope * one.norm, curvature * one.norm**2)
+        for one, (slope, curvature) in zip(found, map(local.along, range(len(found))), strict=True)
+    ]
+    radii: list[tuple[float | None, bool]] = [(None, False)] * len(found)
+    if measured is None:
+        warnings.append("the profile was not reached: its losses are null")
+    else:
+        radii = _nearer(parabolas, grids, measured, measure)
+        warnings += _remarks(found, parabolas, grids, measured)
+    results = [
+        _result(one, local, i, changes[i], grids[i], measured, parabolas[i], radii[i], gradient)
+        for i, one in enumerate(found)
+    ]
+    arrays = {}
+    if settings.arrays:
+        vectors = jnp.stack([one.vector for one in found])
+        by_path = Layout.of(problem.params).unravel(vectors)
+        arrays = {f"vectors/{name}": np.asarray(rows) for name, rows in by_path.items()}
+        arrays["outputs"] = along.output_tangents(problem, vectors)
+        meter.data_passes += 1
+    several = len(settings.along) > 1
+    result = Directions(directions=results, undefined=undefined) if several else results[0]
+    return Answer(result, meter, value, checks, warnings, arrays)
+
+
+def forecast(problem: Problem, settings: DirectionSettings) -> tuple[Plan, Forecast]:
+    """How the work would be cut, the bytes, and at most how many products."""
+    needed = lines.check(problem, settings)
+    products = lines.products(problem, settings)
+    plan = planning.cut(problem, len(settings.along))
+    return plan, Forecast(products=products, data_passes=products + 4, bytes=needed)
+
+
+def derivatives(
+    problem: Problem, settings: LineSettings, matmat: Callable[[Array], Array], units: Array, meter: Meter
+) -> Local:
+    """Slope, curvatures and third derivative along unit vectors [k, dim].
+
+    The quotients of Hessian and GGN come from forward derivatives; another matrix costs a product a vector.
+
+    Raises
+    ------
+    NumericsError
+        One is not finite.
+    """
+    data, rest = along.derivatives(problem, units)
+    ggn = example_forms(problem, "ggn", units).mean(axis=1)
+    meter.forms += 2 * len(units)
+    meter.data_passes += 2
+    curved = rest[:, 1] if settings.regulariser else np.zeros(len(units))
+    hessian, ggn = data[:, 1] + curved, ggn + curved
+    if settings.matrix in ("hessian", "ggn"):
+        curvature = (hessian if settings.matrix == "hessian" else ggn) + settings.damping
+    else:
+        images = np.asarray(matmat(units), np.float64)
+        curvature = np.einsum("kd,kd->k", images, np.asarray(units, np.float64))
+    found = Local(data[:, 0] + rest[:, 0], curvature, hessian, ggn, data[:, 2] + rest[:, 2])
+    if not all(np.all(np.isfinite(one)) for one in found):
+        raise NumericsError("a derivative along the direction is not finite", "try --dtype float64")
+    return found
+
+
+def line(found: Direction, slope: float, curvature: float, gradient: Array) -> Line:
+    """What the report says of every direction."""
+    size = float(np.linalg.norm(np.asarray(gradient, np.float64)))
+    return Line(
+        direction=found.name, norm=found.norm, slope=slope, rayleigh_quotient=curvature,
+        gradient_cosine=float(np.clip(slope / size, -1, 1)) if size else None,
+        solve=found.solve, eigenvalue=found.eigenvalue,
+    )  # fmt: skip
+
+
+def model_radius(
+    s: np.ndarray, loss: np.ndarray, quadratic: np.ndarray, origin: float, noise: float
+) -> tuple[float | None, bool]:
+    """The largest r such that the quadratic holds for |s| ≤ r, and whether only the range ends there.
+
+    It holds at s where |loss − quadratic| is at most a tenth of the largest change that the quadratic predicts between
+    0 and s, plus the rounding. (Of the change at s itself it would be nothing where the parabola comes back to J.)
+
+    Parameters
+    ----------
+    s, loss, quadratic
+        The profile, [p] each; a loss that is not finite is a failure.
+    origin
+        J at s = 0.
+    noise
+        Of a difference of losses.
+
+    Returns
+    -------
+    The radius, linear between grid points; None where the model fails between 0 and the first point, or no point of
+    the range lies on either side of 0.
+    """
+    error = np.where(np.isfinite(loss), np.abs(loss - quadratic), np.inf)
+    ends, failed = [], []
+    for side in (s[s < 0][::-1], s[s > 0]):
+        order = np.searchsorted(s, side)
+        allowed = WITHIN * np.maximum.accumulate(np.abs(quadratic[order] - origin)) + noise
+        excess = error[order] - allowed
+        over = np.flatnonzero(excess > 0)
+        if not len(over):
+            ends += [abs(side[-1])] if len(side) else []
+            continue
+        first = over[0]
+        if first == 0:
+            return None, False
+        inside, outside = excess[first - 1], excess[first]
+        share = 0.0 if np.isinf(outside) else -inside / (outside - inside)
+        failed.append(abs(side[first - 1]) + share * (abs(side[first]) - abs(side[first - 1])))
+    if failed:
+        return float(min(failed)), False
+    return (float(max(ends)), True) if ends else (None, False)
+
+
+def weights_norm(problem: Problem) -> float:
+    """‖w‖ of the differentiated parameters."""
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in problem.params.values())))
+
+
+def natural_range(norm: float, slope: float, curvature: float, loss: float, reach: float) -> tuple[float, float]:
+    """As far as the quadratic changes the loss by its own size, or twice as far as its minimum where that is more; no
+    further than ‖w‖.
+
+    The length of a gradient, or 1 for a unit vector, says nothing of how far to look; the curvature does.
+    """
+    slope, curvature = abs(slope), abs(curvature)
+    if not curvature > 0:
+        return -1.0, 1.0
+    far = max(2 * slope / curvature, float(np.sqrt(2 * abs(loss) / curvature)))
+    far = (min(far, reach) if reach > 0 else far) / norm
+    return (-far, far) if np.isfinite(far) and far > 0 else (-1.0, 1.0)
+
+
+class Measured(NamedTuple):
+    """True losses along lines."""
+
+    origin: float  # J(w)
+    noise: float  # of a difference of losses
+    rows: list[np.ndarray]  # one a line
+
+
+def _losses(
+    problem: Problem,
+    settings: LineSettings,
+    found: list[Direction],
+    grids: list[np.ndarray],
+    monitor: Monitor,
+    meter: Meter,
+) -> Measured | None:
+    """The losses over each grid, all from one pass over the data; None where it was given up."""
+    first = lines.reference_points(problem, len(found))
+    points = [first, *(np.outer(s, np.eye(len(found) + 1)[i]) for i, s in enumerate(grids))]
+    directions = lines.with_nudge(problem, jnp.stack([one.vector for one in found]), settings.seed)
+    losses = along.losses(problem, directions, np.concatenate(points), stop=monitor.stop)
+    meter.data_passes += 1
+    if losses is None:
+        return None
+    reference, *rows = np.split(losses, np.cumsum([len(part) for part in points])[:-1])
+    return Measured(float(reference[0]), lines.rounding(problem, reference), rows)
+
+
+def _nearer(
+    parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured, finer: Callable[..., Measured | None]
+) -> list[tuple[float | None, bool]]:
+    """The radius of each model; where it is less than the first step, from points nearer to 0 in a second pass.
+
+    Parameters
+    ----------
+    finer
+        Takes further grids, one a direction (empty where none is needed), and gives their losses.
+    """
+
+    def radius(i: int, s: np.ndarray, loss: np.ndarray) -> tuple[float | None, bool]:
+        return model_radius(s, loss, parabolas[i].at(s), parabolas[i].origin, measured.noise)
+
+    radii = [radius(i, s, loss) for i, (s, loss) in enumerate(zip(grids, measured.rows, strict=True))]
+    near = [_near(s) if at is None and np.any(s != 0) else s[:0] for s, (at, _) in zip(grids, radii, strict=True)]
+    if not any(map(len, near)) or (more := finer(near)) is None:
+        return radii
+    for i, (s, loss) in enumerate(zip(near, more.rows, strict=True)):
+        everywhere, losses = np.r_[grids[i], s], np.r_[measured.rows[i], loss]
+        order = np.argsort(everywhere, kind="stable")
+        radii[i] = radius(i, everywhere[order], losses[order])
+    return radii
+
+
+def _remarks(
+    found: list[Direction], parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured
+) -> list[str]:
+    """Warnings where a profile says little."""
+    remarks = [
+        f"{one.name}: the quadratic changes the loss by no more than rounding over this range: widen --range, "
+        "or use --dtype float64"
+        for one, parabola, s in zip(found, parabolas, grids, strict=True)
+        if np.max(np.abs(parabola.at(s) - parabola.origin)) <= measured.noise
+    ]
+    if not all(np.all(np.isfinite(row)) for row in measured.rows):
+        remarks.append("the loss is not finite at some points: they are null")
+    return remarks
+
+
+def _near(s: np.ndarray) -> np.ndarray:
+    """Between 0 and the first point of each side, halved again and again."""
+    sides = [side[np.argmin(np.abs(side))] for side in (s[s < 0], s[s > 0]) if len(side)]
+    return np.outer(sides, 0.5 ** np.arange(1, HALVINGS + 1)).ravel()
+
+
+def _result(
+    found: Direction,
+    local: Local,
+    index: int,
+    change: OutputChange,
+    s: np.ndarray,
+    measured: Measured | None,
+    parabola: Parabola,
+    radius: tuple[float | None, bool],
+    gradient: Array,
+) -> DirectionResult:
+    """One direction as the report has it."""
+    loss = lines.finite(np.full(len(s), np.nan) if measured is None else measured.rows[index])
+    return DirectionResult(
+        **dict(line(found, *local.along(index), gradient)),
+        rayleigh_quotients=Quotients(hessian=float(local.hessian[index]), ggn=float(local.ggn[index])),
+        third_derivative=float(local.third[index]),
+        output_change=change,
+        quadratic_minimum=parabola.minimum,
+        profile=Profile(s=s.tolist(), loss=loss, quadratic=parabola.at(s).tolist()),
+        noise=None if measured is None else measured.noise, model_radius=radius[0], model_radius_censored=radius[1],
+    )  # fmt: skip
+
+
+def _output_changes(problem: Problem, units: Array, meter: Meter) -> list[OutputChange]:
+    """How far each example's outputs move along unit vectors: the examples' shares of the classical Gauss–Newton form.
+
+    Source: vᵀ(Σ a_n J_nᵀJ_n)v = Σ a_n ‖J_n v‖².
+    """
+    batches = problem.batches
+    scale = problem.normaliser / batches.num_examples
+    squares = np.maximum(example_forms(problem, "gauss-newton", units) * scale, 0)
+    meter.forms += len(units)
+    meter.data_passes += 1
+    active = np.any(batches.weight.reshape(len(batches.weight), -1) > 0, axis=1)
+    return [
+        OutputChange(
+            rms=float(np.sqrt(np.mean(row[active]))), max=float(np.sqrt(row.max())), example=int(np.argmax(row))
+        )
+        for row in squares
+    ]

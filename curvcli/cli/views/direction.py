@@ -1,0 +1,88 @@
+"""`curv direction` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, eigenvalue, failed, header, number, shortened, table
+from curvcli.cli.plot_text import line_plot
+from curvcli.schema.direction import DirectionReport, DirectionResult
+
+MOST = 12
+"""Directions that are shown in the table of several."""
+
+
+def view(report: DirectionReport, width: int, unicode: bool) -> list[Part]:
+    """The curvature, a table, and the loss against its quadratic model; of several directions a table alone."""
+    result, cost = report.result, report.cost
+    if isinstance(result, DirectionResult):
+        parts = [Text(_headline(report, result), style="bold"), header(report), *failed(report), Text("")]
+        parts += [_facts(report, result), Text(""), *_plot(result, width, unicode)]
+    else:
+        shown = result.directions
+        steepest = max(shown, key=lambda one: one.rayleigh_quotient)
+        headline = f"Curvature of the {report.matrix} along {len(shown)} directions: most along {steepest.direction}, "
+        headline += number(steepest.rayleigh_quotient)
+        parts = [Text(headline, style="bold"), header(report), *failed(report), Text(""), _table(shown)]
+        parts += [Text(f"undefined: {one.direction}: {one.reason}") for one in result.undefined]
+    foot = f"{cost.products} products, {cost.forms} forms, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    return [*parts, Text(foot, style="dim")]
+
+
+def _headline(report: DirectionReport, result: DirectionResult) -> str:
+    """`Curvature along newton: 0.12 (hessian); the quadratic model holds to |s| ≤ 0.4`."""
+    text = f"Curvature along {result.direction}: {number(result.rayleigh_quotient)} ({report.matrix})"
+    return f"{text}; {_radius(result)}"
+
+
+def _radius(result: DirectionResult) -> str:
+    if result.model_radius is None:
+        return "no radius of the quadratic model"
+    bound = "at least to" if result.model_radius_censored else "to"
+    return f"the quadratic holds {bound} |s| = {result.model_radius:.3g}"
+
+
+def _facts(report: DirectionReport, result: DirectionResult) -> Table:
+    change, quotients = result.output_change, result.rayleigh_quotients
+    rows = [
+        ("‖v‖", number(result.norm)),
+        ("slope", number(result.slope) + ("" if result.gradient_cosine is None else
+         f" (cosine to the gradient {result.gradient_cosine:.3g})")),
+        ("vᵀHv/vᵀv, vᵀGv/vᵀv", f"{number(quotients.hessian)}, {number(quotients.ggn)}"),
+        ("third derivative", number(result.third_derivative)),
+        ("outputs move by", f"{number(change.rms)} (rms), at most {number(change.max)} (example {change.example})"),
+    ]  # fmt: skip
+    if result.quadratic_minimum is not None:
+        rows.append(("quadratic least at", f"s = {number(result.quadratic_minimum)}"))
+    if result.eigenvalue is not None:
+        rows.append(("eigenvalue", eigenvalue(result.eigenvalue)))
+    if result.solve is not None:
+        solve = result.solve
+        text = f"{solve.status}, relative residual {solve.residual:.2g}, {solve.iterations} products"
+        rows.append(("solve", f"{text}, λ_min ≤ {number(solve.lowest_curvature)}"))
+    return table(rows)
+
+
+def _plot(result: DirectionResult, width: int, unicode: bool) -> list[Part]:
+    profile = result.profile
+    marks = ("●", "·") if unicode else ("o", ".")
+    title = Text(f"loss {marks[0]} and quadratic {marks[1]} along s·v")
+    plot = line_plot(profile.s, profile.loss, profile.quadratic, width=min(width, 100), height=12, marks=marks)
+    return [title, Text(plot)]
+
+
+def _table(found: list[DirectionResult]) -> Table:
+    """One row a direction."""
+    grid = Table.grid(padding=(0, 2))
+    names = ["direction", "slope", "vᵀHv", "vᵀGv", "third", "outputs", "radius"]
+    grid.add_row(*(Text(name, style="dim", justify="left" if not i else "right") for i, name in enumerate(names)))
+    for one in found[:MOST]:
+        radius = "–" if one.model_radius is None else f"{one.model_radius:.3g}"
+        cells = [one.slope, one.rayleigh_quotients.hessian, one.rayleigh_quotients.ggn, one.third_derivative]
+        texts = [*(f"{value:.3g}" for value in (*cells, one.output_change.rms))]
+        radius = f"≥ {radius}" if one.model_radius_censored else radius
+        grid.add_row(Text(shortened(one.direction, 22)), *(Text(text, justify="right") for text in [*texts, radius]))
+    if len(found) > MOST:
+        grid.add_row(f"… {len(found) - MOST} more")
+    return grid

@@ -1,0 +1,77 @@
+"""`curv landscape` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, failed, header, number, shortened, table
+from curvcli.cli.plot_text import line_plot, shade_map
+from curvcli.schema.landscape import LandscapeReport, LandscapeResult
+
+
+def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
+    """The range of the losses or the barrier, the directions, and a picture."""
+    result, cost = report.result, report.cost
+    parts = [Text(_headline(result), style="bold"), header(report), *failed(report), Text(""), _directions(result)]
+    parts += [table(_facts(result)), Text(""), *_picture(result, width, unicode)]
+    foot = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    return [*parts, Text(foot, style="dim")]
+
+
+def _headline(result: LandscapeResult) -> str:
+    names = " × ".join(one.direction for one in result.directions)
+    if result.barrier is not None:
+        noise = ", no more than rounding" if result.barrier <= (result.noise or 0) else ""
+        return f"Barrier along {names}: {number(result.barrier)} at s = {result.barrier_at:.3g}{noise}"
+    values = _values(result)
+    if not values:
+        return f"Loss over {names}: nothing was reached"
+    return f"Loss over {names}: {number(min(values))} to {number(max(values))}"
+
+
+def _values(result: LandscapeResult) -> list[float]:
+    rows = [row if isinstance(row, list) else [row] for row in result.loss]
+    return [value for row in rows for value in row if value is not None]
+
+
+def _facts(result: LandscapeResult) -> list[tuple[str, str]]:
+    rows = [("loss at the weights", number(result.loss_at_weights))]
+    values = _values(result)
+    if values:
+        rows.append(("least and largest loss", f"{number(min(values))}, {number(max(values))}"))
+    if result.end_loss is not None:
+        rows.append(("loss at s = 1", number(result.end_loss)))
+        rows.append(("above the higher end", number(result.barrier_above_higher_end or 0.0)))
+    if result.cosine is not None:
+        rows.append(("cosine of A and B", f"{result.cosine:.3g}"))
+    return rows
+
+
+def _directions(result: LandscapeResult) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    names = ["", "direction", "range", "‖v‖", "slope", "vᵀAv/vᵀv"]
+    grid.add_row(*(Text(name, style="dim") for name in names))
+    for letter, one, axis in zip("AB", result.directions, (result.a, result.b or []), strict=False):
+        cells = [
+            letter,
+            shortened(one.direction, 30),
+            f"{axis[0]:.3g} … {axis[-1]:.3g}",
+            number(one.norm),
+            number(one.slope),
+        ]
+        grid.add_row(*(Text(cell) for cell in [*cells, number(one.rayleigh_quotient)]))
+    return grid
+
+
+def _picture(result: LandscapeResult, width: int, unicode: bool) -> list[Part]:
+    width = min(width, 100)
+    if result.b is None:
+        marks = ("●", "·") if unicode else ("o", ".")
+        title = Text(f"loss {marks[0]} and quadratic {marks[1]} along a·A")
+        losses = [one for one in result.loss if not isinstance(one, list)]
+        model = [one for one in result.quadratic if not isinstance(one, list)]
+        return [title, Text(line_plot(result.a, losses, model, width=width, height=12, marks=marks))]
+    rows = [row for row in result.loss if isinstance(row, list)]
+    plot = shade_map(result.a, result.b, rows, width=width, height=16, unicode=unicode)
+    return [Text("log of the loss above the least one; A to the right, B upwards"), Text(plot)]

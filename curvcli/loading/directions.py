@@ -1,0 +1,185 @@
+"""Directions that come from outside the problem: the way to another checkpoint, a saved array, the tangent of a
+transformation. Whatever does not fit the weights is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.errors import DataError, NotFoundError, SpecError
+from curvcli.loading.checkpoint import find_params, load_checkpoint
+from curvcli.loading.model import user_code
+from curvcli.loading.resolve import Loaded, checkpoint_path
+from curvcli.loading.targets import Targets
+from curvcli.loading.trees import flatten_tree
+from curvcli.problem import Params
+from curvcli.schema.lines import FROM_FILES, Along
+
+Leaves = dict[str, Any]
+
+
+def read_directions(along: list[str], loaded: Loaded) -> tuple[dict[str, Params], list[str]]:
+    """The directions that come from files or the user's code, by the text that asks for them, and warnings.
+
+    Parameters
+    ----------
+    along
+        All that is asked for; what the problem itself defines is passed over.
+
+    Returns
+    -------
+    Vectors as float64 arrays by parameter path, of the differentiated parameters' shapes.
+
+    Raises
+    ------
+    NotFoundError
+        A file is not there.
+    DataError
+        An array is missing, misshapen or not finite, or the vector is zero.
+    SpecError
+        The user's transformation fails, or is not the identity at s = 0.
+    """
+    warnings: list[str] = []
+    readers: dict[str, Callable[[str, Loaded, list[str]], Leaves]] = {
+        "checkpoint": _to_checkpoint, "array": _saved, "tangent": _tangent
+    }  # fmt: skip
+    found = {}
+    for text in dict.fromkeys(along):
+        kind, argument = Along.parse(text)
+        if kind in FROM_FILES:
+            found[text] = _checked(text, readers[kind](argument, loaded, warnings), loaded.problem.params)
+    return found, warnings
+
+
+def _checked(text: str, leaves: Leaves, params: Params) -> Params:
+    """The leaves of the differentiated parameters, all there, of their shapes, finite, not all zero."""
+    vector = {}
+    for name, weight in params.items():
+        if name not in leaves:
+            raise DataError(f"{text}: there is no {name!r}", f"it has: {', '.join(sorted(leaves)[:8]) or 'no arrays'}")
+        leaf = np.asarray(leaves[name], np.float64)
+        if leaf.shape != weight.shape:
+            raise DataError(
+                f"{text}: {name!r} is {list(leaf.shape)}, the weights are {list(weight.shape)}",
+                "the direction must come from the same model",
+            )
+        if not np.all(np.isfinite(leaf)):
+            raise DataError(f"{text}: {name!r} is not finite", "choose a vector without NaN and infinities")
+        vector[name] = leaf
+    if not any(np.any(leaf) for leaf in vector.values()):
+        raise DataError(
+            f"{text}: the direction is zero",
+            "the weights are the same in both" if text.startswith("checkpoint:") else "give a vector that is not zero",
+        )
+    return vector
+
+
+def _to_checkpoint(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
+    """The difference of another checkpoint's parameters and these."""
+    path, step = argument, None
+    head, separator, tail = argument.rpartition("@")
+    if separator and tail.isdecimal() and not Path(argument).exists():
+        path, step = head, int(tail)
+    chosen = loaded.spec.checkpoint.params
+    tree = load_checkpoint(checkpoint_path(path, None, Path.cwd()), step=step, params=chosen).tree
+    params, rest = find_params(tree, chosen)
+    other = {**flatten_tree(rest), **flatten_tree(params)}
+    for collection in rest.values():  # as the paths of an nnx model have it
+        other.update(flatten_tree(collection))
+    held = flatten_tree(loaded.problem.frozen["collections"])
+    changed = [name for name, leaf in held.items() if name in other and not _equal(other[name], leaf)]
+    if changed:
+        warnings.append(
+            f"checkpoint:{argument} has other {changed[0].partition('/')[0]}, which are held at this checkpoint's "
+            "values: the loss at s = 1 is not the one that the other checkpoint has by itself"
+        )
+    return {
+        name: np.asarray(other[name]).astype(np.float64) - np.asarray(weight, np.float64)
+        if np.shape(other[name]) == weight.shape
+        else other[name]
+        for name, weight in loaded.problem.params.items()
+        if name in other
+    }
+
+
+def _equal(theirs: Any, ours: Any) -> bool:
+    return bool(np.array_equal(np.asarray(theirs).astype(ours.dtype), np.asarray(ours)))
+
+
+def _saved(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
+    """Arrays by parameter path, as `curv diag --arrays` writes them, or a row of those of `--vectors`."""
+    path, row = argument, None
+    head, separator, tail = argument.rpartition("#")
+    if separator and tail.isdecimal() and not Path(argument).exists():
+        path, row = head, int(tail)
+    arrays = _arrays(Path(path))
+    rows = {name.removeprefix("vectors/"): leaf for name, leaf in arrays.items() if name.startswith("vectors/")}
+    if not rows:
+        if row is not None:
+            raise DataError(f"array:{argument}: {path} holds one vector, no rows", f"use array:{path}")
+        return arrays
+    counts = {len(leaf) if leaf.ndim else 0 for leaf in rows.values()}
+    count = counts.pop()
+    if counts or not count:
+        raise DataError(f"array:{argument}: the arrays of vectors have different numbers of rows", "write them anew")
+    if row is None and count > 1:
+        raise DataError(f"array:{argument}: {path} holds {count} vectors", f"say which: array:{path}#1 … #{count}")
+    index = 1 if row is None else row
+    if not 1 <= index <= count:
+        raise DataError(f"array:{argument}: {path} has the vectors 1 … {count}", f"use array:{path}#1")
+    return {name: leaf[index - 1] for name, leaf in rows.items()}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz or .safetensors file."""
+    if not path.is_file():
+        raise NotFoundError(f"no array file {path}", "give an .npz or .safetensors file with arrays by parameter path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise DataError(
+            f"{path}: no file of arrays ({type(error).__name__}: {str(error)[:120]})", "write it with numpy.savez"
+        ) from error
+
+
+def _tangent(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
+    """d/ds T(params, s) at s = 0, T being the user's."""
+    transform = Targets(Path.cwd(), True, "the command line").load(argument)
+    if not callable(transform):
+        raise SpecError(f"tangent:{argument} is no function", "it should be T(params, s) -> params")
+    problem = loaded.problem
+    everything = {**problem.frozen["params"], **problem.params}
+    nested = problem.nest(everything)
+    zero = jnp.zeros((), problem.dtype)
+    value, tangent = user_code(
+        f"the transformation {argument}", jax.jvp, lambda s: transform(nested, s), (zero,), (jnp.ones_like(zero),)
+    )
+    value, tangent = flatten_tree(value), flatten_tree(tangent)
+    for name, weight in everything.items():
+        if name not in value or np.shape(value[name]) != weight.shape:
+            raise SpecError(
+                f"T(params, s) of {argument} returns no {name!r} of shape {list(weight.shape)}",
+                "return parameters of the form they came in, those that do not move too",
+            )
+        if not jnp.issubdtype(weight.dtype, jnp.floating):
+            continue
+        scale = float(jnp.max(jnp.abs(weight), initial=0))
+        if not float(jnp.max(jnp.abs(value[name] - weight), initial=0)) <= 100 * jnp.finfo(problem.dtype).eps * scale:
+            raise SpecError(
+                f"T(params, 0) of {argument} is not the identity: it changes {name!r}",
+                "T(params, s) must give the parameters back at s = 0",
+            )
+    moved = [n for n, w in problem.frozen["params"].items() if w.dtype == problem.dtype and np.any(tangent[n])]
+    if moved:
+        warnings.append(f"tangent:{argument} moves {moved[0]} too, which is held fixed: its part outside is left out")
+    return tangent

@@ -1,0 +1,176 @@
+"""Lines through the weights: what `--along` and `--range` can say, and what is told of a direction."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from curvcli.schema.base import Strict
+from curvcli.schema.estimate import Eigenvalue
+from curvcli.schema.settings import AnalysisSettings
+
+ARGUMENTS = {
+    "gradient": None,
+    "newton": None,
+    "random": None,
+    "filter-normalized": None,
+    "eigenvector": "K",
+    "checkpoint": "PATH",
+    "array": "FILE",
+    "tangent": "TARGET",
+}
+"""Kinds of directions, and what stands behind their colon."""
+
+FROM_FILES = ("checkpoint", "array", "tangent")
+"""Those that come from outside the problem."""
+
+RANGES = {
+    "checkpoint": (-0.5, 1.5),
+    "newton": (-0.5, 1.5),
+    "filter-normalized": (-1.0, 1.0),
+    "array": (-1.0, 1.0),
+    "tangent": (-1.0, 1.0),
+}
+"""Default ranges; those of the others, whose length means nothing, depend on the curvature along them."""
+
+
+class Along(NamedTuple):
+    """A direction as asked for."""
+
+    kind: str
+    argument: str
+
+    @classmethod
+    def parse(cls, text: str) -> Along:
+        """Taken apart.
+
+        Raises
+        ------
+        ValueError
+            There is no such direction.
+
+        >>> Along.parse("eigenvector:-1"), Along.parse("random")
+        (Along(kind='eigenvector', argument='-1'), Along(kind='random', argument=''))
+        """
+        kind, separator, argument = text.partition(":")
+        if kind not in ARGUMENTS:
+            raise ValueError("no such direction; there are " + ", ".join(_form(name) for name in ARGUMENTS))
+        if bool(argument) != bool(ARGUMENTS[kind]) or bool(separator) != bool(argument):
+            raise ValueError(f"write it as {_form(kind)}")
+        if kind == "eigenvector" and not (argument.removeprefix("-").isdecimal() and int(argument)):
+            raise ValueError("write it as eigenvector:K, K = 1 being the largest eigenvalue, K = -1 the smallest")
+        return cls(kind, argument)
+
+    @property
+    def rank(self) -> int:
+        """K of `eigenvector:K`."""
+        return int(self.argument)
+
+
+def _form(kind: str) -> str:
+    return kind if ARGUMENTS[kind] is None else f"{kind}:{ARGUMENTS[kind]}"
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """`LO:HI`.
+
+    Raises
+    ------
+    ValueError
+        They are no two finite numbers in ascending order.
+
+    >>> parse_range("-0.5:1.5")
+    (-0.5, 1.5)
+    """
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError("write it as LO:HI, two numbers with LO < HI")
+    return low, high
+
+
+def _known(text: str) -> str:
+    Along.parse(text)
+    return text
+
+
+def _ordered(text: str) -> str:
+    parse_range(text)
+    return text
+
+
+class LineSettings(AnalysisSettings):
+    """What the analyses along lines can be told."""
+
+    probes: int | None = Field(
+        default=None, ge=1, description="products for each Newton direction, or for each end's eigenvectors (1000)"
+    )
+    along: list[Annotated[str, AfterValidator(_known)]] = Field(
+        default_factory=lambda: ["gradient"],
+        min_length=1,
+        description="gradient, newton, random, filter-normalized, eigenvector:K, checkpoint:PATH[@STEP], "
+        "array:FILE[#ROW], tangent:TARGET with T(params, s) (repeatable; default: gradient)",
+    )
+    range: list[Annotated[str, AfterValidator(_ordered)]] = Field(
+        default_factory=list,
+        description="of s, in multiples of the vector; once, or once for each --along (default: by the direction)",
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _one_or_one_each(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        asked = len(info.data.get("along", value))
+        if len(value) not in (0, 1, asked):
+            raise ValueError(f"give one range for all, or one for each of the {asked} directions")
+        return value
+
+    @property
+    def directions(self) -> list[Along]:
+        """The directions asked for."""
+        return [Along.parse(text) for text in self.along]
+
+    def bounds(self, index: int) -> tuple[float, float] | None:
+        """The range of one direction; None where its curvature sets it."""
+        if self.range:
+            return parse_range(self.range[index if len(self.range) > 1 else 0])
+        return RANGES.get(self.directions[index].kind)
+
+    @property
+    def max_probes(self) -> int:
+        """Products that each iteration may spend; 1 where none is needed."""
+        iterated = any(one.kind in ("newton", "eigenvector") for one in self.directions)
+        return self.probes or (1000 if iterated else 1)
+
+
+class Solve(Strict):
+    """How the linear system behind a direction was solved."""
+
+    status: Literal["converged", "least-squares", "not-converged"] = Field(
+        description="least-squares: the matrix is singular within the tolerance, and the rest of −∇J lies where it is 0"
+    )
+    residual: float = Field(ge=0, description="‖A d + ∇J‖ / ‖∇J‖, measured")
+    iterations: int = Field(ge=0)
+    lowest_curvature: float = Field(description="smallest Ritz value met: λ_min of the matrix is no larger")
+
+
+class Line(Strict):
+    """A direction v and the derivatives of J along it, those of the unit vector."""
+
+    direction: str = Field(description="as asked for")
+    norm: float = Field(gt=0, description="‖v‖ of the vector as given")
+    slope: float = Field(description="∇J·v/‖v‖")
+    rayleigh_quotient: float = Field(description="vᵀAv/vᵀv, A the matrix asked for")
+    gradient_cosine: float | None = Field(ge=-1, le=1, description="cosine of the angle to ∇J; null where ∇J = 0")
+    solve: Solve | None = Field(default=None, description="of newton")
+    eigenvalue: Eigenvalue | None = Field(default=None, description="of eigenvector:K")
+
+
+class Undefined(Strict):
+    """A direction that does not exist at these weights."""
+
+    direction: str
+    reason: str
