@@ -7,7 +7,8 @@ kinks carry the curvature, does not pass both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ import numpy as np
 import scipy.optimize
 
 from curvcli.analyses.precise import in_float64, precision
-from curvcli.curvature import build, sums
+from curvcli.curvature import along, build
 from curvcli.curvature.flatten import Layout
-from curvcli.problem import Params, Problem
+from curvcli.problem import Problem
 from curvcli.schema.saddle import Certificate, Witness
 
 Array = Any
@@ -67,10 +68,11 @@ def examine(problem: Problem, vector: np.ndarray, norm: float, weight_size: floa
         product = np.asarray(build(precise, "hessian").matmat(jnp.asarray(unit[None]))[0])
         eps = precision(precise)
         curvature, error = float(unit @ product), ROUNDING * eps * norm
-        losses = _losses_along(precise, unit)
-        steps = _lengths(losses, curvature, eps, FARTHEST * weight_size)
-        second = _second_difference(losses, steps, curvature, eps)
-        witness = _witness(losses, steps, curvature, eps)
+        line = _Line(precise, unit)
+        steps = _lengths(line.at([0.0])[0], curvature, eps, FARTHEST * weight_size)
+        line.at([*steps, *(-s for s in steps)])
+        second = _second_difference(line, steps, curvature, eps)
+        witness = _witness(line, steps, curvature, eps)
         certified = (
             curvature + error < 0 and second is not None and abs(second - curvature) <= AGREEMENT * abs(curvature)
         )
@@ -101,51 +103,54 @@ def moved(problem: Problem, vector: np.ndarray, step: float) -> dict[str, np.nda
     return found
 
 
-def _losses_along(problem: Problem, unit: np.ndarray) -> Callable[[float], float]:
-    """s ↦ J(w + s v), each evaluated once."""
-    layout, known = Layout.of(problem.params), {}
-    weights, direction = layout.ravel(problem.params), jnp.asarray(unit)
+@dataclass
+class _Line:
+    """J(w + s v) in float64 along a unit vector, each s evaluated once."""
 
-    def value(s: float) -> float:
-        if s not in known:
-            params: Params = layout.unravel(weights + s * direction)
-            known[s] = sums.objective(problem, params)
-        return known[s]
+    problem: Problem
+    unit: np.ndarray
+    known: dict[float, float] = field(default_factory=dict)
 
-    return value
+    def at(self, steps: Iterable[float]) -> list[float]:
+        """Losses at several s, from one pass over the data."""
+        steps = [float(s) for s in steps]
+        missing = [s for s in steps if s not in self.known]
+        if missing:
+            found = along.losses(self.problem, jnp.asarray(self.unit[None]), np.array(missing)[:, None])
+            assert found is not None
+            self.known.update(zip(missing, found.tolist(), strict=True))
+        return [self.known[s] for s in steps]
 
 
-def _lengths(losses: Callable[[float], float], curvature: float, eps: float, farthest: float) -> list[float]:
+def _lengths(loss: float, curvature: float, eps: float, farthest: float) -> list[float]:
     """Steps s, ascending by factors of 4, from where the curvature rises above the rounding of the loss."""
-    smallest = np.sqrt(16 * eps * abs(losses(0.0)) / (abs(curvature) or 1.0))
+    smallest = np.sqrt(16 * eps * abs(loss) / (abs(curvature) or 1.0))
     count = int(np.clip(np.ceil(np.log(farthest / max(smallest, 1e-300)) / np.log(4)), 1, FINEST))
     return [farthest / 4.0**i for i in reversed(range(count + 1))]
 
 
-def _second_difference(
-    losses: Callable[[float], float], steps: list[float], curvature: float, eps: float
-) -> float | None:
+def _second_difference(line: _Line, steps: list[float], curvature: float, eps: float) -> float | None:
     """The second difference that agrees best with the curvature, of those that rounding permits."""
-    middle, found = losses(0.0), []
+    found = []
     for s in steps:
-        ahead, behind = losses(s), losses(-s)
+        behind, middle, ahead = line.at([-s, 0.0, s])
         size = abs(ahead) + abs(behind) + 2 * abs(middle)
         if np.isfinite(ahead + behind) and 4 * eps * size <= AGREEMENT * abs(curvature) * s**2:
             found.append((ahead - 2 * middle + behind) / s**2)
     return float(min(found, key=lambda one: abs(one - curvature))) if found else None
 
 
-def _witness(losses: Callable[[float], float], steps: list[float], curvature: float, eps: float) -> Witness | None:
+def _witness(line: _Line, steps: list[float], curvature: float, eps: float) -> Witness | None:
     """The step along ±v at which the loss is lowest: a scan by factors of 4, then a bounded search around its best."""
-    start = losses(0.0)
-    tried = {sign * s: losses(sign * s) for sign in (1, -1) for s in steps}
+    both = [*steps, *(-s for s in steps)]
+    (start,), tried = line.at([0.0]), dict(zip(both, line.at(both), strict=True))
     best = min(tried, key=lambda s: np.nan_to_num(tried[s], nan=np.inf))
     lowest = tried[best]
     if not lowest < start - 8 * eps * abs(start):
         return None
     ends = sorted((best / 4, min(4 * abs(best), steps[-1]) * np.sign(best)))
     found: Any = scipy.optimize.minimize_scalar(
-        lambda s: np.nan_to_num(losses(float(s)), nan=np.inf), bounds=ends, method="bounded", options={"maxiter": 16}
+        lambda s: np.nan_to_num(line.at([s])[0], nan=np.inf), bounds=ends, method="bounded", options={"maxiter": 16}
     )
     if found.fun < lowest:
         best, lowest = float(found.x), float(found.fun)
