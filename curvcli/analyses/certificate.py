@@ -71,11 +71,9 @@ def examine(problem: Problem, vector: np.ndarray, norm: float, weight_size: floa
         line = _Line(precise, unit)
         steps = _lengths(line.at([0.0])[0], curvature, eps, FARTHEST * weight_size)
         line.at([*steps, *(-s for s in steps)])
-        second = _second_difference(line, steps, curvature, eps)
+        second, agrees = _second_difference(line, steps, curvature, eps)
         witness = _witness(line, steps, curvature, eps)
-        certified = (
-            curvature + error < 0 and second is not None and abs(second - curvature) <= AGREEMENT * abs(curvature)
-        )
+        certified = curvature + error < 0 and agrees
         certificate = Certificate(curvature=curvature, error=error, second_difference=second)
         return Examined(certificate, certified, witness, product)
 
@@ -129,29 +127,45 @@ def _lengths(loss: float, curvature: float, eps: float, farthest: float) -> list
     return [farthest / 4.0**i for i in reversed(range(count + 1))]
 
 
-def _second_difference(line: _Line, steps: list[float], curvature: float, eps: float) -> float | None:
-    """The second difference that agrees best with the curvature, of those that rounding permits."""
-    found = []
+def _second_difference(line: _Line, steps: list[float], curvature: float, eps: float) -> tuple[float | None, bool]:
+    """The second difference that agrees best with the curvature, of those that rounding permits; whether it does.
+
+    That takes two neighbouring steps: the second difference of a loss with another curvature may cross this one
+    somewhere, but not twice within a factor of 4.
+    """
+    best, confirmed, agreed = None, False, False
     for s in steps:
         behind, middle, ahead = line.at([-s, 0.0, s])
         size = abs(ahead) + abs(behind) + 2 * abs(middle)
-        if np.isfinite(ahead + behind) and 4 * eps * size <= AGREEMENT * abs(curvature) * s**2:
-            found.append((ahead - 2 * middle + behind) / s**2)
-    return float(min(found, key=lambda one: abs(one - curvature))) if found else None
+        resolved = np.isfinite(ahead + behind) and 4 * eps * size <= AGREEMENT * abs(curvature) * s**2
+        off = abs((ahead - 2 * middle + behind) / s**2 - curvature) if resolved else np.inf
+        agrees = off <= AGREEMENT * abs(curvature)
+        confirmed, agreed = confirmed or (agrees and agreed), agrees
+        if resolved and (best is None or off < abs(best - curvature)):
+            best = float((ahead - 2 * middle + behind) / s**2)
+    return best, confirmed
 
 
 def _witness(line: _Line, steps: list[float], curvature: float, eps: float) -> Witness | None:
     """The step along ±v at which the loss is lowest: a scan by factors of 4, then a bounded search around its best."""
     both = [*steps, *(-s for s in steps)]
     (start,), tried = line.at([0.0]), dict(zip(both, line.at(both), strict=True))
-    best = min(tried, key=lambda s: np.nan_to_num(tried[s], nan=np.inf))
+    best = min(tried, key=lambda s: _or_infinite(tried[s]))
     lowest = tried[best]
-    if not lowest < start - 8 * eps * abs(start):
+    if not _or_infinite(lowest) < start - 8 * eps * abs(start):
         return None
     ends = sorted((best / 4, min(4 * abs(best), steps[-1]) * np.sign(best)))
-    found: Any = scipy.optimize.minimize_scalar(
-        lambda s: np.nan_to_num(line.at([s])[0], nan=np.inf), bounds=ends, method="bounded", options={"maxiter": 16}
-    )
+    with np.errstate(
+        all="ignore"
+    ):  # infinite values make its parabolas meaningless, and it then cuts by the golden ratio
+        found: Any = scipy.optimize.minimize_scalar(
+            lambda s: _or_infinite(line.at([s])[0]), bounds=ends, method="bounded", options={"maxiter": 16}
+        )
     if found.fun < lowest:
         best, lowest = float(found.x), float(found.fun)
     return Witness(curvature=curvature, step=best, loss_change=lowest - start)
+
+
+def _or_infinite(loss: float) -> float:
+    """A loss that is no number, or −∞, as one that nobody wants."""
+    return loss if np.isfinite(loss) else np.inf

@@ -24,6 +24,7 @@ from curvcli.curvature.flatten import Layout
 from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
+from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.saddle import Adam, GradientDescent, Mode, SaddleSettings
 
 Array = Any
@@ -68,21 +69,33 @@ def stability_threshold(learning_rate: float, beta1: float = 0.9) -> float:
 
 
 def gradient_descent(
-    values: np.ndarray, residuals: np.ndarray, top: float, learning_rate: float | None
+    values: np.ndarray, residuals: np.ndarray, top: Eigenvalue, learning_rate: float | None
 ) -> GradientDescent:
     """Rates along the eigenpairs given; `top` is λ_max."""
     order = np.argsort(-values, kind="stable")
     modes = [_mode(float(values[i]), float(residuals[i]), learning_rate) for i in order]
-    stable = None if learning_rate is None else learning_rate * top < 2
+    stable = None if learning_rate is None else below(top, 2 / learning_rate)
     return GradientDescent(learning_rate=learning_rate, stable=stable, modes=modes)
 
 
+def below(top: Eigenvalue, threshold: float) -> bool | None:
+    """Whether λ_max is below a threshold; None where it is not known well enough, or not positive.
+
+    What was found is never above λ_max, so that it alone can show instability; stability takes convergence.
+    """
+    if top.value >= threshold:
+        return False
+    return True if top.converged and top.value > 0 and top.interval[1] < threshold else None
+
+
 def _mode(value: float, residual: float, learning_rate: float | None) -> Mode:
-    rate = None if learning_rate is None else abs(1 - learning_rate * value)
-    halved = None
-    if rate is not None and learning_rate is not None and rate < 1:
+    if learning_rate is None:
+        return Mode(eigenvalue=value, residual=residual, rate=None, steps_to_halve=None)
+    moved, halved = learning_rate * value, None
+    rate = abs(1 - moved)
+    if 0 < moved < 2:
         # log1p keeps the digits of the slow ones, whose factor is close to 1.
-        exact = math.log1p(-learning_rate * value) if learning_rate * value < 1 else math.log(rate) if rate else -np.inf
+        exact = math.log1p(-moved) if moved < 1 else math.log(rate) if rate else -np.inf
         halved = math.log(2) / -exact
     return Mode(eigenvalue=value, residual=residual, rate=rate, steps_to_halve=halved)
 
@@ -121,11 +134,12 @@ def adam_sharpness(
     converged = residual <= tolerance(settings) * abs(value)
     if not converged:
         warnings.append(f"the preconditioned λ_max has not converged: residual {residual:.2g}")
-    rate = settings.learning_rate or state.learning_rate
+    rate = settings.learning_rate or state.learning_rate or None  # a warm-up may store 0
     threshold = None if rate is None else stability_threshold(rate, state.beta1)
+    top = eigenvalue(value, residual, converged, None)
     return Adam(
-        count=state.count, lambda_max=eigenvalue(value, residual, converged, None), learning_rate=rate,
-        threshold=threshold, stable=None if threshold is None else value < threshold,
+        count=state.count, lambda_max=top, learning_rate=rate, threshold=threshold,
+        stable=None if threshold is None else below(top, threshold),
     )  # fmt: skip
 
 
@@ -137,7 +151,10 @@ def _scaled(vectors: Array, scale: Array) -> Array:
 def ritz_pairs(low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     """Ritz values and residuals of two Krylov spaces, the lower pairs of one and the upper ones of the other."""
     bottom, top = krylov.ritz(low), krylov.ritz(high)
-    count = min(SHOWN, len(bottom.values) // 2, len(top.values) // 2)
-    take = bottom.take(np.arange(count)), top.take(np.arange(len(top.values) - count, len(top.values)))
+    size = min(len(bottom.values), len(top.values))
+    low_count = min(SHOWN, -(-size // 2))
+    high_count = min(SHOWN, size - low_count)
+    high_ones = np.arange(len(top.values) - high_count, len(top.values))
+    take = bottom.take(np.arange(low_count)), top.take(high_ones)
     values, residuals = (np.concatenate([getattr(one, name) for one in take]) for name in ("values", "residuals"))
     return values, residuals

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.curvature import sums
 from curvcli.curvature.work import equations
-from curvcli.problem import Batches, Problem
+from curvcli.problem import Batch, Batches, Params, Problem, batch_loss
 
 
 def in_float64(problem: Problem, examples: int | None = None) -> Problem:
@@ -44,6 +45,21 @@ def network_jaxpr(problem: Problem) -> Any:
 
 
 def precision(problem: Problem) -> float:
-    """The largest eps among the floating dtypes that the network computes in: a model may set its own."""
-    dtypes = {getattr(v.aval, "dtype", None) for one in equations(network_jaxpr(problem)) for v in one.outvars}
+    """The largest eps among the floating dtypes that J is computed in: a model, loss or regulariser may set its own."""
+    functions = problem.predict, problem.loss
+
+    def objective(params: Params, frozen: dict, batch: Batch) -> Any:
+        fn, nest, squared, l2, *rest = sums.regulariser_arguments(problem, params)
+        regulariser = sums.regulariser_function(fn, nest, squared, l2, *rest)
+        return batch_loss(functions, params, frozen, batch) + regulariser(params)
+
+    jaxpr = jax.make_jaxpr(objective)(problem.params, problem.frozen, next(iter(problem.batches))).jaxpr
+    dtypes = {getattr(v.aval, "dtype", None) for one in equations(jaxpr) for v in one.outvars}
     return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
+
+
+def coarseness(problem: Problem, dtype: str) -> float:
+    """The eps of the coarsest type that J is computed in, in units of the dtype's; at least 1."""
+    with jax.enable_x64(True):
+        coarsest = precision(in_float64(problem, 1))
+    return max(coarsest / float(np.finfo(dtype).eps), 1.0)

@@ -15,13 +15,13 @@ class Evidence:
     Parameters
     ----------
     stationary
-        By both tests, or since ∇J = 0.
+        By both tests, or since ∇J = 0; None where neither can be said.
     low, high
         The extreme eigenvalues found.
     cut
         Up to here an eigenvalue counts as zero.
     certified
-        Whether negative curvature along `low`'s vector is confirmed by float64 and by the loss.
+        Whether curvature below −cut along `low`'s vector is confirmed by float64 and by the loss.
     bounded
         Whether no curvature lies below the bound's −ε‖H‖.
     exact
@@ -32,7 +32,7 @@ class Evidence:
         Whether every eigenvalue is below −cut.
     """
 
-    stationary: bool
+    stationary: bool | None
     low: Eigenvalue
     high: Eigenvalue
     cut: float
@@ -46,8 +46,10 @@ class Evidence:
 def classify(evidence: Evidence) -> Classification:
     """The class of a point, `undecided` where the evidence is short of one."""
     low, high, cut = evidence.low, evidence.high, evidence.cut
-    if not evidence.stationary:
+    if evidence.stationary is False:
         return "not-stationary"
+    if evidence.stationary is None:
+        return "undecided"
     if low.value < -cut:
         if not evidence.certified:
             return "undecided"
@@ -59,5 +61,5 @@ def classify(evidence: Evidence) -> Classification:
         return "undecided"
     if low.value - low.residual > cut:
         return "minimum-within-tolerance"
-    settled = evidence.exact or (low.converged and low.value + low.residual >= -cut)
+    settled = evidence.exact or low.converged
     return "degenerate" if settled and evidence.null_space else "undecided"

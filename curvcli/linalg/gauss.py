@@ -12,10 +12,13 @@ from curvcli.linalg.lanczos import Lanczos, LanczosState
 EVERY = 8
 """Steps between two looks at the form."""
 
+LOOKS = 4
+"""Looks in a row that must agree: of an indefinite matrix the form can stand still by chance."""
+
 
 @dataclass(frozen=True)
 class SettledForm(Lanczos):
-    """The Lanczos process of one unit vector, until vᵀ f(A) v changes by no more than `rtol` over `EVERY` steps.
+    """The Lanczos process of one unit vector, until vᵀ f(A) v has changed by no more than `rtol` in several looks.
 
     Parameters
     ----------
@@ -30,17 +33,21 @@ class SettledForm(Lanczos):
     """
 
     f: Callable[[np.ndarray], np.ndarray] = field(default=np.square)
-    rtol: float = 0.01
+    rtol: float = 1e-3
 
     def done(self, state: LanczosState) -> bool:
         """All steps made, an invariant space, or settled."""
-        if super().done(state):
-            return True
+        return super().done(state) or (state.done_steps % EVERY == 0 and self.settled(state))
+
+    def settled(self, state: LanczosState) -> bool:
+        """Whether the form is known: from an invariant space, or since further steps do not change it."""
         steps = state.done_steps
-        if steps < 2 * EVERY or steps % EVERY:
+        if state.sizes[0]:
+            return True
+        if steps < LOOKS * EVERY:
             return False
-        before, now = self.form(state, steps - EVERY), self.form(state, steps)
-        return abs(now - before) <= self.rtol * abs(now)
+        looks = [self.form(state, steps - i * EVERY) for i in range(LOOKS)]
+        return max(looks) - min(looks) <= self.rtol * abs(looks[0])
 
     def form(self, state: LanczosState, steps: int | None = None) -> float:
         """The quadrature after so many steps, or after all."""

@@ -48,7 +48,9 @@ class SaddleSettings(AnalysisSettings):
     escape: str | None = Field(
         default=None, description="write the checkpoint moved along the negative curvature here, in the format read"
     )
-    learning_rate: float | None = Field(default=None, gt=0, description="of gradient descent, for rates and stability")
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=1e30, description="of gradient descent, for rates and stability"
+    )
     optimizer_state: bool = Field(
         default=False, description="read Adam's state of the checkpoint: sharpness as Adam meets it"
     )
@@ -80,6 +82,7 @@ class Stationarity(Strict):
     gradient: float = Field(ge=0, description="‖∇J‖ / (‖H‖·size of w)")
     gradient_tolerance: float
     weight_size: float = Field(gt=0, description="the larger of ‖w‖ and 0.01·√D")
+    decrement_settled: bool = Field(description="false: the run ended before the decrement was known")
     decrement: float = Field(ge=0, description="½ ∇Jᵀ(|H| + τ‖H‖I)⁻¹∇J: how far J lies above where its model is flat")
     decrement_tolerance: float = Field(description="the larger of 1e-3·|J| and τ²‖H‖·(size of w)²")
 
@@ -124,7 +127,7 @@ class GradientDescent(Strict):
     """Gradient descent on the quadratic model, along the top and the bottom eigenvectors."""
 
     learning_rate: float | None
-    stable: bool | None = Field(description="learning rate < 2/λ_max")
+    stable: bool | None = Field(description="learning rate < 2/λ_max; null if λ_max ≤ 0 or not converged")
     modes: list[Mode] = Field(description="descending by eigenvalue")
 
 
@@ -147,7 +150,7 @@ class SaddleResult(Strict):
     method: Literal["dense", "lanczos"] = Field(description="the one used")
     classification: Classification
     gradient_norm: float = Field(ge=0)
-    stationary: bool
+    stationary: bool | None = Field(description="null where the run ended before either could be said")
     stationarity: Stationarity
     lambda_min: Eigenvalue
     lambda_max: Eigenvalue
@@ -158,12 +161,14 @@ class SaddleResult(Strict):
     index: Estimate = Field(description="how many eigenvalues are below −tolerance")
     null_space: Estimate = Field(description="how many eigenvalues are within ±tolerance")
     witness: Witness | None = Field(description="null where no step along ±v lowers the loss, or none was tried")
-    bound: Bound | None = Field(description="null where negative curvature shows, or the run ended too early")
-    max_stable_learning_rate: float | None = Field(description="2/λ_max; null if λ_max ≤ 0")
+    bound: Bound | None = Field(description="null where curvature below it shows, or the run ended too early")
+    max_stable_learning_rate: float | None = Field(description="2/λ_max; null if λ_max ≤ 0 or not converged")
     condition_number: float | None = Field(
         description="λ_max over the smallest resolvable eigenvalue > 0; null if λ_max ≤ 0"
     )
-    condition_number_exact: bool = Field(description="false: a lower bound, from the smallest Ritz value")
+    condition_number_exact: bool = Field(
+        description="false: a lower bound, from the smallest eigenvalue that a residual places"
+    )
     gradient_descent: GradientDescent
     adam: Adam | None = Field(default=None, description="with --optimizer-state; null before Adam's first step")
     escape: str | None = Field(default=None, description="the checkpoint written, at w + witness.step·v")

@@ -29,7 +29,7 @@ def _headline(result: SaddleResult) -> str:
     return {
         "not-stationary": f"Not stationary: the gradient is {number(result.gradient_norm)}; λ in [{low}, {high}]",
         "saddle": f"Saddle: curvature {low} is certified, λ_max {high}",
-        "local-maximum": f"Local maximum: every eigenvalue is below {high}",
+        "local-maximum": f"Local maximum: no curvature above {high}",
         "minimum-within-tolerance": f"Minimum within tolerance: no curvature below {_bound(result)}",
         "degenerate": f"Degenerate: no curvature below {_bound(result)}, and some that is zero",
         "undecided": f"Undecided: λ_min {low}, λ_max {high}",
@@ -44,7 +44,7 @@ def _bound(result: SaddleResult) -> str:
 
 def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
     test = result.stationarity
-    said = "stationary" if result.stationary else "not stationary"
+    said = {True: "stationary", False: "not stationary", None: "not known"}[result.stationary]
     rows = [
         (
             "gradient",
@@ -112,4 +112,5 @@ def _adam(adam: Adam) -> str:
     said = f"Adam after {adam.count} steps: preconditioned λ_max {eigenvalue(adam.lambda_max)}"
     if adam.threshold is None:
         return said
-    return f"{said}, {'below' if adam.stable else 'above'} its threshold {number(adam.threshold)}"
+    where = {True: "below", False: "above", None: "perhaps below"}[adam.stable]
+    return f"{said}, {where} its threshold {number(adam.threshold)}"
