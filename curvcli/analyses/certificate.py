@@ -155,9 +155,8 @@ def _witness(line: _Line, steps: list[float], curvature: float, eps: float) -> W
     if not _or_infinite(lowest) < start - 8 * eps * abs(start):
         return None
     ends = sorted((best / 4, min(4 * abs(best), steps[-1]) * np.sign(best)))
-    with np.errstate(
-        all="ignore"
-    ):  # infinite values make its parabolas meaningless, and it then cuts by the golden ratio
+    # With an infinite value the search's parabolas mean nothing, and it goes on by golden sections.
+    with np.errstate(all="ignore"):
         found: Any = scipy.optimize.minimize_scalar(
             lambda s: _or_infinite(line.at([s])[0]), bounds=ends, method="bounded", options={"maxiter": 16}
         )

@@ -457,7 +457,7 @@ def test_a_run_that_was_stopped_says_nothing_that_the_whole_one_denies(looks: in
     moved = replace(diagonal(values), params={"w": jnp.asarray(at)})
     assert run(moved, monitor=StopsAfter(looks)).result.classification in ("undecided", "not-stationary")
     flat = np.r_[np.full(1599, 1e-4), 1.0]
-    found = run(replace(diagonal(flat), params={"w": jnp.asarray(np.r_[np.zeros(1599), 5e-5])}),
+    found = run(replace(diagonal(flat), params={"w": jnp.asarray(np.r_[np.zeros(1599), 2e-5])}),
                 monitor=StopsAfter(looks), learning_rate=3.0).result  # fmt: skip
     assert found.classification in ("undecided", "minimum-within-tolerance")
     assert found.gradient_descent.stable is not True
@@ -495,10 +495,11 @@ def test_the_regulariser_counts_for_the_rounding_too() -> None:
 
 
 def test_the_condition_number_is_a_true_lower_bound() -> None:
-    values = np.r_[-np.linspace(0.5, 1, 800), np.linspace(0.5, 1, 800)]
+    values = np.r_[-1.5, -np.linspace(0.5, 1, 799), np.linspace(0.5, 1, 799), 1.5]
     found = verdict(diagonal(values), epsilon=0.05, probes=3, steps=21)
     assert found.condition_number is not None
-    assert 1 <= found.condition_number <= 2 * (1 + 1e-6)
+    assert not found.condition_number_exact
+    assert 1 <= found.condition_number <= 3 * (1 + 1e-6)
 
 
 def test_no_curvature_at_all_beside_a_slope() -> None:
