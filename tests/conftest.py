@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from curvcli.xla import guard_environment
 
+# Most of the time of these tests is compilation of small programs, which need not be fast.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 guard_environment()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sidecar folders of compiled programs are the user's; tests neither read nor fill them.
