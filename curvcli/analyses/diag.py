@@ -151,7 +151,9 @@ def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:
     if settings.prune is not None:
         fresh = 0 if exact else pruning.PROBES
         products, passes = products + fresh + 1, passes + -(-fresh // memory.at_once) + 1
-    return planning.cut(problem, memory.at_once), Forecast(products=products, data_passes=passes, bytes=memory.bytes)
+    return planning.cut(problem, memory.at_once), planning.forecast(
+        products=products, data_passes=passes, bytes=memory.bytes
+    )
 
 
 def layer_segments(layout: Layout, dim: int) -> tuple[list[str], Segments]:

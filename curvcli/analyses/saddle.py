@@ -109,7 +109,9 @@ def forecast(problem: Problem, settings: SaddleSettings) -> tuple[Plan, Forecast
     short = min(settings.steps, problem.dim)
     products = problem.dim if dense else long + (settings.max_probes - 1) * short + 100
     passes = -(-problem.dim // plan.at_once) if dense else long + short + 100
-    return planning.cut(problem, plan.at_once), Forecast(products=products, data_passes=passes, bytes=plan.bytes)
+    return planning.cut(problem, plan.at_once), planning.forecast(
+        products=products, data_passes=passes, bytes=plan.bytes
+    )
 
 
 def memory_plan(problem: Problem, settings: SaddleSettings) -> tuple[planning.MemoryPlan, bool]:

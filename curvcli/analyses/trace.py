@@ -137,7 +137,9 @@ def forecast_trace(problem: Problem, settings: TraceSettings) -> tuple[Plan, For
     memory, rows = memory_plan(problem, settings), smaller_side(problem, settings).rows
     products = rows if resolved_method(settings, rows) == "dense" else settings.max_probes
     passes = -(-products // memory.at_once)
-    return planning.cut(problem, memory.at_once), Forecast(products=products, data_passes=passes, bytes=memory.bytes)
+    return planning.cut(problem, memory.at_once), planning.forecast(
+        products=products, data_passes=passes, bytes=memory.bytes
+    )
 
 
 def sampled(

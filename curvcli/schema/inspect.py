@@ -56,7 +56,9 @@ class Forecast(Strict):
 
     products: int
     data_passes: int
-    bytes: int = Field(description="parameters, data, Krylov basis and the compiled product's own memory")
+    bytes: int = Field(
+        description="peak of memory beyond a bare process: parameters, data, batches, Krylov basis, compiled programs"
+    )
     seconds: float | None = Field(default=None, description="from one timed product; null with --dry-run")
 
 
