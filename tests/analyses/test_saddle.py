@@ -14,58 +14,14 @@ import pytest
 from curvcli.analyses import saddle
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
-from curvcli.errors import MemoryLimitError, NumericsError
+from curvcli.errors import MemoryLimitError
 from curvcli.linalg import bounds
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
-from curvcli.schema.saddle import SaddleResult, SaddleSettings
+from tests.analyses.points import LARGE, QUADRATIC, diagonal, no_outputs, quadratic, run, verdict
 from tests.problems import dense_hessian, dense_objective, flat_params, make_problem, mlp_problem
 
 EPS = float(np.finfo("float64").eps)
-
-
-def run(problem: Problem, monitor: Any = None, adam: Any = None, **settings: Any) -> Any:
-    settings = {"dtype": "float64", "skip_checks": True, **settings}
-    return saddle.run(problem, SaddleSettings(**settings), monitor or Silent(), adam)
-
-
-def verdict(problem: Problem, **settings: Any) -> SaddleResult:
-    return run(problem, **settings).result
-
-
-# Quadratics: the matrix is a frozen parameter, so that all of one size share their programs.
-
-
-def _no_outputs(params: dict, x: Any) -> Any:
-    return jnp.zeros_like(x, params["w"].dtype)
-
-
-def _form(params: dict) -> Any:
-    return 0.5 * params["w"] @ (params["matrix"] @ params["w"]) + params["slope"] @ params["w"]
-
-
-def _diagonal_form(params: dict) -> Any:
-    return 0.5 * jnp.sum(params["matrix"] * jnp.square(params["w"]))
-
-
-QUADRATIC, DIAGONAL = (
-    make_problem(_no_outputs, {"w": np.zeros(1)}, np.zeros((1, 1)), np.zeros((1, 1)), regulariser=form)
-    for form in (_form, _diagonal_form)
-)
-
-
-def quadratic(matrix: np.ndarray, at: np.ndarray, slope: np.ndarray | None = None) -> Problem:
-    """½wᵀAw + bᵀw at a point; by default with b = −A·at, so that the point is stationary."""
-    slope = -matrix @ at if slope is None else slope
-    frozen = {"matrix": jnp.asarray(matrix), "slope": jnp.asarray(slope)}
-    return replace(QUADRATIC, params={"w": jnp.asarray(at)}, frozen={"params": frozen, "collections": {}})
-
-
-def diagonal(values: np.ndarray, dtype: str = "float64") -> Problem:
-    """½ Σ λ w² at w = 0."""
-    frozen = {"params": {"matrix": jnp.asarray(values, dtype)}, "collections": {}}
-    batches = replace(DIAGONAL.batches, cast=np.dtype(dtype))
-    return replace(DIAGONAL, params={"w": jnp.zeros(len(values), dtype)}, frozen=frozen, batches=batches)
 
 
 def planted(rng: np.random.Generator, dim: int) -> tuple[np.ndarray, str]:
@@ -117,14 +73,6 @@ def test_no_wrong_verdict_on_a_thousand_random_quadratics(method: str) -> None:
     undecided = assert_no_wrong_verdicts(1000, method)
     print(f"{method}: {undecided} of 1000 undecided")
     assert undecided <= 20
-
-
-LARGE = {
-    "minimum-within-tolerance": np.linspace(0.1, 1, 1600),
-    "saddle": np.r_[-0.05, np.linspace(0.1, 1, 1599)],
-    "local-maximum": -np.linspace(0.1, 1, 1600),
-    "degenerate": np.r_[np.zeros(400), np.linspace(0.1, 1, 1200)],
-}
 
 
 @pytest.mark.parametrize("kind", LARGE)
@@ -354,7 +302,7 @@ def test_curvature_that_the_loss_does_not_have_is_not_certified() -> None:
     bent.defjvp(lambda primals, tangents: (jnp.square(primals[0]), -2 * primals[0] * tangents[0]))
 
     problem = make_problem(
-        _no_outputs, {"w": np.zeros(3)}, np.zeros((1, 1)), np.zeros((1, 1)),
+        no_outputs, {"w": np.zeros(3)}, np.zeros((1, 1)), np.zeros((1, 1)),
         regulariser=lambda p: jnp.sum(jnp.array([1.0, 2.0]) * jnp.square(p["w"][:2])) + bent(p["w"][2]),
     )  # fmt: skip
     answer = run(problem)
@@ -410,112 +358,3 @@ def test_memory() -> None:
     with pytest.raises(MemoryLimitError) as caught:
         run(problem, max_memory=1_000_000)
     assert "--epsilon" in caught.value.hint
-
-
-# What the evidence must not be taken for.
-
-
-def with_slope(function: Any, slope: Any) -> Any:
-    """A function of one number whose derivative is said to be another's."""
-    bent = jax.custom_jvp(function)
-    bent.defjvp(lambda primals, tangents: (function(primals[0]), slope(primals[0]) * tangents[0]))
-    return bent
-
-
-def bare(regulariser: Any, size: int) -> Problem:
-    """A problem that is its regulariser alone, at 0."""
-    return make_problem(_no_outputs, {"w": np.zeros(size)}, np.zeros((1, 1)), np.zeros((1, 1)), regulariser=regulariser)
-
-
-def test_a_second_difference_that_crosses_the_wrong_curvature_confirms_nothing() -> None:
-    """The loss bends up at the minimum; its second difference falls with the step and is −2 at one of them."""
-    farthest = 4 * 0.01 * 3**0.5
-    quartic = 2 / (farthest**2 / 16)
-    curve = with_slope(lambda w: w**2 - quartic * w**4, lambda w: -2 * w)
-    found = verdict(bare(lambda p: p["w"][0] ** 2 + 2 * p["w"][1] ** 2 + curve(p["w"][2]), 3))
-    assert found.lambda_min.value == pytest.approx(-2)
-    assert not found.negative_curvature_certified
-    assert found.classification == "undecided"
-
-
-class StopsAfter(Silent):
-    """Asks to stop from some question on."""
-
-    def __init__(self, looks: int) -> None:
-        self.left = looks
-
-    def stop(self) -> str | None:
-        self.left -= 1
-        return "time limit" if self.left < 0 else None
-
-
-@pytest.mark.parametrize("looks", [0, 5, 200, 360])
-def test_a_run_that_was_stopped_says_nothing_that_the_whole_one_denies(looks: int) -> None:
-    """A point that is not stationary, by a decrement that only the whole run knows; and a minimum that is."""
-    values = np.r_[2e-3, np.linspace(0.1, 1, 1599)]
-    at = np.r_[4e-5 / 2e-3, np.zeros(1598), 4e-5]
-    moved = replace(diagonal(values), params={"w": jnp.asarray(at)})
-    assert run(moved, monitor=StopsAfter(looks)).result.classification in ("undecided", "not-stationary")
-    flat = np.r_[np.full(1599, 1e-4), 1.0]
-    found = run(replace(diagonal(flat), params={"w": jnp.asarray(np.r_[np.zeros(1599), 2e-5])}),
-                monitor=StopsAfter(looks), learning_rate=3.0).result  # fmt: skip
-    assert found.classification in ("undecided", "minimum-within-tolerance")
-    assert found.gradient_descent.stable is not True
-    assert found.max_stable_learning_rate in (None, pytest.approx(2, rel=1e-5))
-
-
-def test_whole_runs_of_the_same_points() -> None:
-    values = np.r_[2e-3, np.linspace(0.1, 1, 1599)]
-    moved = replace(diagonal(values), params={"w": jnp.asarray(np.r_[4e-5 / 2e-3, np.zeros(1598), 4e-5])})
-    assert verdict(moved).classification == "not-stationary"
-
-
-def test_arithmetic_coarser_than_asked_for_is_what_counts() -> None:
-    """Seven directions of eight in bfloat16: the null space is within its rounding, not that of float64."""
-    rng = np.random.default_rng(1)
-    x = np.asarray(rng.integers(-3, 4, size=(40, 7)), float) @ np.eye(7, 8)
-    problem = make_problem(
-        lambda p, x: (x.astype(jnp.bfloat16) @ p["w"].astype(jnp.bfloat16)).astype(x.dtype),
-        {"w": np.zeros((8, 1))}, x, np.zeros((40, 1)),
-    )  # fmt: skip
-    answer = run(problem)
-    assert answer.result.classification in ("degenerate", "undecided")
-    assert answer.result.tolerance > 1e-2 * answer.result.lambda_max.value
-    assert any("coarser" in warning for warning in answer.warnings)
-
-
-def test_the_regulariser_counts_for_the_rounding_too() -> None:
-    def coarse(p: dict) -> Any:
-        w = p["w"].astype(jnp.float32)
-        return (w[0] ** 2 - 1e-9 * w[1] ** 2).astype(p["w"].dtype)
-
-    found = verdict(bare(coarse, 2))
-    assert found.certificate is None or found.certificate.error > 1e-6
-    assert found.classification != "saddle"
-
-
-def test_the_condition_number_is_a_true_lower_bound() -> None:
-    values = np.r_[-1.5, -np.linspace(0.5, 1, 799), np.linspace(0.5, 1, 799), 1.5]
-    found = verdict(diagonal(values), epsilon=0.05, probes=3, steps=21)
-    assert found.condition_number is not None
-    assert not found.condition_number_exact
-    assert 1 <= found.condition_number <= 3 * (1 + 1e-6)
-
-
-def test_no_curvature_at_all_beside_a_slope() -> None:
-    found = verdict(quadratic(np.zeros((3, 3)), np.ones(3), np.array([1.0, 0.0, 0.0])))
-    assert found.classification == "not-stationary"
-    assert found.condition_number is None
-
-
-def test_a_loss_without_a_bottom() -> None:
-    found = verdict(bare(lambda p: -jnp.exp(1e6 * p["w"][0] ** 2) + p["w"][1] ** 2, 2))
-    assert found.negative_curvature_certified
-    assert found.witness is not None
-    assert np.isfinite(found.witness.loss_change)
-
-
-def test_float32_has_no_room_below_its_smallest_number() -> None:
-    with pytest.raises(NumericsError) as caught:
-        verdict(diagonal(1e-36 * LARGE["saddle"], "float32"), dtype="float32")
-    assert "float64" in caught.value.hint
