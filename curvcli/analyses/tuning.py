@@ -36,9 +36,10 @@ MAX_BATCH = 1024
 SINGLE_BYTES = 8 << 20
 """The same for `map`, where one vector is in flight."""
 
-USES = 1024
+USES = 4096
 """Examples, times the places where each weight is used in one (positions, tokens), that make a batch for `map` worth
-its own sums over all parameters. Measured: for 4 sequences of 128 tokens these are hidden, for 1 they are not."""
+its own sums over all parameters. Measured: the Hessian of an MLP of 10 million parameters takes a fifth less time with
+4,096 examples in a batch than with 1,024; a transformer does not care between 8 and 32 sequences of 128 tokens."""
 
 LARGEST_BYTES = 512 << 20
 """No batch's intermediate values take more."""
