@@ -16,6 +16,7 @@ from curvcli.analyses import lines, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.lines import Direction, Finder
+from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import along, build_for
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.forms import example_forms
@@ -229,11 +230,6 @@ def model_radius(
     if failed:
         return float(min(failed)), False
     return (float(max(ends)), True) if ends else (None, False)
-
-
-def weights_norm(problem: Problem) -> float:
-    """‖w‖ of the differentiated parameters."""
-    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in problem.params.values())))
 
 
 def natural_range(norm: float, slope: float, curvature: float, loss: float, reach: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import scipy.linalg
 
 from curvcli.analyses import certificate, descent, stationarity
 from curvcli.analyses.dense import written_out
-from curvcli.analyses.precise import coarseness
+from curvcli.analyses.precise import coarsest
 from curvcli.analyses.spectrum import NEAR_ZERO, eigenvalue, noise, refined_extremes
 from curvcli.errors import NumericsError
 from curvcli.linalg import bounds, density, slq
@@ -46,7 +46,7 @@ class Findings:
     norm_from_above: bool  # … or more; else perhaps less
     noise: float  # rounding of products along both ends
     cut: float  # an eigenvalue counts as zero up to here
-    coarse: bool  # J is computed in a coarser type than asked for
+    eps: float  # of the coarsest type that J is computed in
 
     @property
     def shows_none(self) -> bool:
@@ -66,10 +66,10 @@ def from_all(
 ) -> Findings:
     """Every eigenvalue. Cost: D products."""
     values, vectors = scipy.linalg.eigh(written_out(operator, block, monitor))
-    norm, coarse = _resolvable(float(np.abs(values).max()), settings), coarseness(problem, settings.dtype)
-    rounding = 0.5 * noise(settings) * coarse * norm
+    norm, eps = _resolvable(float(np.abs(values).max()), settings), coarsest(problem)
+    rounding = _rounding(settings, eps) * norm
     ends = jnp.asarray(vectors[:, [0, -1]].T, operator.dtype)
-    floor = _noise_floor(problem, operator, settings, ends, rounding, coarse)
+    floor = _noise_floor(problem, operator, settings, ends, rounding, eps)
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     low, high = (
         eigenvalue(float(values[end]), rounding, True, float(values[end]) + beyond)
@@ -85,7 +85,7 @@ def from_all(
         all_below=bool(values[-1] < -cut), values=shown, residuals=residuals,
         lowest_positive=float(positive[0]) if len(positive) else None, lowest_is_known=True,
         decrement=stationarity.exact_decrement(values, vectors.T @ gradient, settings.stationary_tol * norm),
-        norm=norm + rounding, norm_from_above=True, noise=floor, cut=cut, coarse=coarse > 1,
+        norm=norm + rounding, norm_from_above=True, noise=floor, cut=cut, eps=eps,
     )  # fmt: skip
 
 
@@ -110,12 +110,12 @@ def from_samples(
     low, high, ends = refined_extremes(operator, settings, collected, key, monitor, warnings, capacity=short)
 
     found_norm = _resolvable(max(abs(low.value), abs(high.value)), settings)
-    coarse = coarseness(problem, settings.dtype)
-    rounding = 0.5 * noise(settings) * coarse * found_norm
+    eps = coarsest(problem)
+    rounding = _rounding(settings, eps) * found_norm
     bound, outside = _bound(collected, settings, dim, rounding)
     low, high = (_told(one, end, rounding) for one, end in zip((low, high), outside, strict=True))
-    norm = max(found_norm, *(abs(end.bound) for end in outside if end is not None)) if outside[0] else found_norm
-    floor = _noise_floor(problem, operator, settings, ends, rounding, coarse)
+    norm = max([found_norm, *(abs(end.bound) for end in outside if end is not None)])
+    floor = _noise_floor(problem, operator, settings, ends, rounding, eps)
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     quadrature, measures = slq.quadrature(collected, key, operator), collected.measures
     index, null_space = (
@@ -132,7 +132,7 @@ def from_samples(
         all_below=high.beyond is not None and high.beyond.bound < -cut, values=values, residuals=residuals,
         lowest_positive=low.value if known else _lowest_placed(measures, rounding, cut), lowest_is_known=known,
         decrement=stationarity.sampled_decrement(operator, gradient, settings.stationary_tol * norm, monitor),
-        norm=norm, norm_from_above=outside[0] is not None, noise=floor, cut=cut, coarse=coarse > 1,
+        norm=norm, norm_from_above=outside[0] is not None, noise=floor, cut=cut, eps=eps,
     )  # fmt: skip
 
 
@@ -176,11 +176,21 @@ def _lowest_placed(measures: list[bounds.Measure], rounding: float, cut: float) 
     return float(min(placed)) if placed else None
 
 
+def is_coarse(settings: SaddleSettings, eps: float) -> bool:
+    """Whether a type of this eps is coarser than the arithmetic asked for."""
+    return eps > float(np.finfo(settings.dtype).eps)
+
+
+def _rounding(settings: SaddleSettings, eps: float) -> float:
+    """Rounding of a product relative to ‖H‖, of the coarsest type."""
+    return 0.5 * noise(settings) * max(eps / float(np.finfo(settings.dtype).eps), 1.0)
+
+
 def _noise_floor(
-    problem: Problem, operator: LinearOperator, settings: SaddleSettings, ends: Array, rounding: float, coarse: float
+    problem: Problem, operator: LinearOperator, settings: SaddleSettings, ends: Array, rounding: float, eps: float
 ) -> float:
     """Rounding of products along both ends: measured against float64, or what that of the coarsest type may be."""
-    if settings.dtype == "float64" or coarse > 1:
+    if settings.dtype == "float64" or is_coarse(settings, eps):
         return rounding
     return certificate.product_noise(problem, ends, operator.matmat(ends))
 

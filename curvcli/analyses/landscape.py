@@ -15,8 +15,9 @@ import numpy as np
 from curvcli.analyses import direction, lines, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.direction import natural_range, weights_norm
+from curvcli.analyses.direction import natural_range
 from curvcli.analyses.lines import Finder
+from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import along, build_for
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses import eigs, planning
-from curvcli.analyses.spectrum import noise, tolerance
+from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
 from curvcli.curvature import MATRICES
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
@@ -204,9 +204,7 @@ class Finder:
             )
         vector = jnp.asarray(pairs.vectors[place])
         uphill = float(vector @ self.gradient) > 0
-        interval = (value - residual, value + residual)
-        found = Eigenvalue(value=value, residual=residual, interval=interval, converged=converged)
-        return -vector if uphill else vector, found
+        return -vector if uphill else vector, eigenvalue(value, residual, converged, None)
 
     def _extreme(self, largest: bool) -> eigs.Pairs:
         """The pairs at one end, as many as any direction asks for."""

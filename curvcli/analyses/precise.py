@@ -58,8 +58,12 @@ def precision(problem: Problem) -> float:
     return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
 
 
-def coarseness(problem: Problem, dtype: str) -> float:
-    """The eps of the coarsest type that J is computed in, in units of the dtype's; at least 1."""
+def coarsest(problem: Problem) -> float:
+    """The eps of the coarsest type that J is computed in where float64 is asked for: that of float64, or larger."""
     with jax.enable_x64(True):
-        coarsest = precision(in_float64(problem, 1))
-    return max(coarsest / float(np.finfo(dtype).eps), 1.0)
+        return precision(in_float64(problem, 1))
+
+
+def weights_norm(problem: Problem) -> float:
+    """‖w‖ of the differentiated parameters."""
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in problem.params.values())))

@@ -13,7 +13,7 @@ from curvcli.analyses import certificate, descent, planning, stationarity
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM
-from curvcli.analyses.findings import Findings, from_all, from_samples, long_steps
+from curvcli.analyses.findings import Findings, from_all, from_samples, is_coarse, long_steps
 from curvcli.analyses.verdict import Evidence, classify
 from curvcli.curvature import build_for
 from curvcli.curvature.flatten import Layout
@@ -54,7 +54,7 @@ def run(
     plan, dense = memory_plan(problem, settings)
     checks, warnings = examined(problem, operator, settings, plan.at_once)
     layout, slope = Layout.of(problem.params), np.asarray(gradient, np.float64)
-    weight_size = stationarity.size_of(np.asarray(layout.ravel(problem.params), np.float64))
+    weight_size = stationarity.size_of(problem)
     if dense:
         found = from_all(problem, operator, settings, plan.at_once, slope, monitor)
     else:
@@ -63,7 +63,7 @@ def run(
     stationary = stationarity.is_stationary(test, slope, found.norm, norm_from_above=found.norm_from_above)
     seen = None
     if found.low.value < 0:
-        seen = certificate.examine(problem, np.asarray(found.ends[0]), found.norm, weight_size)
+        seen = certificate.examine(problem, np.asarray(found.ends[0]), found.norm, weight_size, found.eps)
     certified = seen is not None and seen.certified
     below = certified and seen is not None and seen.certificate.curvature + seen.certificate.error < -found.cut
     evidence = Evidence(
@@ -148,7 +148,7 @@ def _at_least(count: Estimate, least: float) -> Estimate:
 def _remarks(settings: SaddleSettings, evidence: Evidence, found: Findings, certified: bool) -> list[str]:
     """Why a verdict is weak, and what would help."""
     remarks, low = [], found.low.value
-    if found.coarse:
+    if is_coarse(settings, found.eps):
         remarks.append(
             f"the model, its loss or its regulariser computes in a coarser type than {settings.dtype}: what counts as "
             f"zero is its rounding, {found.noise:.2g}"

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.precise import weights_norm
 from curvcli.linalg.gauss import SettledForm
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
+from curvcli.problem import Problem
 from curvcli.schema.saddle import SaddleSettings, Stationarity
 
 Array = Any
@@ -34,9 +36,9 @@ class Decrement(NamedTuple):
     settled: bool  # whether it is known, not merely begun
 
 
-def size_of(weights: np.ndarray) -> float:
+def size_of(problem: Problem) -> float:
     """The length of w that counts."""
-    return max(float(np.linalg.norm(weights)), WEIGHT_FLOOR * len(weights) ** 0.5)
+    return max(weights_norm(problem), WEIGHT_FLOOR * problem.dim**0.5)
 
 
 def exact_decrement(values: np.ndarray, along: np.ndarray, shift: float) -> Decrement:
