@@ -317,7 +317,7 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
             )
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{path}: its rows are rearranged by a separate index file, which is not supported",
+            f"{path}: its rows are rearranged by a separate index file",
             "save it again: dataset.flatten_indices().save_to_disk(…)",
         )
     # By their last part: what a state.json says never leads out of its folder.

@@ -17,6 +17,7 @@ from curvcli.errors import MemoryLimitError, UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings
+from tests.monitors import StopAfter
 from tests.problems import (
     dense_ggn,
     dense_hessian,
@@ -247,17 +248,6 @@ def test_the_prediction_of_sampled_pruning_covers(network: tuple[Problem, np.nda
         low, high = prune.predicted_by_diagonal.interval
         held += low <= exact <= high
     assert held >= 17
-
-
-class StopAfter(Silent):
-    """A deadline that passes after some questions."""
-
-    def __init__(self, questions: int) -> None:
-        self.left = questions
-
-    def stop(self) -> str | None:
-        self.left -= 1
-        return "time limit" if self.left < 0 else None
 
 
 def test_a_stopped_run_answers_with_what_there_is(network: tuple[Problem, np.ndarray]) -> None:

@@ -18,6 +18,7 @@ from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from curvcli.schema.direction import Directions, DirectionSettings
+from tests.monitors import StopAfter
 from tests.problems import (
     dense_ggn,
     dense_hessian,
@@ -269,11 +270,7 @@ def test_losses_that_are_not_finite() -> None:
 
 
 def test_a_run_that_is_stopped(network: Problem) -> None:
-    class Stopped(Silent):
-        def stop(self) -> str | None:
-            return "time limit"
-
-    answer = run(network, "random", points=3, monitor=Stopped())
+    answer = run(network, "random", points=3, monitor=StopAfter(0))
     assert answer.result.profile.loss == [None] * 3
     assert answer.result.model_radius is None
     assert answer.result.rayleigh_quotient != 0

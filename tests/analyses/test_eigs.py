@@ -18,6 +18,7 @@ from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.eigs import EigsResult, EigsSettings
+from tests.monitors import StopAfter
 from tests.problems import dense_ggn, dense_hessian, dense_objective, flat_params, make_problem, mlp_problem
 
 BOTH_WAYS = pytest.mark.parametrize("method", ["dense", "lanczos"])
@@ -199,17 +200,6 @@ def test_method_auto() -> None:
     assert chosen(1600, k=1500) == "dense"
     assert chosen(1500, probes=100) == "lanczos"
     assert chosen(1500, max_memory=20_000_000) == "lanczos"
-
-
-class StopAfter(Silent):
-    """A deadline that passes after some questions."""
-
-    def __init__(self, questions: int) -> None:
-        self.left = questions
-
-    def stop(self) -> str | None:
-        self.left -= 1
-        return "time limit" if self.left < 0 else None
 
 
 @pytest.mark.parametrize("questions", [0, 1, 5])

@@ -16,9 +16,9 @@ from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg import bounds
-from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from tests.analyses.points import LARGE, QUADRATIC, diagonal, no_outputs, quadratic, run, verdict
+from tests.monitors import StopAfter
 from tests.problems import dense_hessian, dense_objective, flat_params, make_problem, mlp_problem
 
 EPS = float(np.finfo("float64").eps)
@@ -100,16 +100,8 @@ def test_the_bound_holds_as_often_as_it_says() -> None:
 
 
 def test_fewer_steps_than_asked_for_say_a_larger_epsilon() -> None:
-    class Stops(Silent):
-        def __init__(self) -> None:
-            self.asked = 0
-
-        def stop(self) -> str | None:
-            self.asked += 1
-            return "time limit" if self.asked > 60 else None
-
     found = verdict(diagonal(LARGE["minimum-within-tolerance"]), monitor=None)
-    answer = run(diagonal(LARGE["minimum-within-tolerance"]), monitor=Stops())
+    answer = run(diagonal(LARGE["minimum-within-tolerance"]), monitor=StopAfter(60))
     assert found.bound is not None
     assert answer.result.bound is not None
     assert found.bound.epsilon == 1e-3 < answer.result.bound.epsilon

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from curvcli.errors import NumericsError
-from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from tests.analyses.points import LARGE, diagonal, no_outputs, quadratic, run, verdict
+from tests.monitors import StopAfter
 from tests.problems import make_problem
 
 
@@ -40,27 +40,16 @@ def test_a_second_difference_that_crosses_the_wrong_curvature_confirms_nothing()
     assert found.classification == "undecided"
 
 
-class StopsAfter(Silent):
-    """Asks to stop from some question on."""
-
-    def __init__(self, looks: int) -> None:
-        self.left = looks
-
-    def stop(self) -> str | None:
-        self.left -= 1
-        return "time limit" if self.left < 0 else None
-
-
 @pytest.mark.parametrize("looks", [0, 5, 200, 360])
 def test_a_run_that_was_stopped_says_nothing_that_the_whole_one_denies(looks: int) -> None:
     """A point that is not stationary, by a decrement that only the whole run knows; and a minimum that is."""
     values = np.r_[2e-3, np.linspace(0.1, 1, 1599)]
     at = np.r_[4e-5 / 2e-3, np.zeros(1598), 4e-5]
     moved = replace(diagonal(values), params={"w": jnp.asarray(at)})
-    assert run(moved, monitor=StopsAfter(looks)).result.classification in ("undecided", "not-stationary")
+    assert run(moved, monitor=StopAfter(looks)).result.classification in ("undecided", "not-stationary")
     flat = np.r_[np.full(1599, 1e-4), 1.0]
     found = run(replace(diagonal(flat), params={"w": jnp.asarray(np.r_[np.zeros(1599), 2e-5])}),
-                monitor=StopsAfter(looks), learning_rate=3.0).result  # fmt: skip
+                monitor=StopAfter(looks), learning_rate=3.0).result  # fmt: skip
     assert found.classification in ("undecided", "minimum-within-tolerance")
     assert found.gradient_descent.stable is not True
     assert found.max_stable_learning_rate in (None, pytest.approx(2, rel=1e-5))

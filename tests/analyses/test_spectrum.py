@@ -18,6 +18,7 @@ from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem
 from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
+from tests.monitors import StopAfter
 from tests.problems import dense_ggn, dense_hessian, make_problem, mlp_problem
 
 
@@ -110,17 +111,6 @@ def test_look_schedule() -> None:
     assert look_schedule(3, 0.1) == [3]
     assert look_schedule(16, 0.1) == [4, 8, 16]
     assert look_schedule(20, 0.1) == [4, 8, 16, 20]
-
-
-class StopAfter(Silent):
-    """A deadline that passes after some questions."""
-
-    def __init__(self, questions: int) -> None:
-        self.left = questions
-
-    def stop(self) -> str | None:
-        self.left -= 1
-        return "time limit" if self.left < 0 else None
 
 
 @pytest.mark.parametrize("questions", [0, 1, 5, 30])

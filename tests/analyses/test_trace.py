@@ -18,6 +18,7 @@ from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem
 from curvcli.schema.trace import TraceResult, TraceSettings
+from tests.monitors import StopAfter
 from tests.problems import dense_hessian, dense_matrix, make_problem, mlp, mlp_params, mlp_problem, targets_for
 
 
@@ -145,15 +146,8 @@ def test_few_probes(network: tuple[Problem, np.ndarray], probes: int) -> None:
 def test_stopped_early_it_answers_with_what_there_is(
     network: tuple[Problem, np.ndarray], method: str, questions: int
 ) -> None:
-    class StopAfter(Silent):
-        left = questions
-
-        def stop(self) -> str | None:
-            self.left -= 1
-            return "time limit" if self.left < 0 else None
-
     problem, exact = network
-    answer = run(problem, StopAfter(), method=method, probes=64, confidence=0.999)
+    answer = run(problem, StopAfter(questions), method=method, probes=64, confidence=0.999)
     assert holds(answer.result.trace, np.trace(exact))
     assert answer.meter.products <= 64
     if answer.result.method != method:

@@ -15,6 +15,7 @@ from curvcli.linalg.diagonal import Sampler, signs
 from curvcli.linalg.entries import Found, moderated
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator, dense_operator
+from tests.monitors import StopAfter
 
 DIM = 120
 SEGMENTS = (((0, 30), (100, 120)), ((30, 100),))
@@ -196,17 +197,6 @@ def test_moderated_variances_know_the_common_one() -> None:
     _, prior = moderated(spread * draws, 3)
     assert prior == pytest.approx(5, rel=0.15)
     assert moderated(np.zeros(9), 3)[1] == 0
-
-
-class StopAfter(Silent):
-    """A deadline that passes after some questions."""
-
-    def __init__(self, questions: int) -> None:
-        self.left = questions
-
-    def stop(self) -> str | None:
-        self.left -= 1
-        return "time limit" if self.left < 0 else None
 
 
 def test_stopping_leaves_what_there_is() -> None:

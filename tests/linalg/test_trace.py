@@ -25,6 +25,7 @@ from curvcli.linalg.statistics import (
     student_interval,
 )
 from curvcli.linalg.trace import Found, Tracer
+from tests.monitors import StopAfter
 
 SEGMENTS = (((0, 10),), ((10, 15), (25, 40)), ((15, 25),))
 
@@ -238,12 +239,8 @@ def test_what_the_images_hold() -> None:
 
 
 def test_stops_between_blocks() -> None:
-    class Stop(Silent):
-        def stop(self) -> str | None:
-            return "time limit"
-
     operator = dense_operator(np.eye(40))
-    stopped = Tracer(operator, jax.random.key(0), SEGMENTS, at_once=4, keep=True, monitor=Stop())
+    stopped = Tracer(operator, jax.random.key(0), SEGMENTS, at_once=4, keep=True, monitor=StopAfter(0))
     stopped.draw(20)
     assert stopped.drawn == 4
     assert not stopped.project()

@@ -21,6 +21,7 @@ from flax import serialization
 
 from curvcli.errors import CurvError, DataError, NotFoundError, PermissionDeniedError, SpecError, UsageError
 from curvcli.loading.checkpoint import check_finite, load_checkpoint
+from tests.loading.layouts import pytree, standard
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -43,18 +44,6 @@ def quiet_writers():
 
 def tree():
     return {"params": PARAMS, "opt_state": MOMENTS, "step": 3}
-
-
-def standard(path, item):
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, item)
-    return path
-
-
-def pytree(path, item, **options):
-    with ocp.PyTreeCheckpointer(**options) as checkpointer:
-        checkpointer.save(path, item)
-    return path
 
 
 def managed(path, steps=(1, 2, 10)):
