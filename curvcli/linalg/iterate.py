@@ -61,6 +61,21 @@ class Silent:
         """Nothing."""
 
 
+class Offset:
+    """A monitor for one round of several: adds the products of the rounds before."""
+
+    def __init__(self, monitor: Monitor, before: int) -> None:
+        self.monitor, self.before = monitor, before
+
+    def stop(self) -> str | None:
+        """As the monitor of all rounds says."""
+        return self.monitor.stop()
+
+    def progress(self, stage: str, products: int, planned: int | None) -> None:
+        """Products of all rounds so far."""
+        self.monitor.progress(stage, self.before + products, planned)
+
+
 def iterate(
     algorithm: Algorithm[State, Result_co],
     operator: LinearOperator,

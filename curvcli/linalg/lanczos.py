@@ -108,7 +108,9 @@ class Lanczos:
         # Each row of T is at most ‖A‖ long: √(β_j² + α_j² + β_{j+1}²).
         norm = np.maximum(state.norm, np.sqrt(state.beta**2 + alpha**2 + beta**2))
         index = state.done_steps + 1
-        broken = running & ((beta <= breakdown(norm, cast)) | (index == operator.dim))
+        # Without reorthogonalisation as many steps as dimensions span less than the whole space.
+        through = index == operator.dim and self.reorthogonalize == "full"
+        broken = running & ((beta <= breakdown(norm, cast)) | through)
         sizes = np.where(broken, index, state.sizes)
         going = sizes == 0
         following = _keep(following, jnp.asarray(going))

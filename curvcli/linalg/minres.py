@@ -15,11 +15,11 @@ import numpy as np
 import scipy.linalg
 
 from curvcli.linalg.iterate import Monitor, iterate
-from curvcli.linalg.lanczos import Lanczos, LanczosState, breakdown, normalise, not_finite
+from curvcli.linalg.lanczos import Lanczos, LanczosState, breakdown, normalise
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.solution import Solution, Status, confirm, residual
 
 Array = Any
-Status = Literal["converged", "least-squares", "not-converged"]
 
 
 class MinresState(NamedTuple):
@@ -36,17 +36,6 @@ class MinresState(NamedTuple):
     residual: np.ndarray  # [k], ‖b − A x‖ / ‖b‖ as the recurrence has it
     ended: np.ndarray  # [k], steps after which each system ended; 0 while it runs
     stationary: np.ndarray  # [k], whether it ended because A r = 0 within the tolerance
-
-
-class Solution(NamedTuple):
-    """Approximate solutions, and how far they can be trusted."""
-
-    x: Array  # [k, dim]
-    status: list[Status]
-    residuals: np.ndarray  # [k], ‖b − A x‖ / ‖b‖; 0 for b = 0
-    iterations: np.ndarray  # [k]
-    lowest: np.ndarray  # [k], the smallest Ritz value met: an upper bound of λ_min
-    norm: np.ndarray  # [k], a lower estimate of ‖A‖
 
 
 @dataclass(frozen=True)
@@ -167,16 +156,7 @@ def solve(
     algorithm = Minres(rhs, tol, max_steps, reorthogonalize)
     state = iterate(algorithm, operator, None, monitor=monitor, stage="solving", planned=max_steps * len(rhs))
     found = algorithm.result(state)
-    norms = np.asarray(normalise(rhs)[1], np.float64)
-    left = np.asarray(normalise(rhs - operator.matmat(found.x))[1], np.float64)
-    if not np.all(np.isfinite(left)):
-        raise not_finite()
-    residuals = np.divide(left, norms, out=np.zeros_like(left), where=norms > 0)
-    status: list[Status] = [
-        "not-converged" if said == "converged" and residual > 2 * tol else said
-        for said, residual in zip(found.status, residuals, strict=True)
-    ]
-    return found._replace(status=status, residuals=residuals)
+    return confirm(found, residual(operator, rhs, found.x)[1], tol)
 
 
 def _lowest(lanczos: LanczosState, index: int, size: int) -> float:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 Array = Any
+
+
+class Known(Protocol):
+    """A matrix whose eigenvalues and eigenvectors are there without a product."""
+
+    def eigenvalues(self) -> np.ndarray:
+        """All of them, ascending: [dim]."""
+        ...
+
+    def eigenvectors(self, places: np.ndarray) -> np.ndarray:
+        """Unit vectors [k, dim] of the eigenvalues at these places of that order."""
+        ...
+
+    def diagonal_entries(self) -> np.ndarray:
+        """The diagonal: [dim]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,8 @@ class LinearOperator:
         Whether A is known to be positive semi-definite.
     forms
         [k, dim] -> [k, k], V A Vᵀ of the rows V given; None where it costs no less than products.
+    known
+        The eigendecomposition, where the matrix has one in closed form.
     """
 
     matmat: Callable[[Array], Array]
@@ -35,6 +53,7 @@ class LinearOperator:
     dtype: np.dtype
     psd: bool = False
     forms: Callable[[Array], Array] | None = None
+    known: Known | None = None
 
 
 def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:

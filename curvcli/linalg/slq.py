@@ -15,7 +15,7 @@ import numpy as np
 from curvcli.linalg import basis as bases
 from curvcli.linalg import krylov
 from curvcli.linalg.bounds import Measure
-from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
@@ -80,7 +80,7 @@ class Slq:
             algorithm,
             operator,
             key,
-            monitor=_Offset(monitor, collected.products),
+            monitor=Offset(monitor, collected.products),
             stage="density",
             planned=planned,
         )
@@ -91,19 +91,6 @@ class Slq:
                 if self.deflate:
                     _keep_outliers(collected, state, probe, tridiagonal)
         collected.tridiagonals += algorithm.result(state)
-
-
-class _Offset:
-    """A monitor for one round of several: adds the products of the rounds before."""
-
-    def __init__(self, monitor: Monitor, before: int) -> None:
-        self.monitor, self.before = monitor, before
-
-    def stop(self) -> str | None:
-        return self.monitor.stop()
-
-    def progress(self, stage: str, products: int, planned: int | None) -> None:
-        self.monitor.progress(stage, self.before + products, planned)
 
 
 def _keep_extremes(collected: Collected, state: LanczosState, probe: int, tridiagonal: Tridiagonal) -> None:

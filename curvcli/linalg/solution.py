@@ -1,0 +1,50 @@
+"""What the solvers of A x = b share: how a system ended, and the residual that its solution truly has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from curvcli.linalg.lanczos import normalise, not_finite
+from curvcli.linalg.operator import LinearOperator
+
+Array = Any
+Status = Literal["converged", "least-squares", "not-converged", "indefinite"]
+"""`indefinite`: a direction with pᵀAp < 0 was met by a method that needs A to be positive definite."""
+
+
+class Solution(NamedTuple):
+    """Approximate solutions, and how far they can be trusted."""
+
+    x: Array  # [k, dim]
+    status: list[Status]
+    residuals: np.ndarray  # [k], ‖b − A x‖ / ‖b‖; 0 for b = 0
+    iterations: np.ndarray  # [k]
+    lowest: np.ndarray  # [k], the smallest curvature met, an upper bound of λ_min; 0 where none was
+    norm: np.ndarray  # [k], a lower estimate of ‖A‖
+
+
+def residual(operator: LinearOperator, rhs: Array, x: Array) -> tuple[Array, np.ndarray]:
+    """B − A X [k, dim] and the norms of its rows relative to those of B [k]. Cost: k products.
+
+    Raises
+    ------
+    NumericsError
+        A product is not finite.
+    """
+    left = rhs - operator.matmat(x)
+    sizes = np.asarray(normalise(left)[1], np.float64)
+    if not np.all(np.isfinite(sizes)):
+        raise not_finite()
+    norms = np.asarray(normalise(rhs)[1], np.float64)
+    return left, np.divide(sizes, norms, out=np.zeros_like(sizes), where=norms > 0)
+
+
+def confirm(found: Solution, residuals: np.ndarray, tol: float) -> Solution:
+    """The solution with its true residuals: converged only where these are within twice the tolerance."""
+    status: list[Status] = [
+        "not-converged" if said == "converged" and size > 2 * tol else said
+        for said, size in zip(found.status, residuals, strict=True)
+    ]
+    return found._replace(status=status, residuals=residuals)

@@ -1,0 +1,151 @@
+"""Newton's method with a trust region, its steps by truncated conjugate gradients.
+
+Made for a minimum that has to be known to many digits, from a start near it: differences of the function that rounding
+has eaten are taken from the gradients instead, (f(w) − f(w + p)) ≈ −½ (g + g₊)·p, which is exact on a quadratic.
+
+What is guaranteed: every accepted step lowers f, and is no longer than the radius within which the quadratic model was
+found to hold. Not guaranteed: that the minimum found is the one nearest to the start. Where the Hessian at the start
+has a negative eigenvalue beyond rounding, the descent follows it.
+
+Source: Steihaug (1983); Nocedal and Wright, *Numerical Optimization*, algorithms 4.1 and 7.2; Eisenstat and Walker
+(1996), choice 1, for how precisely a step is solved for; Hager and Zhang (2005) for differences below rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+FORCING, FINEST = 0.1, 0.01
+"""A step's residual is at most the first times the gradient; less, as soon as the quadratic model has proved better,
+but no less than the second: a short step proves little of a long one, whose digits may take hundreds of products."""
+
+ROUNDING = 64
+"""Differences of f below this times eps·|f| of the start, and curvatures below it times eps·‖H‖, are rounding:
+an f that ends near 0 is still a sum of terms of its first size."""
+
+
+class Point(NamedTuple):
+    """A function at a point."""
+
+    value: float
+    gradient: np.ndarray  # [dim]
+    product: Callable[[np.ndarray], np.ndarray]  # the Hessian's, [dim] -> [dim]
+
+
+class Minimum(NamedTuple):
+    """Where the iteration ended."""
+
+    w: np.ndarray  # [dim]
+    point: Point
+    converged: bool
+    evaluations: int  # gradients and products, the first gradient not counted
+
+
+class _Step(NamedTuple):
+    p: np.ndarray
+    residual: np.ndarray  # g + Hp
+    on_boundary: bool
+    products: int
+
+
+def minimise(
+    function: Callable[[np.ndarray], Point],
+    w: np.ndarray,
+    here: Point,
+    *,
+    gtol: float,
+    radius: float,
+    budget: int,
+    eps: float,
+) -> Minimum:
+    """A minimum of a function near w [dim], in float64.
+
+    Parameters
+    ----------
+    here
+        `function(w)`.
+    gtol
+        Norm of the gradient at which it is reached.
+    radius
+        Of the first step; doubled and quartered as the quadratic model deserves.
+    budget
+        Gradients and products that may be spent.
+    eps
+        Of the arithmetic that the function is computed in.
+
+    Returns
+    -------
+    Minimum
+        Not converged where the budget or the digits did not suffice.
+
+    Notes
+    -----
+    Cost: a gradient and some products a step; where f is nearly quadratic a step for every two digits.
+    """
+    spent, forcing, noise = 0, FORCING, ROUNDING * eps * abs(here.value)
+    while (size := float(np.linalg.norm(here.gradient))) > gtol and spent < budget and radius > eps * np.linalg.norm(w):
+        step = _truncated_cg(here, radius, max(forcing * size, 0.1 * gtol), budget - spent, eps)
+        there = function(w + step.p)
+        spent += step.products + 1
+        predicted = -0.5 * float((here.gradient + step.residual) @ step.p)
+        decrease, resolved = _decrease(here, there, step.p, noise)
+        if not predicted > 0:
+            break
+        ratio = decrease / predicted
+        if not ratio >= 0.25:  # a loss that is no number is a step too far as well
+            radius = 0.25 * float(np.linalg.norm(step.p))
+        elif ratio > 0.75 and step.on_boundary:
+            radius *= 2
+        if ratio >= 0.1:
+            off = float(np.linalg.norm(there.gradient - step.residual)) / size
+            forcing = min(max(off, FINEST), FORCING)
+            # An interior step lowers the gradient to the forcing term, unless what is left of it is rounding.
+            exhausted = not resolved and not step.on_boundary and np.linalg.norm(there.gradient) > 0.5 * size
+            w, here = w + step.p, there
+            if exhausted:
+                break
+        elif not resolved:
+            break
+    return Minimum(w, here, bool(np.linalg.norm(here.gradient) <= gtol), spent)
+
+
+def _decrease(here: Point, there: Point, p: np.ndarray, noise: float) -> tuple[float, bool]:
+    """f(w) − f(w + p), and whether the values resolve it."""
+    difference = here.value - there.value
+    if not np.isfinite(difference):
+        return -np.inf, True
+    if abs(difference) > noise:
+        return difference, True
+    return -0.5 * float((here.gradient + there.gradient) @ p), False
+
+
+def _truncated_cg(here: Point, radius: float, tolerance: float, most: int, eps: float) -> _Step:
+    """Conjugate gradients for H p = −g from 0, up to the trust region's boundary or along negative curvature to it."""
+    p, residual = np.zeros_like(here.gradient), here.gradient
+    direction, square, norm = -residual, float(residual @ residual), 0.0
+    for products in range(1, most + 1):
+        image = here.product(direction)
+        length = float(direction @ direction)
+        norm = max(norm, float(np.linalg.norm(image)) / length**0.5)
+        curvature = float(direction @ image)
+        if abs(curvature) <= ROUNDING * eps * norm * length:
+            return _Step(p, residual, False, products)  # a flat direction: nothing is known of where to go along it
+        alpha = square / curvature
+        if curvature < 0 or np.linalg.norm(p + alpha * direction) >= radius:
+            alpha = _to_boundary(p, direction, radius)
+            return _Step(p + alpha * direction, residual + alpha * image, True, products)
+        p, residual = p + alpha * direction, residual + alpha * image
+        before, square = square, float(residual @ residual)
+        if square <= tolerance**2:
+            return _Step(p, residual, False, products)
+        direction = square / before * direction - residual
+    return _Step(p, residual, False, most)
+
+
+def _to_boundary(p: np.ndarray, direction: np.ndarray, radius: float) -> float:
+    """τ > 0 with ‖p + τ·direction‖ = radius."""
+    a, b, c = float(direction @ direction), float(p @ direction), float(p @ p) - radius**2
+    return -c / (b + np.sqrt(b * b - a * c))  # p·direction ≥ 0 in conjugate gradients, so nothing cancels
