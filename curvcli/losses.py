@@ -37,6 +37,8 @@ class Loss:
     pseudo_gradient
         `(key, z) -> ∂L/∂z` at targets drawn from the model's own distribution, of the shape of z, whose last axis is C:
         mean 0 and covariance H_z. Only for losses of the table.
+    root
+        `(z, noise) -> R noise` with R Rᵀ = H_z, of the shape of z. Only for losses of the table.
     likelihood
         For a user's loss: the loss of the table whose distribution its outputs are declared to stand for.
     draw
@@ -49,6 +51,7 @@ class Loss:
     integer_targets: bool = False
     known: bool = True
     pseudo_gradient: Callable[[Array, Array], Array] | None = None
+    root: Callable[[Array, Array], Array] | None = None
     likelihood: Loss | None = None
     draw: Callable[[Array, Array], Array] | None = None
 
@@ -100,6 +103,13 @@ def _softmax_draw(key: Array, z: Array) -> Array:
     return jnp.where(drawn, -jnp.sum(others, axis=-1, keepdims=True), others)
 
 
+def _softmax_root(z: Array, noise: Array) -> Array:
+    # R = diag(√p) − p√pᵀ: R Rᵀ = diag(p) − p pᵀ.
+    p = jax.nn.softmax(z, axis=-1)
+    scaled = jnp.sqrt(p) * noise
+    return scaled - p * jnp.sum(scaled, axis=-1, keepdims=True)
+
+
 def _is_top(z: Array, top: Array) -> Array:
     return jax.lax.broadcasted_iota(top.dtype, z.shape, z.ndim - 1) == top
 
@@ -111,6 +121,10 @@ def _sigmoid_cross_entropy(z: Array, t: Array) -> Array:
 def _sigmoid_hessian_product(z: Array, t: Array, dz: Array) -> Array:
     # σ(z) σ(−z), not σ(1 − σ): the latter loses all digits for large z.
     return jax.nn.sigmoid(z) * jax.nn.sigmoid(-z) * dz
+
+
+def _sigmoid_root(z: Array, noise: Array) -> Array:
+    return jnp.sqrt(jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)) * noise
 
 
 def _sigmoid_draw(key: Array, z: Array) -> Array:
@@ -129,11 +143,14 @@ def _poisson_draw(key: Array, z: Array) -> Array:
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("squared_error", _squared_error, lambda z, t, dz: dz, pseudo_gradient=_normal_draw),
+        Loss("squared_error", _squared_error, lambda z, t, dz: dz, pseudo_gradient=_normal_draw,
+             root=lambda z, noise: noise),
         Loss("softmax_cross_entropy", _softmax_cross_entropy, _softmax_hessian_product, integer_targets=True,
-             pseudo_gradient=_softmax_draw),
-        Loss("sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_hessian_product, pseudo_gradient=_sigmoid_draw),
-        Loss("poisson", _poisson, lambda z, t, dz: jnp.exp(z) * dz, pseudo_gradient=_poisson_draw),
+             pseudo_gradient=_softmax_draw, root=_softmax_root),
+        Loss("sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_hessian_product, pseudo_gradient=_sigmoid_draw,
+             root=_sigmoid_root),
+        Loss("poisson", _poisson, lambda z, t, dz: jnp.exp(z) * dz, pseudo_gradient=_poisson_draw,
+             root=lambda z, noise: jnp.exp(0.5 * z) * noise),
     )
 }  # fmt: skip
 

@@ -90,6 +90,17 @@ class Batches:
         index = np.arange(start, start + self.batch_size, dtype=np.int32)
         return Batch(jax.tree.map(take, self.inputs), jax.tree.map(take, self.targets), weight, index)
 
+    def chosen(self, rows: np.ndarray) -> Batches:
+        """These rows alone, in this order, in batches of the same size; numbered anew."""
+        # Memory maps are read in the order of the file.
+        order = np.argsort(rows, kind="stable")
+
+        def take(leaf: np.ndarray) -> np.ndarray:
+            return np.asarray(leaf[rows[order]])[np.argsort(order, kind="stable")]
+
+        inputs, targets, weight = jax.tree.map(take, (self.inputs, self.targets, self.weight))
+        return Batches(inputs, targets, weight, self.batch_size, self.cast)
+
     def resized(self, batch_size: int) -> Batches:
         """The same examples in batches of another size."""
         return Batches(self.inputs, self.targets, self.weight, batch_size, self.cast)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 from curvcli.linalg.iterate import Silent
 
 
@@ -14,3 +18,16 @@ class StopAfter(Silent):
     def stop(self) -> str | None:
         self.left -= 1
         return "time limit" if self.left < 0 else None
+
+
+@contextlib.contextmanager
+def collected_compilations(names: list[str]) -> Iterator[None]:
+    """Collects what JAX says it compiles, under `jax.log_compiles()`."""
+    handler = logging.Handler()
+    handler.emit = lambda record: names.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

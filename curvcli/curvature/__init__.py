@@ -1,5 +1,5 @@
 """A problem seen as a matrix: `build(problem, matrix)` gives the linear operator."""
 
-from curvcli.curvature.matrices import MATRICES, build, build_for, dimension
+from curvcli.curvature.matrices import MATRICES, build, build_for, curves_the_loss, dimension
 
-__all__ = ["MATRICES", "build", "build_for", "dimension"]
+__all__ = ["MATRICES", "build", "build_for", "curves_the_loss", "dimension"]

@@ -15,12 +15,13 @@ import jax
 
 from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.kronecker import Recipe, Sampling, Sharing, kfac
 from curvcli.curvature.work import abstract_batch
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
 from curvcli.problem import Batch, Problem
-from curvcli.schema.settings import UNREGULARISED, AnalysisSettings
+from curvcli.schema.settings import FACTORED, UNREGULARISED, AnalysisSettings
 
 Array = Any
 
@@ -74,6 +75,11 @@ MATRICES: dict[str, Matrix] = {
 }
 
 
+def curves_the_loss(name: str) -> bool:
+    """Whether the matrix of this name stands for the curvature of J."""
+    return name in FACTORED or MATRICES[name].curves_the_loss
+
+
 def build_for(problem: Problem, settings: AnalysisSettings) -> LinearOperator:
     """The matrix that an analysis was asked for; see `build`."""
     return build(
@@ -83,6 +89,8 @@ def build_for(problem: Problem, settings: AnalysisSettings) -> LinearOperator:
         with_regulariser=settings.regulariser,
         mc_samples=settings.mc_samples,
         seed=settings.seed,
+        factors=settings.factors,
+        sharing=settings.sharing,
     )
 
 
@@ -94,6 +102,8 @@ def build(
     with_regulariser: bool = True,
     mc_samples: int = 1,
     seed: int = 0,
+    factors: Sampling = "sampled",
+    sharing: Sharing = "expand",
 ) -> LinearOperator:
     """The matrix of this name as a linear operator on blocks of vectors [k, dim].
 
@@ -108,7 +118,9 @@ def build(
     with_regulariser
         Whether ∇²R is part of the matrix, where it can be (`UNREGULARISED`).
     mc_samples, seed
-        Label samples a unit for `fisher-mc`, and where they come from.
+        Label samples a unit for `fisher-mc` and sampled factors, and where they come from.
+    factors, sharing
+        Of `kfac` and `ekfac`: see `kronecker.Recipe`.
 
     Raises
     ------
@@ -121,6 +133,10 @@ def build(
     applications of it; twice that for `ntk`. Building `gradient-covariance` costs one gradient.
     """
     check_likelihood(problem.loss, name)
+    if name in FACTORED:
+        recipe = Recipe(factors, sharing, mc_samples, seed)
+        known = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=with_regulariser).damped(damping)
+        return LinearOperator(known.function(lambda x: x), problem.dim, problem.dtype, True, known=known)
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
     data_forms = None
     if row.field is None:
@@ -158,7 +174,7 @@ def dimension(problem: Problem, name: str) -> int:
 
 def linear_map_bytes(problem: Problem, name: str, *, mc_samples: int = 1, seed: int = 0) -> int:
     """What the linear map of one batch keeps of the forward and backward passes; 0 where none is made. Nothing runs."""
-    field = MATRICES[name].field
+    field = None if name in FACTORED else MATRICES[name].field
     if field is None:
         return 0
     check_likelihood(problem.loss, name)
@@ -204,9 +220,9 @@ def check_likelihood(loss: Loss, name: str) -> None:
     SpecError
         They do not.
     """
-    if name not in ("fisher", "fisher-mc") or loss.family is not None:
+    if name not in ("fisher", "fisher-mc", *FACTORED) or loss.family is not None:
         return
-    if loss.draw is None:
+    if loss.draw is None or name in FACTORED:
         raise SpecError(
             f"{name} needs a likelihood, and {loss.name} does not say which one it is",
             f'give [loss] likelihood in curv.toml: {", ".join(LOSSES)}, or a sampler "file.py:fn" with '

@@ -16,14 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from curvcli.losses import Loss
+from curvcli.losses import LOSSES, Loss
 from curvcli.problem import Batch, unit_weight
 
 Array = Any
 OutputMap = Callable[[Array], Array]
 
-DRAWS = 2**31 - 1
-"""The stream of label draws within a seed; the streams of probes are numbered from 0."""
+DRAWS, ROOTS = 2**31 - 1, 2**31 - 2
+"""The streams of label draws, and of draws from a matrix, within a seed; those of probes are numbered from 0."""
 
 
 def identity(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
@@ -59,19 +59,14 @@ def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Out
         product and for every batch size; sample s is the same whatever S.
     """
 
-    def each_example(draw: Callable[[Array, Array], Array]) -> Array:
-        own = jax.vmap(jax.random.fold_in, (None, 0))
-        return jax.vmap(lambda key: jax.vmap(draw)(own(key, batch.index), outputs))(keys)
-
     if loss.family is None:
         assert loss.draw is not None
         draw = loss.draw  # the user's function sees a batch of one example
-        targets = each_example(lambda key, z: draw(z[None], key)[0])
+        targets = _each_example(lambda key, z: draw(z[None], key)[0], keys, batch, outputs)
         maps = lambda t, tangent: _outer_products(lambda z: loss.value(z, t), outputs, batch)(tangent)  # noqa: E731
         return lambda tangent: jnp.mean(jax.vmap(maps, (0, None))(targets, tangent), axis=0)
 
-    assert loss.family.pseudo_gradient is not None
-    dz, weight = each_example(loss.family.pseudo_gradient), unit_weight(batch.weight, outputs.ndim)
+    dz, weight = pseudo_gradients(loss, outputs, batch, keys), unit_weight(batch.weight, outputs.ndim)
 
     def across(tangent: Array) -> Array:
         inner = dz * tangent[None]
@@ -80,6 +75,45 @@ def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Out
         return weight * jnp.mean(inner * dz, axis=0)
 
     return across
+
+
+def pseudo_gradients(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
+    """∂L/∂z at labels drawn from the model, weights left out: [S, b, ..., C]; the same draws as `sampled_fisher`'s."""
+    assert loss.family is not None
+    assert loss.family.pseudo_gradient is not None
+    return _each_example(loss.family.pseudo_gradient, keys, batch, outputs)
+
+
+def _each_example(draw: Callable[[Array, Array], Array], keys: Array, batch: Batch, rows: Array) -> Array:
+    """What `draw(key, row)` gives for every key and each example's row: [S, b, ...]."""
+    own = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(lambda key: jax.vmap(draw)(own(key, batch.index), rows))(keys)
+
+
+def random_cotangents(name: str, loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
+    """Random y of mean 0 and covariance C, the matrix's own by name, for each key: [S, b, ..., C].
+
+    Jᵀy then has the covariance Jᵀ C J: a root of the matrix, by sampling. Draws belong to examples, as in
+    `sampled_fisher`. Only where `has_root`.
+    """
+    if name == "empirical-fisher":
+        values, back = jax.vjp(lambda z: loss.value(z, batch.targets), outputs)
+        root = jnp.sqrt(unit_weight(batch.weight, values.ndim))
+        signs = _each_example(lambda key, unit: jax.random.rademacher(key, unit.shape, unit.dtype), keys, batch, values)
+        return jax.vmap(lambda sign: back(root * sign)[0])(signs)
+    root = jnp.sqrt(unit_weight(batch.weight, outputs.ndim))[None]
+    family = LOSSES["squared_error"] if name == "gauss-newton" else loss.family
+    assert family is not None
+    assert family.root is not None
+    noise = _each_example(lambda key, z: jax.random.normal(key, z.shape, z.dtype), keys, batch, outputs)
+    # Normal, not labels drawn from the model: unlikely labels would give the few examples that have them all weight.
+    return root * jax.vmap(family.root, (None, 0))(outputs, noise)
+
+
+def has_root(name: str, loss: Loss) -> bool:
+    """Whether `random_cotangents` can draw for this matrix."""
+    by_family = loss.known if name == "ggn" else name == "fisher" and loss.family is not None
+    return by_family or name in ("gauss-newton", "empirical-fisher")
 
 
 def observed_fisher(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
@@ -105,10 +139,10 @@ MIDDLES: dict[str, Callable[..., OutputMap]] = {
 """C by matrix."""
 
 
-def draw_keys(seed: int, samples: int) -> Array:
-    """One key a label sample: [samples]."""
-    stream = jax.random.fold_in(jax.random.key(seed), DRAWS)
-    return jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(samples))
+def draw_keys(seed: int, samples: int, stream: int = DRAWS) -> Array:
+    """One key a label sample, or a draw of another stream: [samples]."""
+    key = jax.random.fold_in(jax.random.key(seed), stream)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples))
 
 
 def active(batch: Batch) -> Array:

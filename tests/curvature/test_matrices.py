@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +15,7 @@ from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import LOSSES, user_loss
 from curvcli.schema.settings import AnalysisSettings
+from tests.monitors import collected_compilations
 from tests.problems import dense_matrix, make_problem, mlp_problem, token_problem
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -139,19 +137,6 @@ def test_streamed_data_and_one_program_for_all_batches(matrix: str, monkeypatch:
         operator.matmat(vectors[:1])
     np.testing.assert_array_equal(found, expected)
     assert compiled  # another block size is compiled anew
-
-
-@contextlib.contextmanager
-def collected_compilations(names: list[str]) -> Iterator[None]:
-    """Collects what JAX says it compiles."""
-    handler = logging.Handler()
-    handler.emit = lambda record: names.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("jax._src.interpreters.pxla")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def test_kernel_of_a_block_of_parameters_is_its_part_of_the_sum() -> None:

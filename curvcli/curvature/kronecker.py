@@ -1,0 +1,402 @@
+"""Kronecker-factored curvature: K-FAC and E-KFAC, as matrices with all eigenvalues in closed form.
+
+A layer's weights W [fan_in + 1, fan_out] (the bias a last row) have the gradient Σ_p ā_p g_pᵀ, p its positions, ā_p its
+input with a 1 appended and g_p the gradient before its activation. K-FAC takes inputs and gradients for independent,
+
+    G_layer ≈ A ⊗ S,   A = mean of ā āᵀ,   S = (1/M) Σ g gᵀ,
+
+and layers for independent. E-KFAC keeps the eigenvectors of A and S and replaces the products of eigenvalues by the
+mean squares of the gradients in that basis, so that its trace is that of the matrix. With weights shared over
+positions, `expand` takes positions for independent too; `reduce` first takes the mean of the inputs and the sum of the
+gradients.
+
+Parameters that fit no layer have their diagonal, exact for the cotangents used. l2 is added to every eigenvalue.
+
+Source: Grosse, *Neural Net Training Dynamics*, chapter 4, section 5; Martens and Grosse (2015); Grosse and Martens
+(2016) for convolutions; George et al. (2018) for E-KFAC; Eschenhagen et al. (2023) for expand and reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from curvcli.curvature import outputs, sums
+from curvcli.curvature.flatten import Layout
+from curvcli.curvature.ntk import outputs_per_example
+from curvcli.curvature.pooling import with_fast_pooling
+from curvcli.curvature.taps import Layer, find_layers, tapped
+from curvcli.losses import Loss
+from curvcli.problem import Batch, Params, Problem, unit_weight
+
+Array = Any
+Sampling = Literal["exact", "sampled", "empirical"]
+Sharing = Literal["expand", "reduce"]
+
+DIAGONAL_BYTES = 256 << 20
+"""What the gradients of examples may take, for parameters without a layer."""
+
+
+class Block(NamedTuple):
+    """One layer: its place in the flat vector, and the eigendecompositions of its factors.
+
+    Parameters
+    ----------
+    place
+        [fan_in (+ 1), fan_out], the flat index of each entry of W.
+    inputs, gradients
+        Eigenvalues of A and S, ascending.
+    input_basis, gradient_basis
+        Their eigenvectors in columns; None: A is diagonal as it stands (an embedding's).
+    corrected
+        E-KFAC's eigenvalues, of the shape of `place`; None: the products.
+    """
+
+    name: str
+    place: np.ndarray
+    inputs: np.ndarray
+    input_basis: Array | None
+    gradients: np.ndarray
+    gradient_basis: Array
+    corrected: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """All eigenvalues, of the shape of `place`."""
+        return np.outer(self.inputs, self.gradients) if self.corrected is None else self.corrected
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """Block-diagonal curvature with known eigenvectors.
+
+    Parameters
+    ----------
+    diagonal
+        By parameter: the diagonal of those without a layer, flat.
+    fallback
+        Why each of those has none.
+    shift
+        l2 and damping.
+    """
+
+    layout: Layout
+    dtype: np.dtype
+    blocks: list[Block]
+    diagonal: dict[str, np.ndarray]
+    fallback: dict[str, str] = field(default_factory=dict)
+    shift: float = 0.0
+
+    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+        """Products with f(C), f of the eigenvalues with the shift: [k, D] -> [k, D]."""
+        pieces = [
+            (jnp.asarray(block.place), block.input_basis, block.gradient_basis,
+             jnp.asarray(f(block.values + self.shift), self.dtype))
+            for block in self.blocks
+        ]  # fmt: skip
+        scale = np.zeros(self.layout.dim)
+        for name, entries in self.diagonal.items():
+            start = _start(self.layout, name)
+            scale[start : start + entries.size] = f(entries + self.shift)
+        rest = jnp.asarray(scale, self.dtype)
+        return lambda vectors: _applied(pieces, rest, vectors)
+
+    def eigenvalues(self) -> np.ndarray:
+        """All of them, ascending: [D]."""
+        parts = [block.values.reshape(-1) for block in self.blocks] + list(self.diagonal.values())
+        return np.sort(np.concatenate(parts)) + self.shift
+
+    def eigenvectors(self, places: np.ndarray) -> np.ndarray:
+        """Unit vectors [k, D] of the eigenvalues at these places of their ascending order."""
+        parts = [block.values.reshape(-1) for block in self.blocks] + list(self.diagonal.values())
+        ends = np.cumsum([len(part) for part in parts])
+        chosen = np.argsort(np.concatenate(parts), kind="stable")[places]
+        vectors = np.zeros((len(chosen), self.layout.dim))
+        for row, place in enumerate(chosen.tolist()):
+            part = int(np.searchsorted(ends, place, side="right"))
+            within = place - (int(ends[part - 1]) if part else 0)
+            if part >= len(self.blocks):
+                name = list(self.diagonal)[part - len(self.blocks)]
+                vectors[row, _start(self.layout, name) + within] = 1.0
+                continue
+            block = self.blocks[part]
+            i, j = divmod(within, block.place.shape[1])
+            left = np.eye(len(block.inputs))[i] if block.input_basis is None else np.asarray(block.input_basis)[:, i]
+            vectors[row, block.place] = np.outer(left, np.asarray(block.gradient_basis)[:, j])
+        return vectors
+
+    def diagonal_entries(self) -> np.ndarray:
+        """The diagonal: [D]."""
+        found = np.empty(self.layout.dim)
+        for block in self.blocks:
+            left = np.eye(len(block.inputs)) if block.input_basis is None else np.square(np.asarray(block.input_basis))
+            right = np.square(np.asarray(block.gradient_basis, np.float64))
+            found[block.place] = left @ block.values @ right.T
+        for name, entries in self.diagonal.items():
+            start = _start(self.layout, name)
+            found[start : start + entries.size] = entries
+        return found + self.shift
+
+    def damped(self, damping: float) -> Kronecker:
+        """C + λI."""
+        return replace(self, shift=self.shift + damping)
+
+    def pi_inverse(self, damping: float) -> Callable[[Array], Array]:
+        """Products with ((A + π√λ I) ⊗ (S + √λ/π I))⁻¹, factored damping with π² = (tr A/dim A)/(tr S/dim S)."""
+        factored = []
+        for block in self.blocks:
+            means = max(float(block.inputs.mean()), 0.0), max(float(block.gradients.mean()), 0.0)
+            pi = np.sqrt(means[0] / means[1]) if all(means) else 1.0
+            values = np.outer(block.inputs + pi * damping**0.5, block.gradients + damping**0.5 / pi)
+            factored.append(block._replace(corrected=values))
+        diagonal = {name: entries + damping for name, entries in self.diagonal.items()}
+        return replace(self, blocks=factored, diagonal=diagonal).function(lambda values: 1 / values)
+
+
+@jax.jit
+def _applied(pieces: Any, rest: Array, vectors: Array) -> Array:
+    result = vectors * rest[None]
+    for index, left, right, values in pieces:
+        w = vectors[:, index]
+        turned = jnp.einsum("kas,st->kat", w, right)
+        turned = turned if left is None else jnp.einsum("kas,ab->kbs", turned, left)
+        turned = turned * values[None]
+        turned = turned if left is None else jnp.einsum("kbs,ab->kas", turned, left)
+        result = result.at[:, index].set(jnp.einsum("kat,st->kas", turned, right))
+    return result
+
+
+def _start(layout: Layout, name: str) -> int:
+    place = layout.names.index(name)
+    return sum(layout.sizes[:place])
+
+
+class Taps:
+    """A network's layers and the network with taps; one object a problem, so that programs are compiled once."""
+
+    def __init__(self, problem: Problem) -> None:
+        found = find_layers(problem)
+        self.layers, self.others = found.layers, found.others
+        self.network = with_fast_pooling(tapped(problem, self.layers))
+        layout = Layout.of(problem.params)
+        self.index = [_index(layout, layer) for layer in self.layers]
+
+
+def _index(layout: Layout, layer: Layer) -> np.ndarray:
+    rows = layer.rows + _start(layout, layer.kernel)
+    if layer.bias is None or layer.bias_rows is None:
+        return rows
+    return np.concatenate([rows, layer.bias_rows[None] + _start(layout, layer.bias)])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which cotangents stand for the curvature, and how shared weights are treated.
+
+    Parameters
+    ----------
+    sampling
+        `exact`: the columns of a root of every example's output Hessian; `sampled`: gradients at labels drawn from the
+        model, as for `fisher-mc`; `empirical`: at the observed labels.
+    samples, seed
+        Of the draws.
+    """
+
+    sampling: Sampling = "sampled"
+    sharing: Sharing = "expand"
+    samples: int = 1
+    seed: int = 0
+
+
+def kfac(problem: Problem, recipe: Recipe, *, corrected: bool = False, with_regulariser: bool = True) -> Kronecker:
+    """K-FAC, or E-KFAC, of the GGN of a problem.
+
+    Parameters
+    ----------
+    corrected
+        E-KFAC.
+
+    Notes
+    -----
+    Cost: a forward pass, and a backward one a cotangent (samples, or outputs), over the data; O(fan³) a factor for the
+    eigendecompositions; for E-KFAC the passes again.
+    """
+    taps, layout = Taps(problem), Layout.of(problem.params)
+    factors = _factors(problem, taps, recipe)
+    blocks = [_block(layer, index, a, s, problem.dtype) for layer, index, (a, s) in
+              zip(taps.layers, taps.index, factors, strict=True)]  # fmt: skip
+    if corrected:
+        values = _corrections(problem, taps, recipe, blocks)
+        blocks = [block._replace(corrected=one) for block, one in zip(blocks, values, strict=True)]
+    diagonal = _diagonals(problem, taps, recipe) if taps.others else {}
+    shift = problem.regulariser.l2 if with_regulariser else 0.0
+    return Kronecker(layout, problem.dtype, blocks, diagonal, taps.others, shift)
+
+
+def _block(layer: Layer, index: np.ndarray, a: np.ndarray, s: np.ndarray, dtype: Any) -> Block:
+    """The eigendecompositions, in float64."""
+    gradients, right = scipy.linalg.eigh(s)
+    if a.ndim == 1:
+        inputs, left = a, None
+    else:
+        inputs, left = scipy.linalg.eigh(a)
+        left = jnp.asarray(left, dtype)
+    # Both are sums of squares: what is below zero is rounding.
+    return Block(
+        layer.kernel.rpartition("/")[0] or layer.kernel, index, np.maximum(inputs, 0), left,
+        np.maximum(gradients, 0), jnp.asarray(right, dtype),
+    )  # fmt: skip
+
+
+def _cotangents(problem: Problem, recipe: Recipe) -> int:
+    """Cotangents an example."""
+    return outputs_per_example(problem) if recipe.sampling == "exact" else recipe.samples
+
+
+def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A and S of every layer, in float64."""
+    piece = partial(_batch_factors, taps, problem.loss, recipe, problem.params, problem.frozen)
+    total: list[Any] = []
+    for batch in sums.resident(problem.batches):
+        found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), piece(batch))
+        total = found if not total else jax.tree.map(np.add, total, found)
+    count = sums.active_examples(problem)
+    result = []
+    for layer, (a, s) in zip(taps.layers, total, strict=True):
+        uses = count * (layer.positions if recipe.sharing == "expand" else 1)
+        result.append((a / uses, s / problem.normaliser))
+    return result
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _batch_factors(taps: Taps, loss: Loss, recipe: Recipe, params: Params, frozen: dict, batch: Batch) -> list[Any]:
+    """Σ ā āᵀ and Σ g gᵀ of every layer over one batch."""
+    acts, gradients = _recorded(taps, loss, recipe, params, frozen, batch)
+    active = outputs.active(batch).astype(batch.weight.dtype)
+    found = []
+    for layer, a, g in zip(taps.layers, acts, gradients, strict=True):
+        inputs, back = _shared(layer, recipe, a, g)
+        if layer.kind == "embed" and inputs.ndim == 2:
+            counts = jnp.zeros(layer.fan_in, params[layer.kernel].dtype)
+            left = counts.at[inputs.reshape(-1)].add(jnp.repeat(active, inputs.shape[1]))
+        else:
+            left = jnp.einsum("bpi,bpj,b->ij", inputs, inputs, active)
+        found.append((left, jnp.einsum("kbps,kbpt->st", back, back)))
+    return found
+
+
+def _recorded(
+    taps: Taps, loss: Loss, recipe: Recipe, params: Params, frozen: dict, batch: Batch
+) -> tuple[list[Array], list[Array]]:
+    """Inputs [b, P, fan_in] and pre-activation gradients [K, b, P, fan_out], these with the weights, of every layer."""
+    size, dtype = len(batch.weight), next(iter(params.values())).dtype
+    zero = [jnp.zeros((size, layer.positions, layer.fan_out), dtype) for layer in taps.layers]
+
+    def network(perturbations: list[Array]) -> tuple[Array, list[Array]]:
+        return jax.vmap(taps.network, (None, None, 0, 0))(params, frozen, batch.inputs, perturbations)
+
+    z, back, acts = jax.vjp(network, zero, has_aux=True)
+    return acts, jax.vmap(lambda one: back(one)[0])(cotangents(loss, recipe, z, batch))
+
+
+def cotangents(loss: Loss, recipe: Recipe, z: Array, batch: Batch) -> Array:
+    """[K, b, ..., C] whose outer products add up (over K) to a_u H_u, or have it for their mean."""
+    root_weight = jnp.sqrt(unit_weight(batch.weight, z.ndim))[None]
+    if recipe.sampling == "exact":
+        assert loss.family is not None
+        assert loss.family.root is not None
+        shape = z.shape[1:]
+        columns = jnp.eye(int(np.prod(shape)), dtype=z.dtype).reshape(-1, 1, *shape)
+        noise = jnp.broadcast_to(columns, (len(columns), *z.shape))
+        return root_weight * jax.vmap(loss.family.root, (None, 0))(z, noise)
+    keys = outputs.draw_keys(recipe.seed, recipe.samples)
+    if recipe.sampling == "empirical":
+        return outputs.random_cotangents("empirical-fisher", loss, z, batch, keys) / recipe.samples**0.5
+    return root_weight * outputs.pseudo_gradients(loss, z, batch, keys) / recipe.samples**0.5
+
+
+def _shared(layer: Layer, recipe: Recipe, a: Array, g: Array) -> tuple[Array, Array]:
+    """Inputs with the bias's 1, and gradients, positions reduced where asked."""
+    reduce = recipe.sharing == "reduce" and layer.positions > 1
+    if layer.kind == "embed":
+        if not reduce:
+            return a, g
+        a = jnp.mean(jax.nn.one_hot(a, layer.fan_in, dtype=g.dtype), axis=1, keepdims=True)
+    else:
+        a = jnp.mean(a, axis=1, keepdims=True) if reduce else a
+    if layer.bias is not None:
+        a = jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
+    return a, jnp.sum(g, axis=2, keepdims=True) if reduce else g
+
+
+def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Block]) -> list[np.ndarray]:
+    """Mean squares of the gradients in the bases of the factors."""
+    bases = [(block.input_basis, block.gradient_basis) for block in blocks]
+    piece = partial(_batch_corrections, taps, problem.loss, recipe, problem.params, problem.frozen)
+    total: Any = None
+    for batch in sums.resident(problem.batches):
+        found = [np.asarray(one, np.float64) for one in piece(batch, bases)]
+        total = found if total is None else [x + y for x, y in zip(total, found, strict=True)]
+    return [one / problem.normaliser for one in total]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _batch_corrections(
+    taps: Taps, loss: Loss, recipe: Recipe, params: Params, frozen: dict, batch: Batch, bases: Any
+) -> list[Array]:
+    acts, gradients = _recorded(taps, loss, recipe, params, frozen, batch)
+    found = []
+    for layer, a, g, (left, right) in zip(taps.layers, acts, gradients, bases, strict=True):
+        if layer.kind == "embed":
+            inputs = jax.nn.one_hot(a, layer.fan_in, dtype=g.dtype)
+        else:
+            inputs = _shared(layer, replace(recipe, sharing="expand"), a, g)[0]
+        inputs = inputs if left is None else inputs @ left
+        turned = g @ right
+        if layer.positions == 1:  # the square of a product is the product of squares
+            found.append(jnp.einsum("bi,kbs->is", jnp.square(inputs[:, 0]), jnp.square(turned[:, :, 0])))
+        else:
+            nothing = jnp.zeros((inputs.shape[-1], turned.shape[-1]), g.dtype)
+            found.append(jax.lax.scan(_add_squares, nothing, (inputs, jnp.moveaxis(turned, 1, 0)))[0])
+    return found
+
+
+def _add_squares(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+    """One example's squared gradients, its positions summed first."""
+    return total + jnp.sum(jnp.square(jnp.einsum("pi,kps->kis", *pair)), axis=0), None
+
+
+def _diagonals(problem: Problem, taps: Taps, recipe: Recipe) -> dict[str, np.ndarray]:
+    """The diagonal of every parameter without a layer: squares of the examples' gradients."""
+    names = tuple(sorted(taps.others))
+    size = sum(problem.params[name].size for name in names) * _cotangents(problem, recipe)
+    at_once = int(np.clip(DIAGONAL_BYTES // (size * problem.dtype.itemsize), 1, problem.batches.batch_size))
+    total: Any = None
+    for batch in problem.batches.resized(at_once):
+        piece = _batch_diagonals(names, sums.functions(problem), recipe, problem.params, problem.frozen, batch)
+        found = {name: np.asarray(one, np.float64) for name, one in piece.items()}
+        total = found if total is None else {name: total[name] + one for name, one in found.items()}
+    return {name: one.reshape(-1) / problem.normaliser for name, one in total.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _batch_diagonals(
+    names: tuple[str, ...], functions: Any, recipe: Recipe, params: Params, frozen: dict, batch: Batch
+) -> Params:
+    predict, loss = functions
+    chosen = {name: params[name] for name in names}
+    given = cotangents(loss, recipe, predict(params, frozen, batch.inputs), batch)
+
+    def squares(inputs: Any, own: Array) -> Params:
+        single = jax.tree.map(lambda leaf: leaf[None], inputs)
+        _, back = jax.vjp(lambda some: predict({**params, **some}, frozen, single)[0], chosen)
+        return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf), axis=0), jax.vmap(lambda one: back(one)[0])(own))
+
+    return jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.vmap(squares)(batch.inputs, jnp.moveaxis(given, 1, 0)))
