@@ -21,7 +21,9 @@ class Answer(Generic[Result]):
     Parameters
     ----------
     arrays
-        What goes into the array file that the settings name (`--vectors`, `--arrays`): by name.
+        What goes into the array file that the settings name (`--vectors`, `--arrays`, `--scores`): by name.
+    axes
+        What the axes of an array count, for those that can be a table.
     params
         Weights by path for the checkpoint that the settings name (`--escape`).
     """
@@ -32,4 +34,5 @@ class Answer(Generic[Result]):
     checks: dict[str, Check] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    axes: dict[str, list[str]] = field(default_factory=dict)
     params: dict[str, np.ndarray] = field(default_factory=dict)

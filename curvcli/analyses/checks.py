@@ -19,6 +19,7 @@ import numpy as np
 from curvcli.analyses.precise import in_float64, network_jaxpr, precision
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.taps import find_layers
 from curvcli.curvature.work import inner_jaxprs
 from curvcli.errors import NumericsError
 from curvcli.linalg.lanczos import Lanczos
@@ -26,7 +27,7 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem
 from curvcli.schema.report import Check
-from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 Array = Any
 
@@ -136,6 +137,12 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
     Cost: a trace of the network; for `ggn` with a user's loss, 32 products of the output Hessian of 32 examples.
     """
     notes = []
+    if settings.matrix in FACTORED and (others := find_layers(problem).others):
+        shown = ", ".join(f"{name} ({why})" for name, why in list(others.items())[:3])
+        notes.append(
+            f"{len(others)} parameters fit no layer and have their diagonal in the {settings.matrix}: {shown}"
+            + (", …" if len(others) > 3 else "")
+        )
     if settings.matrix in ("hessian", "residual") and _has_kinks(network_jaxpr(problem)):
         notes.append(
             f"the network is piecewise linear (ReLU, max-pooling): the {settings.matrix} leaves out its kinks, "

@@ -18,7 +18,7 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_rows
 from curvcli.problem import Problem
-from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 DENSE_DIM = 1500
 """Below this the whole matrix is cheaper than 10 probes of 80 steps and the refinement, and it is exact."""
@@ -35,8 +35,8 @@ PULLED_BYTES = 256 << 20
 class Side(NamedTuple):
     """The side of a matrix that is written out, and its rows."""
 
-    name: Literal["parameters", "outputs"]
-    rows: int
+    name: Literal["parameters", "outputs", "factors"]
+    rows: int  # that take a product each
 
 
 class OutputSide(NamedTuple):
@@ -48,7 +48,7 @@ class OutputSide(NamedTuple):
 
 
 def smaller_side(problem: Problem, settings: AnalysisSettings) -> Side:
-    """Outputs where they are fewer than the parameters and tell everything; else the matrix's own rows.
+    """Outputs where they are fewer than the parameters and tell everything; Kronecker factors; else its own rows.
 
     Raises
     ------
@@ -56,12 +56,14 @@ def smaller_side(problem: Problem, settings: AnalysisSettings) -> Side:
         The matrix needs a likelihood that the loss does not have.
     """
     dim, rows = dimension(problem, settings.matrix), output_rows(problem, settings)
+    if settings.matrix in FACTORED:
+        return Side("factors", 0)
     return Side("parameters", dim) if rows is None or rows >= dim else Side("outputs", rows)
 
 
 def products_at_once(plan: planning.MemoryPlan, side: Side, *, dense: bool) -> int:
     """Vectors in a block of the matrix's own products, of which an output side needs few."""
-    return min(plan.at_once, FEW) if dense and side.name == "outputs" else plan.at_once
+    return min(plan.at_once, FEW) if dense and side.name != "parameters" else plan.at_once
 
 
 def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> planning.MemoryPlan:
@@ -77,6 +79,12 @@ def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> plannin
     block = int(np.clip(PULLED_BYTES // (4 * problem.dim * itemsize), 1, min(DENSE_BLOCK, rows)))
     held = -(-(whole + 16 * problem.dim) // (rows * itemsize))
     return planning.plan_vectors(problem, rows, rows=held, block=block, max_memory=max_memory)
+
+
+def plan_factors(problem: Problem, max_memory: int | None) -> planning.MemoryPlan:
+    """What the eigenvalues and a few vectors of a factored matrix take; its factors are at most as large as the layers'
+    widths squared."""
+    return planning.plan_vectors(problem, problem.dim, rows=8, block=FEW, max_memory=max_memory)
 
 
 def outputs_written_out(

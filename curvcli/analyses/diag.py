@@ -17,6 +17,7 @@ from curvcli.analyses.dense import (
     DENSE_DIM,
     diagonal_of,
     outputs_written_out,
+    plan_factors,
     plan_outputs,
     products_at_once,
     rows_written_out,
@@ -77,7 +78,10 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
         level, reason = 1 - settings.confidence, "--method dense was asked for"
         if settings.method == "auto":
             reason = f"{side.rows} products give all {operator.dim} entries exactly"
-        if side.name == "outputs":
+        if operator.known is not None:
+            reason = "the diagonal is that of the factors"
+            found = exact(operator.known.diagonal_entries(), segments)
+        elif side.name == "outputs":
             diagonal = outputs_written_out(problem, settings, plan.at_once, monitor, meter).diagonal
             found = exact(diagonal, segments)
         else:
@@ -131,6 +135,8 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     """
     dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
     method = resolved_method(settings, side.rows)
+    if method == "dense" and side.name == "factors":
+        return plan_factors(problem, settings.max_memory)
     if method == "dense" and side.name == "outputs":
         return plan_outputs(problem, side.rows, settings.max_memory)
     count = min(settings.max_probes, dim)

@@ -31,6 +31,7 @@ from curvcli.problem import Problem
 from curvcli.schema.eigs import Eigenpair, EigsResult, EigsSettings
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
+from curvcli.schema.settings import FACTORED
 
 Array = Any
 
@@ -130,6 +131,9 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
     wanted = min(-(-(3 * k + EXTRA_ROWS) // CHUNK) * CHUNK, dim)
     whole = 3 * 8 * dim**2
     affordable = settings.probes is None or settings.probes >= dim
+    if settings.matrix in FACTORED and settings.method != "lanczos":
+        plan = planning.plan_vectors(problem, dim, rows=4 * k, block=BLOCK, max_memory=settings.max_memory)
+        return EigsPlan("dense", 0, plan.at_once, plan.bytes)
     small = (dim <= DENSE_DIM or wanted >= dim) and affordable and whole <= limit
     if settings.method == "dense" or (settings.method == "auto" and small):
         if whole > limit:
@@ -200,7 +204,11 @@ def _lanczos(
 
 def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor: Monitor) -> Pairs:
     """The wanted ones of all eigenpairs of the matrix written out."""
-    values, vectors = np.linalg.eigh(written_out(operator, block, monitor))
+    known, vectors = operator.known, None
+    if known is not None:
+        values = known.eigenvalues()
+    else:
+        values, vectors = np.linalg.eigh(written_out(operator, block, monitor))
     norm, k = float(np.abs(values).max()), min(settings.k, operator.dim)
     descending = np.arange(operator.dim)[::-1]
     chosen = {
@@ -210,7 +218,8 @@ def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor
         "magnitude": np.sort(np.argsort(-np.abs(values), kind="stable")[:k])[::-1],
     }[settings.which]
     residuals = np.full(k, 0.5 * noise(settings) * norm)
-    return Pairs(values[chosen], residuals, vectors.T[chosen].astype(operator.dtype), norm, block)
+    rows = known.eigenvectors(chosen) if vectors is None and known is not None else vectors.T[chosen]  # type: ignore[union-attr]
+    return Pairs(values[chosen], residuals, rows.astype(operator.dtype), norm, block)
 
 
 def _eigenpairs(problem: Problem, settings: EigsSettings, pairs: Pairs, cosines: np.ndarray | None) -> list[Eigenpair]:

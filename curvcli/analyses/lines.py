@@ -12,13 +12,14 @@ import numpy as np
 
 from curvcli.analyses import eigs, planning
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
-from curvcli.curvature import MATRICES
+from curvcli.curvature import curves_the_loss
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg import minres
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.solution import Solution
 from curvcli.problem import Params, Problem
 from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.estimate import Eigenvalue
@@ -75,7 +76,7 @@ class Finder:
     monitor: Monitor
     warnings: list[str]
     _pairs: dict[bool, eigs.Pairs] = field(default_factory=dict)
-    _newton: minres.Solution | None = None
+    _newton: Solution | None = None
 
     def all(self) -> tuple[list[Direction], list[Undefined]]:
         """Every direction asked for, and those that do not exist here.
@@ -182,8 +183,9 @@ class Finder:
                     f"{self._newton.lowest[0]:.2g}), so that the step need not go downhill"
                 )
         found = self._newton
+        status: Any = found.status[0]  # MINRES never says `indefinite`, which the schema does not know
         record = Solve(
-            status=found.status[0], residual=float(found.residuals[0]), iterations=int(found.iterations[0]),
+            status=status, residual=float(found.residuals[0]), iterations=int(found.iterations[0]),
             lowest_curvature=float(found.lowest[0]),
         )  # fmt: skip
         return found.x[0], record
@@ -273,7 +275,7 @@ def products(problem: Problem, settings: LineSettings) -> int:
 
 def not_a_curvature(settings: LineSettings) -> list[str]:
     """A warning where the quadratic is no model of the loss."""
-    if MATRICES[settings.matrix].curves_the_loss:
+    if curves_the_loss(settings.matrix):
         return []
     return [f"the {settings.matrix} is not the curvature of the loss: the quadratic is no model of it"]
 

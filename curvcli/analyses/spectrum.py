@@ -21,13 +21,14 @@ from curvcli.analyses.dense import (
     DENSE_DIM,
     Side,
     outputs_written_out,
+    plan_factors,
     plan_outputs,
     products_at_once,
     smaller_side,
     written_out,
 )
 from curvcli.analyses.subsampling import data_stderr, eigenvalue_stderr, subsampled
-from curvcli.curvature import MATRICES, build_for, dimension
+from curvcli.curvature import build_for, curves_the_loss, dimension
 from curvcli.curvature.gram import Gram
 from curvcli.linalg import bounds, density, eigen, krylov, slq
 from curvcli.linalg.iterate import Monitor, iterate
@@ -63,7 +64,10 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
     block = products_at_once(plan, side, dense=method == "dense")
     checks, warnings = examined(problem, operator, settings, block)
     if method == "dense":
-        if side.name == "outputs":
+        if operator.known is not None:
+            values, ends = operator.known.eigenvalues(), operator.known.eigenvectors(np.array([0, -1]))
+            spectrum = Written(values, np.ones(len(values), int), ends.astype(operator.dtype))
+        elif side.name == "outputs":
             spectrum = _from_outputs(problem, operator, settings, plan.at_once, monitor, meter)
         else:
             spectrum = _from_parameters(operator, plan.at_once, monitor)
@@ -92,6 +96,8 @@ def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.Memory
     """
     dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
     if resolved_method(settings, side.rows) == "dense":
+        if side.name == "factors":
+            return plan_factors(problem, settings.max_memory)
         if side.name == "outputs":
             return plan_outputs(problem, side.rows, settings.max_memory)
         return planning.plan_dense(dim, min(DENSE_BLOCK, dim), settings.max_memory)
@@ -335,7 +341,6 @@ def _result(
     looks: int,
 ) -> SpectrumResult:
     """Everything that is read from the quadrature and the extremes."""
-    curves_the_loss = MATRICES[settings.matrix].curves_the_loss
     cut = NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value))
     if method == "dense":
         values, copies = measures[0].nodes, np.rint(operator.dim * measures[0].weights)
@@ -378,7 +383,7 @@ def _result(
         deflated=operator.dim if method == "dense" else max(len(known.values) for known in quadrature.outliers),
         density=smooth,
         cumulative=band,
-        max_stable_learning_rate=2 / high.value if high.interval[0] > 0 and curves_the_loss else None,
+        max_stable_learning_rate=2 / high.value if high.interval[0] > 0 and curves_the_loss(settings.matrix) else None,
     )
 
 

@@ -17,7 +17,7 @@ from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem
-from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 PROBES = 32
 PRODUCTS = 8
@@ -84,7 +84,7 @@ def eigenvalue_stderr(problem: Problem, settings: AnalysisSettings, vectors: Any
 
 def subsampled(problem: Problem, settings: AnalysisSettings) -> bool:
     """Whether there is an error to state: the matrix is a mean over some of the examples."""
-    return problem.subsampled and settings.matrix != "ntk" and problem.batches.num_examples > 1
+    return problem.subsampled and settings.matrix not in ("ntk", *FACTORED) and problem.batches.num_examples > 1
 
 
 def bilinear(problem: Problem, settings: AnalysisSettings, left: Any, right: Any) -> np.ndarray:

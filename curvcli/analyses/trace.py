@@ -17,6 +17,7 @@ from curvcli.analyses.dense import (
     DENSE_DIM,
     diagonal_of,
     outputs_written_out,
+    plan_factors,
     plan_outputs,
     products_at_once,
     rows_written_out,
@@ -72,7 +73,11 @@ def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[T
     names, segments = layer_segments(problem, operator.dim)
     if not settings.layers:
         names, segments = [], (((0, operator.dim),),)
-    if method == "dense" and side.name == "outputs":
+    if method == "dense" and operator.known is not None:
+        values, diagonal = operator.known.eigenvalues(), operator.known.diagonal_entries()
+        reason = "the eigenvalues are products of those of the factors"
+        result = _exact(settings, diagonal, float(values @ values), names, segments, "factors", reason)
+    elif method == "dense" and side.name == "outputs":
         result = _from_outputs(problem, settings, names, segments, plan.at_once, monitor, meter)
     elif method == "dense":
         reason = f"{operator.dim} dimensions: the whole matrix was written out"
@@ -114,6 +119,8 @@ def memory_plan(problem: Problem, settings: TraceSettings) -> planning.MemoryPla
     dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
     method = resolved_method(settings, side.rows)
     count = min(settings.max_probes, dim)
+    if method == "dense" and side.name == "factors":
+        return plan_factors(problem, settings.max_memory)
     if method == "dense" and side.name == "outputs":
         return plan_outputs(problem, side.rows, settings.max_memory)
     if method == "dense":
@@ -361,7 +368,7 @@ def _exact(
     square: float,
     names: list[str],
     segments: Segments,
-    side: Literal["parameters", "outputs"],
+    side: Literal["parameters", "outputs", "factors"],
     reason: str,
 ) -> TraceResult:
     """The result where the diagonal and ‖A‖_F² are known."""

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from curvcli.schema.diag import DiagReport
 from curvcli.schema.direction import DirectionReport
 from curvcli.schema.eigs import EigsReport
+from curvcli.schema.influence import InfluenceReport
 from curvcli.schema.inspect import ForecastRecord, InspectReport
 from curvcli.schema.landscape import LandscapeReport
 from curvcli.schema.report import ErrorRecord
@@ -23,6 +24,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "saddle": SaddleReport,
     "direction": DirectionReport,
     "landscape": LandscapeReport,
+    "influence": InfluenceReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

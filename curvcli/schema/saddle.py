@@ -24,6 +24,12 @@ class SaddleSettings(AnalysisSettings):
         default="hessian", description="the point is classified by J's own Hessian"
     )
     mc_samples: int = Field(default=1, ge=1, le=1, json_schema_extra=FIXED)
+    factors: Literal["sampled"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="sampled", json_schema_extra=FIXED
+    )
+    sharing: Literal["expand"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="expand", json_schema_extra=FIXED
+    )
     damping: float = Field(default=0.0, ge=0, le=0, json_schema_extra=FIXED)
     regulariser: Literal[True] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=True, json_schema_extra=FIXED

@@ -18,9 +18,14 @@ MatrixName = Literal[
     "gradient-covariance",
     "residual",
     "ntk",
+    "kfac",
+    "ekfac",
 ]
 UNREGULARISED = ("empirical-fisher", "gradient-covariance", "residual", "ntk")
 """Matrices that ∇²R is no part of, whatever the settings say."""
+
+FACTORED = ("kfac", "ekfac")
+"""Matrices whose eigenvalues and eigenvectors are known from their factors."""
 
 Dtype = Literal["float32", "float64"]
 
@@ -44,7 +49,17 @@ class AnalysisSettings(DataSettings):
     """Shared by the analyses of a matrix."""
 
     matrix: MatrixName = Field(default="hessian", description="which curvature matrix")
-    mc_samples: int = Field(default=1, ge=1, description="label samples an example, or token, for fisher-mc")
+    mc_samples: int = Field(
+        default=1, ge=1, description="label samples an example, or token, for fisher-mc, kfac, ekfac"
+    )
+    factors: Literal["exact", "sampled", "empirical"] = Field(
+        default="sampled",
+        description="of kfac and ekfac: from all columns of the output Hessians' roots, from labels drawn (as many as "
+        "--mc-samples), or from the observed labels",
+    )
+    sharing: Literal["expand", "reduce"] = Field(
+        default="expand", description="of kfac and ekfac, weights used at several positions: all of them, or their sums"
+    )
     damping: float = Field(default=0.0, ge=0, description="λ; λI is added to the matrix")
     regulariser: bool = Field(default=True, description="whether the regulariser's curvature is part of the matrix")
     probes: int | None = Field(default=None, ge=1, description="random vectors; default 10, with rtol at most 512")

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-WrittenOut = Literal["parameters", "outputs"] | None
+WrittenOut = Literal["parameters", "outputs", "factors"] | None
 WRITTEN_OUT: Any = Field(
     default=None,
     description="method dense: the side that was written out, the rows of the matrix (`parameters`; those of the "
-    "kernel for ntk) or the outputs of all examples, whose smaller matrix has the same nonzero eigenvalues",
+    "kernel for ntk), the outputs of all examples, whose smaller matrix has the same nonzero eigenvalues, or the "
+    "Kronecker factors",
 )

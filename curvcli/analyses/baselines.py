@@ -1,0 +1,58 @@
+"""Rankings that cost no solve, beside influence: the loss, the gradient's norm, the gradients' inner products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from curvcli.analyses.ranking import LEAST_CLEAN, auc, median_spearman
+from curvcli.analyses.study import Study
+from curvcli.curvature import leverage, queries
+from curvcli.curvature.responses import entries
+from curvcli.schema.influence import Baseline
+
+Array = Any
+
+
+def for_queries(study: Study, strengths: np.ndarray, gradients: Array) -> list[Baseline]:
+    """Beside the rankings of queries [R, N], whose gradients are [R, D]. Cost: a pass, and a gradient an example."""
+    pieces = [piece[""] for piece in entries(study.problem, "remove", gradients, study.at_once)]
+    study.meter.data_passes += 1
+    dot = np.concatenate(pieces, axis=1)
+    loss, norm = _of_examples(study)
+    same = study.settings.mode == "remove"
+    strong = np.abs(strengths)
+    return [
+        _baseline(study, "gradient-dot", dot[0], median_spearman(dot if same else np.abs(dot), strengths)),
+        _baseline(study, "loss", loss, median_spearman(np.broadcast_to(loss, strong.shape), strong)),
+        _baseline(study, "gradient-norm", norm, median_spearman(np.broadcast_to(norm, strong.shape), strong)),
+    ]
+
+
+def for_labels(study: Study, strengths: np.ndarray) -> list[Baseline]:
+    """Beside self-ranking [N]; with AUC where the data say which labels are clean."""
+    loss, norm = _of_examples(study)
+    clean = study.given.clean
+    if clean is not None and min(int(clean.sum()), int((~clean).sum())) < LEAST_CLEAN:
+        study.warnings.append("`clean` says the same of (almost) all examples: there is no AUC")
+        clean = None
+    found = []
+    for name, scores in (("influence", strengths), ("loss", loss), ("gradient-norm", norm)):
+        area = None if clean is None else auc(scores, ~clean, study.settings.confidence)
+        found.append(_baseline(study, name, scores, median_spearman(scores[None], strengths[None]), area))
+    return found
+
+
+def _of_examples(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and gradient norm of every example."""
+    loss = queries.values(study.problem, study.problem.batches, "loss")
+    norm = leverage.gradient_norms(study.problem)
+    study.meter.data_passes += 2
+    study.arrays |= {"loss": loss, "gradient_norm": norm}
+    return loss, norm
+
+
+def _baseline(study: Study, name: Any, scores: np.ndarray, agreement: float | None, area: Any = None) -> Baseline:
+    order = np.argsort(-scores, kind="stable")[: study.settings.top]
+    return Baseline(name=name, spearman=agreement, auc=area, top=order.tolist())

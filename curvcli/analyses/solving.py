@@ -1,0 +1,358 @@
+"""(C + λI) s = b for the right-hand sides of `influence`: λ, the solver, and what became of every system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from curvcli.analyses import planning
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
+from curvcli.analyses.spectrum import eigenvalue, noise
+from curvcli.curvature import build
+from curvcli.curvature.kronecker import Kronecker, Recipe, kfac
+from curvcli.errors import NumericsError
+from curvcli.linalg import cg, minres, neumann
+from curvcli.linalg.diagonal import signs
+from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.lanczos import Lanczos
+from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.probes import sphere
+from curvcli.linalg.solution import Solution, residual
+from curvcli.problem import Problem
+from curvcli.schema.estimate import Eigenvalue
+from curvcli.schema.influence import DampingChoice, InfluenceSettings, InfluenceSolve, SolverName
+from curvcli.schema.settings import FACTORED
+
+Array = Any
+
+SCOUTS, STEPS = 2, 40
+"""Lanczos processes, and their steps, that look at a spectrum before anything is solved."""
+
+GRADIENT = 0.01
+"""Relative residual of the Newton step at least, of which the decrement alone is wanted."""
+
+SHARE = 0.1
+"""Of the mean eigenvalue of C: λ where the regulariser does not make C regular."""
+
+REGULAR = 16
+"""Times the rounding of products: from there on the smallest eigenvalue is known well enough to divide by it."""
+
+BLOCK = 128
+"""Right-hand sides in one block, at most."""
+
+DIAGONAL, SCOUTED, SCALE = 5, 6, 7
+"""Streams of random vectors within a seed."""
+
+DIAGONAL_PROBES = 32
+
+
+class Extent(NamedTuple):
+    """Where the eigenvalues of a matrix lie."""
+
+    low: Eigenvalue
+    high: float
+    mean: float
+
+
+@dataclass
+class System:
+    """C + λI, and how systems with it are solved.
+
+    Parameters
+    ----------
+    matrix
+        C, its products counted.
+    low
+        The smallest eigenvalue found of C.
+    values, vectors
+        All eigenvalues of C and its eigenvectors in columns, where it is written out.
+    at_once
+        Right-hand sides in a block.
+    root
+        v ↦ P^(−1/2) v of a preconditioner P for `cg`.
+    inverse
+        The inverse of factors, of `kfac` and `ekfac`.
+    scale
+        Of `neumann`, once it was found.
+    each
+        Told of the solutions after every iteration of `cg`: `(steps, x)`.
+    records
+        What became of every system.
+    """
+
+    matrix: LinearOperator
+    solver: SolverName
+    choice: DampingChoice
+    damping: float
+    low: Eigenvalue
+    settings: InfluenceSettings
+    monitor: Monitor
+    at_once: int
+    warnings: list[str]
+    values: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+    root: Callable[[Array], Array] | None = None
+    inverse: Callable[[Array], Array] | None = None
+    scale: float | None = None
+    each: Callable[[int, Array], None] | None = None
+    records: list[InfluenceSolve] = field(default_factory=list)
+
+    @property
+    def operator(self) -> LinearOperator:
+        """C + λI."""
+        matmat, damping = self.matrix.matmat, self.damping
+        return LinearOperator(lambda v: matmat(v) + damping * v, self.matrix.dim, self.matrix.dtype, self.matrix.psd)
+
+    def solve(self, rhs: Array, names: Sequence[str], *, one_record: bool = False) -> Array:
+        """s [k, D] for right-hand sides [k, D].
+
+        Parameters
+        ----------
+        names
+            What each belongs to, for the records.
+        one_record
+            Whether one record stands for all, the worst of each figure, named by the first name.
+
+        Raises
+        ------
+        NumericsError
+            Conjugate gradients met negative curvature: there is no solution to give.
+        """
+        if self.values is not None:
+            found = self._exact(rhs)
+        else:
+            tol = self.settings.tol
+            loose = np.array([max(tol, GRADIENT) if name == "gradient" else tol for name in names])
+            tols = np.full(len(rhs), tol) if one_record else loose
+            starts = range(0, len(rhs), self.at_once)
+            blocks = [self._iterated(rhs[i : i + self.at_once], tols[i : i + self.at_once]) for i in starts]
+            found = Solution(
+                jnp.concatenate([one.x for one in blocks]), [s for one in blocks for s in one.status],
+                *(np.concatenate([getattr(one, name) for one in blocks]) for name in Solution._fields[2:]),
+            )  # fmt: skip
+        if one_record:
+            self.records.append(
+                InfluenceSolve(
+                    of=names[0], status=min(found.status, key=lambda status: status == "converged"),
+                    residual=float(np.max(found.residuals)), iterations=int(np.max(found.iterations)),
+                    lowest_curvature=None if self.inverse is not None else float(np.min(found.lowest)),
+                )
+            )  # fmt: skip
+            return found.x
+        self.records += [
+            InfluenceSolve(of=name, status=status, residual=float(residual), iterations=int(steps),
+                           lowest_curvature=None if status == "approximate" else float(low))
+            for name, status, residual, steps, low in zip(
+                names, found.status, found.residuals, found.iterations, found.lowest, strict=True)
+        ]  # fmt: skip
+        return found.x
+
+    def _exact(self, rhs: Array) -> Solution:
+        assert self.values is not None
+        assert self.vectors is not None
+        shifted, b = self.values + self.damping, np.asarray(rhs, np.float64)
+        cut = noise(self.settings) * float(np.abs(self.values).max(initial=0.0))
+        inverse = np.where(np.abs(shifted) > cut, 1 / np.where(shifted == 0, 1.0, shifted), 0.0)
+        x = ((b @ self.vectors) * inverse) @ self.vectors.T
+        residual = b - ((x @ self.vectors) * shifted) @ self.vectors.T
+        sizes = np.linalg.norm(b, axis=1)
+        relative = np.divide(np.linalg.norm(residual, axis=1), sizes, out=np.zeros_like(sizes), where=sizes > 0)
+        status = ["converged" if one <= max(self.settings.tol, 1e-10) else "least-squares" for one in relative]
+        count, lowest = len(b), float(shifted.min())
+        zero = np.zeros(count, int)
+        norm = np.full(count, float(np.abs(shifted).max()))
+        return Solution(
+            jnp.asarray(x, self.matrix.dtype), status, relative, zero, np.full(count, lowest), norm  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _iterated(self, rhs: Array, tols: np.ndarray) -> Solution:
+        settings, steps = self.settings, min(self.settings.max_probes, 4 * self.matrix.dim)
+        tol, shared = float(tols.min()), {"max_steps": steps, "monitor": self.monitor}
+        if self.inverse is not None:
+            x = self.inverse(rhs)
+            _, left = residual(self.operator, rhs, x)
+            count, status = len(rhs), cast(Any, ["approximate"] * len(rhs))  # known here alone, not to the solvers
+            return Solution(x, status, left, np.zeros(count, int), np.zeros(count), np.zeros(count))
+        if self.solver == "minres":
+            return minres.solve(self.operator, rhs, tol=tol, **shared)
+        if self.solver == "neumann":
+            if self.scale is None:
+                key = jax.random.fold_in(jax.random.key(settings.seed), SCALE)
+                self.scale = neumann.safe_scale(self.operator, key, self.monitor)
+            shared["max_steps"] = settings.max_probes
+            return neumann.solve(self.operator, rhs, tol=tol, scale=self.scale, **shared)
+        found = cg.solve(self.operator, rhs, tol=tols, root=self.root, each=self.each, **shared)
+        if "indefinite" in found.status:
+            if settings.solver == "cg" or settings.per_iteration:
+                raise indefinite(settings, float(np.min(found.lowest)))
+            self.warnings.append(
+                f"conjugate gradients met negative curvature ({float(np.min(found.lowest)):.2g}): MINRES goes on"
+            )
+            self.solver = "minres"
+            return self._iterated(rhs, tols)
+        return found
+
+    def remarks(self) -> list[str]:
+        """Warnings where a solution is less than it was asked to be."""
+        remarks = []
+        if self.inverse is not None:
+            middle = float(np.median([one.residual for one in self.records]))
+            remarks.append(
+                f"{self.solver} stands for the inverse of the {self.settings.matrix}: applied to its solutions, that "
+                f"matrix is off the right-hand sides by {middle:.2g} (median); --solver cg is exact"
+            )
+        weak = [one for one in self.records if one.status not in ("converged", "approximate")]
+        if weak:
+            worst = max(weak, key=lambda one: one.residual)
+            cure = "more --probes, more --damping" + ("" if self.settings.dtype == "float64" else ", --dtype float64")
+            remarks.append(
+                f"{len(weak)} of {len(self.records)} solves have not converged (relative residual up to "
+                f"{worst.residual:.2g} for {worst.of}, asked for {self.settings.tol:.2g}): {cure}"
+            )
+        low = min((one.lowest_curvature for one in self.records if one.lowest_curvature is not None), default=0.0)
+        if low < -noise(self.settings) * max(self.choice.lambda_max, abs(self.choice.lambda_min)):
+            remarks.append(
+                f"{self.settings.matrix} + λI is indefinite (an eigenvalue of {low:.2g} or below): the responses are "
+                "those of a stationary point that is no minimum; use --matrix ggn, or more --damping"
+            )
+        return remarks
+
+
+def indefinite(settings: InfluenceSettings, low: float) -> NumericsError:
+    """What to raise where conjugate gradients have no solution to give."""
+    return NumericsError(
+        f"{settings.matrix} + λI has negative curvature ({low:.2g}): conjugate gradients have no solution there",
+        "use --solver minres, --matrix ggn, or more --damping",
+    )
+
+
+def is_dense(problem: Problem, settings: InfluenceSettings) -> bool:
+    """Whether C is written out."""
+    if settings.per_iteration:
+        return False
+    return settings.solver == "dense" or (settings.solver == "auto" and problem.dim <= DENSE_DIM)
+
+
+def undamped(problem: Problem, settings: InfluenceSettings, name: str) -> LinearOperator:
+    """The matrix of this name, without λ."""
+    return build(problem, name, with_regulariser=settings.regulariser, seed=settings.seed)
+
+
+def prepare(
+    problem: Problem,
+    settings: InfluenceSettings,
+    matrix: LinearOperator,
+    at_once: int,
+    monitor: Monitor,
+    warnings: list[str],
+) -> System:
+    """C examined, λ chosen, the solver set up.
+
+    Cost: D products where C is written out, else `SCOUTS · STEPS`, and `DIAGONAL_PROBES` for a preconditioner.
+    """
+    values = vectors = root = None
+    if is_dense(problem, settings):
+        values, vectors = scipy.linalg.eigh(written_out(matrix, min(DENSE_BLOCK, matrix.dim), monitor))
+        extent = Extent(
+            known(float(values[0]), float(np.abs(values).max()), settings), float(values[-1]), float(values.mean())
+        )
+    else:
+        extent = scouted(matrix, settings, monitor)
+    damping, choice = choose_damping(problem, settings, extent)
+    if values is not None:
+        solver: SolverName = "dense"
+    elif settings.solver == "auto":
+        positive = matrix.psd or extent.low.value + damping > noise(settings) * extent.high
+        solver = "cg" if positive or settings.per_iteration else "minres"
+    else:
+        solver = settings.solver
+    inverse = None
+    if solver in FACTORED:
+        inverse = _factored(problem, settings, solver, extent, damping).function(lambda values: 1 / values)
+    if solver == "cg" and settings.precondition == "diagonal":
+        root = _diagonal_root(matrix, settings, damping)
+    elif solver == "cg" and settings.precondition in FACTORED:
+        root = _factored(problem, settings, settings.precondition, extent, damping).function(lambda v: v**-0.5)
+    return System(
+        matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
+        values, vectors, root, inverse,
+    )  # fmt: skip
+
+
+def scouted(matrix: LinearOperator, settings: InfluenceSettings, monitor: Monitor) -> Extent:
+    """Extremes and mean from two short Lanczos processes; both extremes are inside the true ones."""
+    key = jax.random.fold_in(jax.random.key(settings.seed), SCOUTED)
+    start = sphere(key, 0, min(SCOUTS, matrix.dim), matrix.dim, matrix.dtype)
+    lanczos = Lanczos(start, min(STEPS, matrix.dim))
+    planned = len(start) * lanczos.steps
+    state = iterate(lanczos, matrix, None, monitor=monitor, stage="looking at the spectrum", planned=planned)
+    found = [(one, *one.eigh()) for one in lanczos.result(state)]
+    high, mean = max(float(v[-1]) for _, v, _ in found), float(np.mean([one.alpha[0] for one, _, _ in found]))
+    one, values, ritz = min(found, key=lambda item: item[1][0])
+    norm = max(abs(high), abs(float(values[0])))
+    residual = max(abs(float(one.beta[-1] * ritz[-1, 0])), noise(settings) * norm)
+    return Extent(eigenvalue(float(values[0]), residual, residual <= settings.tol * norm, None), high, mean)
+
+
+def known(value: float, norm: float, settings: InfluenceSettings) -> Eigenvalue:
+    """An eigenvalue of a matrix written out, to within its rounding."""
+    return eigenvalue(value, noise(settings) * norm, True, None)
+
+
+def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent) -> tuple[float, DampingChoice]:
+    """λ as given; else 0 where the regulariser makes C regular, a tenth of C's mean eigenvalue where not, and as much
+    more as lifts a negative one above zero."""
+    low, high = extent.low.value, extent.high
+    said = {"lambda_max": high, "lambda_min": low, "mean": extent.mean}
+    if settings.damping != "auto":
+        return settings.damping, DampingChoice(chosen="given", reason="as asked for", **said)
+    floor = noise(settings) * max(high, abs(low))
+    l2 = problem.regulariser.l2 if settings.regulariser_included else 0.0
+    if l2 > floor and low > 0.5 * l2:
+        return 0.0, DampingChoice(chosen="auto", reason=f"l2 = {l2:g} makes C regular", **said)
+    if is_dense(problem, settings) and low > REGULAR * floor:
+        return 0.0, DampingChoice(chosen="auto", reason=f"C is regular (λ_min {low:.2g})", **said)
+    lift = -1.1 * low if low < -floor else 0.0
+    damping = SHARE * abs(extent.mean) + lift
+    reason = f"{SHARE:g} of the mean eigenvalue {extent.mean:.3g}" + (f", and {lift:.2g} over λ_min" if lift else "")
+    return max(damping, floor), DampingChoice(chosen="auto", reason=reason, **said)
+
+
+def _diagonal_root(matrix: LinearOperator, settings: InfluenceSettings, damping: float) -> Callable[[Array], Array]:
+    """v ↦ v/√d, d a sampled diagonal of C + λI, moderated towards its mean: it must not be near zero by chance."""
+    key, total = jax.random.fold_in(jax.random.key(settings.seed), DIAGONAL), jnp.zeros(matrix.dim, matrix.dtype)
+    for first in range(0, DIAGONAL_PROBES, 8):
+        probes = signs(key, first, 8, matrix.dim, matrix.dtype)
+        total = total + jnp.sum(probes * matrix.matmat(probes), axis=0)
+    diagonal = np.asarray(total, np.float64) / DIAGONAL_PROBES
+    mean = max(float(diagonal.mean()), 0.0)
+    root = jnp.asarray(1 / np.sqrt(np.maximum(diagonal, 0.1 * mean) + damping), matrix.dtype)
+    return lambda vectors: vectors * root[None]
+
+
+def _factored(problem: Problem, settings: InfluenceSettings, name: str, extent: Extent, damping: float) -> Kronecker:
+    """K-FAC or E-KFAC of the GGN with λ, and no eigenvalue near zero."""
+    recipe = Recipe(settings.factors, settings.sharing, settings.mc_samples, settings.seed)
+    matrix = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=settings.regulariser).damped(damping)
+    least = SHARE * abs(extent.mean) if matrix.shift <= noise(settings) * extent.high else 0.0
+    return matrix.damped(least)
+
+
+def vectors_at_once(problem: Problem, settings: InfluenceSettings, rows: int) -> planning.MemoryPlan:
+    """Right-hand sides in a block, beside `rows` of them and their solutions."""
+    if is_dense(problem, settings):
+        plan = planning.plan_dense(problem.dim, DENSE_BLOCK, settings.max_memory)
+        return planning.MemoryPlan(min(max(rows, 1), BLOCK), plan.bytes + 16 * rows * problem.dim)
+    return planning.plan_vectors(
+        problem,
+        problem.dim,
+        rows=2 * rows + STEPS * SCOUTS,
+        block=min(max(rows, 1), BLOCK),
+        max_memory=settings.max_memory,
+    )

@@ -1,0 +1,80 @@
+"""Does a first-order response mean anything at these weights?
+
+The formulas hold at a minimum: the gradient is zero and the Hessian positive. Elsewhere they are those of the damped
+quadratic model around the weights, which is a statement about the model and not about training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from curvcli.analyses.dense import DENSE_BLOCK, written_out
+from curvcli.analyses.precise import weights_norm
+from curvcli.analyses.solving import known, scouted, undamped
+from curvcli.analyses.spectrum import noise
+from curvcli.analyses.stationarity import DECREMENT
+from curvcli.analyses.study import Study
+from curvcli.schema.influence import Validity
+
+Array = Any
+
+
+def validity(study: Study, newton: Array) -> Validity:
+    """The verdict, in words too; `newton` is (C + λI)⁻¹∇J.
+
+    Cost: D products where C was written out, else two short Lanczos processes, both of the Hessian; none where C is it.
+    """
+    settings, system = study.settings, study.system
+    slope, step = np.asarray(study.gradient, np.float64), np.asarray(newton, np.float64)
+    low, norm = _lowest(study)
+    decrement = 0.5 * float(slope @ step)
+    distance = float(np.linalg.norm(step)) / max(weights_norm(study.problem), 1e-30)
+    solve = next(one for one in system.records if one.of == "gradient")
+    known_decrement = solve.status in ("converged", "least-squares") and np.isfinite(decrement) and decrement >= 0
+    high = DECREMENT * abs(study.loss)
+    negative = low.value < -max(noise(settings) * norm, low.residual if low.value + low.residual >= 0 else 0.0)
+    near = decrement <= high or not slope.any()
+    if not known_decrement and slope.any():
+        verdict, words = "unknown", "how far the weights are from a minimum is not known: that solve has not converged"
+    elif not near:
+        verdict = "not-at-minimum"
+        words = (
+            f"no minimum: a Newton step would lower the loss by {decrement:.2g} of {study.loss:.3g} and move the "
+            f"weights by {distance:.1%}; scores describe the damped quadratic model here, not a network trained again"
+        )
+    elif negative:
+        verdict = "negative-curvature"
+        words = (
+            f"the gradient is small, but the Hessian has an eigenvalue of {low.value:.2g} ({-low.value / norm:.1e} of "
+            "its norm): no strict minimum; with --matrix ggn the scores leave that curvature out"
+        )
+    else:
+        verdict = "minimum"
+        words = (
+            f"a minimum as far as seen: a Newton step would lower the loss by {decrement:.2g}, and no negative "
+            "curvature was found"
+        )
+    return Validity(
+        verdict=verdict, words=words, gradient_norm=float(np.linalg.norm(slope)),
+        decrement=decrement if known_decrement else None, distance=distance if known_decrement else None,
+        lambda_min=low,
+    )  # fmt: skip
+
+
+def _lowest(study: Study) -> tuple[Any, float]:
+    """The smallest eigenvalue found of the Hessian, without λ, and its norm."""
+    settings, system, problem = study.settings, study.system, study.problem
+    if settings.matrix == "hessian":
+        choice = system.choice
+        norm = max(abs(choice.lambda_max), abs(choice.lambda_min))
+        return system.low, norm
+    hessian = study.meter.count(undamped(problem, settings, "hessian"))
+    if system.values is not None:
+        values = scipy.linalg.eigvalsh(written_out(hessian, min(DENSE_BLOCK, hessian.dim), study.monitor))
+        norm = float(np.abs(values).max())
+        return known(float(values[0]), norm, settings), norm
+    extent = scouted(hessian, settings, study.monitor)
+    return extent.low, max(abs(extent.high), abs(extent.low.value))

@@ -1,0 +1,106 @@
+"""Analyses of K-FAC and E-KFAC, whose answers follow from the factors: against the matrix written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from curvcli.analyses import diag, eigs, influence, spectrum, trace
+from curvcli.analyses.checks import matrix_notes
+from curvcli.analyses.study import Given
+from curvcli.curvature import build
+from curvcli.linalg.iterate import Silent
+from curvcli.linalg.operator import to_dense
+from curvcli.schema.diag import DiagSettings
+from curvcli.schema.eigs import EigsSettings
+from curvcli.schema.influence import InfluenceSettings
+from curvcli.schema.spectrum import SpectrumSettings
+from curvcli.schema.trace import TraceSettings
+from tests.curvature.test_taps import linen_problem
+from tests.problems import mlp_problem
+
+PROBLEM = mlp_problem(l2=0.01)
+ASKED: dict[str, Any] = {"factors": "exact", "dtype": "float64", "damping": 0.1, "skip_checks": True}
+
+
+def dense(name: str) -> np.ndarray:
+    return to_dense(build(PROBLEM, name, factors="exact", damping=0.1))
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_every_analysis_reads_the_factors(name: str) -> None:
+    full = dense(name)
+    values = np.linalg.eigvalsh(full)
+    found = spectrum.run(PROBLEM, SpectrumSettings(matrix=name, **ASKED), Silent()).result
+    np.testing.assert_allclose(found.nodes[0], values, rtol=1e-9)
+    assert found.lambda_max.value == pytest.approx(values[-1])
+    assert found.max_stable_learning_rate == pytest.approx(2 / values[-1])
+    traced = trace.run(PROBLEM, TraceSettings(matrix=name, **ASKED), Silent())
+    assert (traced.result.trace.value, traced.result.trace.stderr) == (pytest.approx(np.trace(full)), 0)
+    assert traced.result.frobenius_norm.value == pytest.approx(np.linalg.norm(full))
+    assert traced.result.written_out == "factors"
+    assert traced.meter.products == 0
+    kept = diag.run(PROBLEM, DiagSettings(matrix=name, arrays="d.npz", **ASKED), Silent()).arrays
+    entries = np.concatenate([kept[path].reshape(-1) for path in sorted(PROBLEM.params)])
+    np.testing.assert_allclose(entries, np.diag(full), rtol=1e-9)
+    pairs = eigs.run(PROBLEM, EigsSettings(matrix=name, k=3, vectors="v.npz", **ASKED), Silent())
+    np.testing.assert_allclose([one.value for one in pairs.result.eigenvalues], values[::-1][:3], rtol=1e-9)
+
+
+def test_iterations_agree_with_the_factors() -> None:
+    asked = {**ASKED, "matrix": "kfac", "method": "hutchinson", "probes": 400}
+    found = trace.run(PROBLEM, TraceSettings(**asked), Silent()).result.trace
+    assert found.interval[0] <= np.trace(dense("kfac")) <= found.interval[1]
+
+
+def test_parameters_without_a_layer_are_listed() -> None:
+    settings = TraceSettings(matrix="kfac", **ASKED)
+    notes = matrix_notes(linen_problem(), settings)
+    assert len(notes) == 1
+    assert notes[0].startswith("2 parameters fit no layer and have their diagonal in the kfac: LayerNorm_0/")
+    assert matrix_notes(PROBLEM, settings) == []
+
+
+def influenced(**asked: Any) -> Any:
+    queries = PROBLEM.batches.chosen(np.arange(2))
+    settings = {"remove": True, "queries": "0:2", "dtype": "float64", "factors": "exact", "skip_checks": True, **asked}
+    return influence.run(PROBLEM, InfluenceSettings(**settings), Given(queries=queries), Silent())
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_influence_by_the_inverse_of_factors(name: str) -> None:
+    from curvcli.curvature.queries import gradients
+
+    answer = influenced(solver=name, damping=0.1, scores="s.npz")
+    right = gradients(PROBLEM, PROBLEM.batches.chosen(np.arange(2)), "loss")
+    slopes = gradients(PROBLEM, PROBLEM.batches, "loss")
+    expected = np.linalg.solve(dense(name), np.asarray(right).T).T @ np.asarray(slopes).T / PROBLEM.normaliser
+    np.testing.assert_allclose(answer.arrays["scores"], expected, rtol=1e-8)
+    assert {one.status for one in answer.result.solves} == {"approximate"}
+    assert all(one.lowest_curvature is None for one in answer.result.solves)
+    assert any("stands for the inverse" in one for one in answer.warnings)
+    true = np.asarray(right) - np.linalg.solve(dense(name), np.asarray(right).T).T @ to_dense(
+        build(PROBLEM, "ggn", damping=0.1)
+    )
+    sizes = np.linalg.norm(true, axis=1) / np.linalg.norm(right, axis=1)
+    np.testing.assert_allclose([one.residual for one in answer.result.solves[:2]], sizes, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_a_preconditioner_changes_no_score(name: str) -> None:
+    plain = influenced(solver="cg", damping=0.01, tol=1e-10, scores="s.npz")
+    found = influenced(solver="cg", damping=0.01, tol=1e-10, scores="s.npz", precondition=name)
+    np.testing.assert_allclose(found.arrays["scores"], plain.arrays["scores"], rtol=1e-6, atol=1e-12)
+    assert {one.status for one in found.result.solves} == {"converged"}
+
+
+def test_damped_factors_invert() -> None:
+    known = build(PROBLEM, "ekfac", factors="exact", damping=0.1).known
+    assert known is not None
+    assert np.all(np.diff(known.eigenvalues()) >= 0)
+    vectors = jnp.asarray(known.eigenvectors(np.array([-1])))
+    image = build(PROBLEM, "ekfac", factors="exact", damping=0.1).matmat(vectors)
+    np.testing.assert_allclose(image, known.eigenvalues()[-1] * vectors, rtol=1e-8, atol=1e-12)
