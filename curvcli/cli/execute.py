@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
 
 EXIT_UNTRUSTED = 3
-ARRAY_FILES = ("vectors", "arrays")
+ARRAY_FILES = ("vectors", "arrays", "scores")
 """Settings that name a file for arrays."""
 CHECKPOINTS = ("escape",)
 """Settings that name a checkpoint to be written."""
@@ -114,7 +114,7 @@ def _check_file(request: Request, name: str, path: Path) -> None:
         check_target(path)
     else:
         output.check_writable(path)
-        output.check_array_format(path)
+        output.check_array_format(path, tables=name == "scores")
 
 
 def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Reply]) -> int:
@@ -252,13 +252,6 @@ def load(
     return replace(loaded, problem=problem, warnings=warnings)
 
 
-def given_directions(loaded: Loaded, settings: Any) -> tuple[dict[str, Any], list[str]]:
-    """The directions of `--along` that come from files or the user's code, and warnings."""
-    from curvcli.loading.directions import read_directions
-
-    return read_directions(settings.along, loaded)
-
-
 def _inherited(request: Request, found: Any) -> list[str]:
     """A warning where the command line names model, data and loss, and a curv.toml still adds to them."""
     if request.spec["spec"] is not None or not all(request.spec[name] for name in ("model", "data", "loss")):
@@ -305,7 +298,7 @@ def _one(
         warnings.append(f"stopped early ({watch.reason}): the answer rests on what was reached")
     for name in ARRAY_FILES:
         if answer.arrays and getattr(settings, name, None):
-            output.write_arrays(Path(getattr(settings, name)), answer.arrays)
+            output.write_arrays(Path(getattr(settings, name)), answer.arrays, answer.axes)
     for name in CHECKPOINTS:
         if answer.params and getattr(settings, name, None):
             from curvcli.loading.writing import write_moved
@@ -343,15 +336,6 @@ def _one(
     return report, EXIT_UNTRUSTED if untrusted else 0
 
 
-def adam_state(loaded: Loaded, settings: Any) -> Any:
-    """Adam as the checkpoint has it, with the constants given over those stored; None before its first step."""
-    from curvcli.analyses.descent import AdamState
-    from curvcli.loading.optimizer import adam_of
-
-    found = adam_of(loaded, settings.adam_constants)
-    return None if found is None else AdamState(*found)
-
-
 def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
     """Where the seconds went."""
     parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
@@ -378,18 +362,21 @@ def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
     )
 
 
-def forecast(request: Request, plan_of: Callable[[Any, Any], tuple[Any, Any]]) -> int:
+def forecast(
+    request: Request, plan_of: Callable[..., tuple[Any, Any]], given: Callable[[Loaded, Any], Any] | None = None
+) -> int:
     """`--dry-run`: plan and forecast, no product spent.
 
     Parameters
     ----------
     plan_of
-        `(problem, settings) -> (Plan, Forecast)` of the analysis.
+        `(problem, settings) -> (Plan, Forecast)` of the analysis; its third argument is what `given` reads.
     """
     settings = request.parsed_settings()
 
     def answer(target: Target) -> Reply:
-        plan, cost = plan_of(load(request, settings, target).problem, settings)
+        loaded = load(request, settings, target)
+        plan, cost = plan_of(loaded.problem, settings, *([] if given is None else [given(loaded, settings)]))
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
             f"{cost.products} products in {cost.data_passes} data passes, {cost.bytes / 1e6:.0f} MB; "

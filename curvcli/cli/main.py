@@ -25,6 +25,7 @@ COMMANDS = {
     "saddle": "what kind of point is this, and what does gradient descent do here?",
     "direction": "curvature and loss profile along the gradient, a Newton step, another checkpoint, …",
     "landscape": "the loss on a line or a plane against its quadratic model; barrier between checkpoints",
+    "influence": "which training examples, labels and inputs drive a prediction; which labels look wrong",
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
     "init": "write a curv.toml and prove it by evaluating the loss",
     "schema": "the JSON Schema of a report or of curv.toml",

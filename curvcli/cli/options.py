@@ -121,12 +121,13 @@ class Request:
             return schema.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            # The place ends in an index where one of several values is wrong.
-            option = _flag([key for key in first["loc"] if isinstance(key, str)][-1])
-            value = first["input"] if not isinstance(first["input"], list) else " ".join(map(str, first["input"]))
-            said = first["msg"].removeprefix("Value error, ")
-            message = f"{option} {value}: {said[:1].lower()}{said[1:]}"
-            raise UsageError(message, f"see: curv {self.name} --help") from error
+            said, place = first["msg"].removeprefix("Value error, "), ""
+            # The place is empty where options do not go together; it ends in an index where one of several values is
+            # wrong, and in what the value was tried as ("constrained-float") where a number or a word is taken.
+            if names := [key for key in first["loc"] if isinstance(key, str) and key.isidentifier()]:
+                value = first["input"] if not isinstance(first["input"], list) else " ".join(map(str, first["input"]))
+                place, said = f"{_flag(names[-1])} {value}: ", said[:1].lower() + said[1:]
+            raise UsageError(f"{place}{said}", f"see: curv {self.name} --help") from error
 
 
 def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], Any]], Callable[..., Any]]:
@@ -169,8 +170,8 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
 def _option(name: str, kind: Any, flags: str, text: str, extra: dict[str, Any], *, panel: str) -> inspect.Parameter:
     """One option as a parameter; None when it is not given."""
     option = typer.Option(
-        *flags.split(","), help=text, envvar=f"CURV_{name.upper()}", show_envvar=False, rich_help_panel=panel,
-        show_default=False, **extra,
+        *flags.split(","), help=text, envvar=f"CURV_{name.rstrip('_').upper()}", show_envvar=False,
+        rich_help_panel=panel, show_default=False, **extra,
     )  # fmt: skip
     default = False if kind is bool else None
     annotation = kind if kind is bool else kind | None
@@ -224,6 +225,11 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
     "state": (str, "DIR"),
     "along": (list[str], "DIRECTION"),
     "range": (list[str], "LO:HI"),
+    "queries": (str, "FROM:TO"),
+    "hyper": (list[str], "NAME"),
+    "group": (str, "FILE"),
+    "perturb": (str, "FILE"),
+    "scores": (str, "FILE"),
 }
 """Settings whose options take text that is understood later, and what stands for it in the help."""
 
@@ -232,7 +238,7 @@ DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype
 
 def _flag(name: str) -> str:
     short = {"k": "-k"}
-    return short.get(name, "--" + name.replace("_", "-"))
+    return short.get(name, "--" + name.rstrip("_").replace("_", "-"))
 
 
 def _plain_type(annotation: Any) -> Any:
@@ -240,6 +246,9 @@ def _plain_type(annotation: Any) -> Any:
     if get_origin(annotation) in (list, Literal):
         return annotation
     rest = [part for part in get_args(annotation) if part is not type(None)]
+    if len(rest) > 1:  # a number or a word, or two sets of words
+        words = [word for part in rest for word in (get_args(part) if get_origin(part) is Literal else ())]
+        return Literal[tuple(words)] if all(get_origin(part) is Literal for part in rest) else str
     return rest[0] if rest else annotation
 
 

@@ -133,26 +133,35 @@ def check_writable(path: Path) -> None:
 
 
 ARRAY_FORMATS = (".npz", ".safetensors")
+TABLE_FORMAT = ".parquet"
 
 
-def check_array_format(path: Path) -> None:
+def check_array_format(path: Path, *, tables: bool = False) -> None:
     """Say before the work that a file of arrays cannot be written in this format.
+
+    Parameters
+    ----------
+    tables
+        Whether a table will do: one of the arrays in long form.
 
     Raises
     ------
     UsageError
-        The name ends neither in .npz nor in .safetensors.
+        The name ends in none of the formats.
     SpecError
         The package for the format is missing.
     """
-    if path.suffix not in ARRAY_FORMATS:
-        raise UsageError(f"{path}: not a format for arrays", f"the name must end in {' or '.join(ARRAY_FORMATS)}")
+    formats = (*ARRAY_FORMATS, *((TABLE_FORMAT,) if tables else ()))
+    if path.suffix not in formats:
+        raise UsageError(f"{path}: not a format for arrays", f"the name must end in {' or '.join(formats)}")
+    if path.suffix == TABLE_FORMAT and importlib.util.find_spec("pyarrow") is None:
+        raise SpecError(f"{path}: writing .parquet needs a package", "pip install 'curvcli[tables]'")
     if path.suffix == ".safetensors" and importlib.util.find_spec("safetensors") is None:
         raise SpecError(f"{path}: writing .safetensors needs a package", "pip install 'curvcli[safetensors]'")
 
 
-def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays by name as .npz or .safetensors, whole or not at all.
+def write_arrays(path: Path, arrays: dict[str, Any], axes: dict[str, list[str]]) -> None:
+    """Write arrays by name as .npz or .safetensors, whole or not at all; the one with named axes as a .parquet table.
 
     Raises
     ------
@@ -161,7 +170,9 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """
     import numpy as np
 
-    if path.suffix == ".safetensors":
+    if path.suffix == TABLE_FORMAT:
+        data = _long_table(arrays, axes)
+    elif path.suffix == ".safetensors":
         from safetensors.numpy import save
 
         data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
@@ -170,6 +181,22 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         np.savez(buffer, **arrays)
         data = buffer.getvalue()
     write_file(path, data)
+
+
+def _long_table(arrays: dict[str, Any], axes: dict[str, list[str]]) -> bytes:
+    """An array in long form: a row for each entry, its indices beside it; arrays of the same axes share the rows."""
+    import numpy as np
+    import pyarrow
+    from pyarrow import parquet
+
+    first = next(iter(axes))
+    shape = arrays[first].shape
+    index = np.indices(shape, dtype=np.int32).reshape(len(shape), -1)
+    columns = dict(zip(axes[first], index, strict=True))
+    columns |= {name: arrays[name].reshape(-1) for name in axes if axes[name] == axes[first]}
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue()
 
 
 def _is_special(path: Path) -> bool:

@@ -49,6 +49,8 @@ class Loaded:
         Shape and dtype of the model's outputs for one batch.
     warnings
         What the user should know and no error is.
+    targets
+        Imports what the user names.
     spec_file
         The curv.toml that was read.
     """
@@ -60,6 +62,7 @@ class Loaded:
     stored_dtypes: dict[str, str]
     outputs: jax.ShapeDtypeStruct
     warnings: list[str]
+    targets: Targets
     spec_file: str | None = None
 
 
@@ -123,6 +126,7 @@ def load_problem(
         {path: str(leaf.dtype) for path, leaf in network.params.items()},
         outputs,
         warnings,
+        targets,
         found.origin if found.values else None,
     )
 

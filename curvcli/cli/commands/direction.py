@@ -15,7 +15,8 @@ def direction(request: Request) -> int:
     Slope, curvature and third derivative of the loss along a vector, how far it moves the outputs, and the true loss
     along it beside its quadratic model, with the radius within which the model holds.
     """
-    from curvcli.cli.execute import execute, forecast, given_directions
+    from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import given_directions
 
     if request.output["dry_run"]:
         from curvcli.analyses.direction import forecast as forecast_direction

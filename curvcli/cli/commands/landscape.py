@@ -18,7 +18,8 @@ def landscape(request: Request) -> int:
     The true loss and its quadratic model on a plane through the weights, or on the line to another checkpoint with the
     height of the barrier between. With --state finished rows are kept, and the same command goes on from there.
     """
-    from curvcli.cli.execute import execute, forecast, given_directions
+    from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import given_directions
 
     if request.settings["state"] is not None and (len(request.checkpoints) > 1 or request.spec["all_steps"]):
         raise UsageError("--state holds the rows of one checkpoint", "run curv once for each of them")

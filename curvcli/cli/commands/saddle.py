@@ -16,7 +16,8 @@ def saddle(request: Request) -> int:
     certificate of one that was, how many eigenvalues are negative and near zero; and what gradient descent, or Adam,
     does here.
     """
-    from curvcli.cli.execute import adam_state, execute, forecast
+    from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import adam_state
 
     if request.output["dry_run"]:
         from curvcli.analyses.saddle import forecast as forecast_saddle

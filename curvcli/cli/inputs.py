@@ -1,0 +1,42 @@
+"""What an analysis takes beside the problem, from files and the user's code: read here, handed over as values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
+
+
+def given_directions(loaded: Loaded, settings: Any) -> tuple[dict[str, Any], list[str]]:
+    """The directions of `--along` that come from files or the user's code, and warnings."""
+    from curvcli.loading.directions import read_directions
+
+    return read_directions(settings.along, loaded)
+
+
+def adam_state(loaded: Loaded, settings: Any) -> Any:
+    """Adam as the checkpoint has it, with the constants given over those stored; None before its first step."""
+    from curvcli.analyses.descent import AdamState
+    from curvcli.loading.optimizer import adam_of
+
+    found = adam_of(loaded, settings.adam_constants)
+    return None if found is None else AdamState(*found)
+
+
+def given_influence(loaded: Loaded, settings: Any) -> Any:
+    """Queries, groups, changes and functions of `curv influence`."""
+    from curvcli.analyses.study import Given
+    from curvcli.loading import influence as reading
+
+    found: dict[str, Any] = {}
+    if settings.queries is not None:
+        found["queries"], found["source"], found["first"] = reading.read_queries(loaded, settings.queries)
+    if settings.group is not None:
+        found["groups"] = reading.read_groups(Path(settings.group), loaded.problem.batches.num_examples)
+    if settings.perturb is not None:
+        found["change"] = reading.read_change(Path(settings.perturb), loaded, settings.mode)
+    if settings.queries is None and not settings.hyper:
+        found["clean"] = reading.read_clean(loaded)
+    return Given(**found, functions=reading.hyper_functions(loaded, settings.hyper))

@@ -1,0 +1,164 @@
+"""`curv influence` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, estimate, failed, header, number, table
+from curvcli.schema.influence import Entry, InfluenceReport, InfluenceResult, Ranking
+
+MOST_QUERIES, MOST_ENTRIES = 4, 5
+
+
+def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
+    """Who drives what, how far that can be trusted, and what each solve came to."""
+    result, cost = report.result, report.cost
+    parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
+    parts += [Text(result.validity.words), table(_facts(result)), Text("")]
+    for ranking in result.top[:MOST_QUERIES]:
+        parts += [Text(_title(ranking), style="bold"), _entries(ranking), Text("")]
+    if len(result.top) > MOST_QUERIES:
+        parts += [Text(f"… {len(result.top) - MOST_QUERIES} rankings more in the JSON report"), Text("")]
+    if result.responses is not None:
+        parts += [_responses(result), Text("")]
+    if result.groups is not None:
+        parts += [_groups(result), Text("")]
+    parts += _beside(result)
+    where = f" · scores in {report.settings.scores}" if report.settings.scores else ""
+    foot = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s{where}"
+    return [*parts, Text(foot, style="dim")]
+
+
+def _headline(report: InfluenceReport) -> str:
+    result, count = report.result, report.problem.data.num_examples
+    what = {
+        "remove": "taking away", "label-perturb": "the labels of", "input-perturb": "the inputs of", "hyper": ""
+    }[result.mode]  # fmt: skip
+    if result.responses is not None:
+        names = [one.name for one in result.responses]
+        return (
+            f"Response of weights and predictions to {', '.join(names) if len(names) < 4 else f'{len(names)} changes'}"
+        )
+    if result.target is None:
+        return f"Self-influence: {what} {count:,} examples, each on itself"
+    first, last = result.target.rows
+    asked = f"{result.target.measure} of {result.target.source} {first}:{last}"
+    return f"Influence of {what} {count:,} examples on the {asked}"
+
+
+def _facts(result: InfluenceResult) -> list[tuple[str, str]]:
+    choice = result.damping_choice
+    # The gradient's, which the verdict rests on, is solved to fewer digits.
+    of_scores = [one for one in result.solves if one.of != "gradient"] or result.solves
+    worst = max(of_scores, key=lambda one: one.residual)
+    bad = sum(one.status != "converged" for one in result.solves)
+    said = "all converged" if not bad else f"{bad} not converged"
+    rows = [
+        ("scores", f"{result.units}; {result.sign}"),
+        ("damping", f"{number(result.damping)} ({choice.reason})"),
+        ("solves", f"{len(result.solves)} by {result.solver}, {said}, residual at most {worst.residual:.1e}"),
+    ]
+    if result.self_influence is not None and result.self_influence.total_leverage is not None:
+        rows.append(("total leverage", estimate(result.self_influence.total_leverage)))
+    if result.self_influence is not None and result.self_influence.method == "sampled":
+        rows.append(("sampling", f"standard error {result.self_influence.relative_stderr:.0%} of a score (median)"))
+    if result.leverage is not None:
+        rows.append(("leverage", f"at most {number(result.leverage.largest)}, median {number(result.leverage.median)}; "
+                     f"scores change by {result.leverage.changed:.1%} (median)"))  # fmt: skip
+    return rows
+
+
+def _title(ranking: Ranking) -> str:
+    if ranking.query is None:
+        return "Every example on itself"
+    return f"Query {ranking.query}" + ("" if ranking.output is None else f", output {ranking.output}")
+
+
+def _entries(ranking: Ranking) -> Table:
+    """The two ends side by side."""
+    shown = Table.grid(padding=(0, 2))
+    ends = [ranking.highest[:MOST_ENTRIES], ranking.lowest[:MOST_ENTRIES]]
+    classes = any(one.label is not None for one in ends[0])
+    tokens = any(one.token is not None for one in ends[0])
+    heads = ["example", *(["token"] if tokens else []), *(["label"] if classes else []), "score"]
+    both = heads * (2 if ends[1] else 1)
+    shown.add_row(*(Text(head, style="dim", justify="right") for head in both))
+    for index in range(max(map(len, ends))):
+        cells = [cell for end in ends if end for cell in _cells(end[index], signed=bool(ends[1]))]
+        shown.add_row(*(Text(cell, justify="right") for cell in cells))
+    return shown
+
+
+def _cells(entry: Entry, *, signed: bool) -> list[str]:
+    score = f"{entry.score:+.4g}" if signed else f"{entry.score:.4g}"
+    score += f" ± {entry.stderr:.1g}" if entry.stderr else ""
+    token = [] if entry.token is None else [str(entry.token)]
+    moved = [] if entry.label is None else [f"{entry.label} → {entry.towards}"]
+    return [str(entry.example), *token, *moved, score]
+
+
+def _responses(result: InfluenceResult) -> Table:
+    shown = Table.grid(padding=(0, 2))
+    asked = "example" if result.target is None else "query"
+    shown.add_row(
+        *(Text(head, style="dim") for head in ("change", "‖dw‖", "layer that moves most", f"{asked} that does"))
+    )
+    for one in result.responses or []:
+        most = max(one.layers, key=lambda name: one.layers[name])
+        shown.add_row(one.name, number(one.norm), f"{most} ({number(one.layers[most])})", _moved(result, one.change))
+    return shown
+
+
+def _moved(result: InfluenceResult, change: list | None) -> str:
+    """The query, and the output of it, that moves most: `3 output 1 (+0.02)`."""
+    if change is None:
+        return "too many to show"
+    first = result.target.rows[0] if result.target else 0
+    moved = [
+        (f"{first + query}" + (f" output {output}" if isinstance(one, list) else ""), value)
+        for query, one in enumerate(change)
+        for output, value in enumerate(one if isinstance(one, list) else [one])
+    ]
+    name, value = max(moved, key=lambda item: abs(item[1]))
+    return f"{name} ({value:+.4g})"
+
+
+def _groups(result: InfluenceResult) -> Table:
+    """Each group's effect on the query that it moves most."""
+    shown, titles = Table.grid(padding=(0, 2)), [_title(ranking).lower() for ranking in result.top]
+    shown.add_row(*(Text(head, style="dim") for head in ("group", "size", "on", "first order", "Newton", "")))
+    for one in sorted(result.groups or [], key=lambda group: -max(map(abs, group.newton)))[:12]:
+        index = max(range(len(one.newton)), key=lambda i: abs(one.newton[i]))
+        flag = "disagree" if one.disagree else ""
+        shown.add_row(
+            one.name, str(one.size), titles[index], f"{one.first_order[index]:+.4g}", f"{one.newton[index]:+.4g}", flag
+        )
+    return shown
+
+
+def _beside(result: InfluenceResult) -> list[Part]:
+    """Baselines, the sweep, the refits."""
+    rows = []
+    for one in result.baselines:
+        said = []
+        if one.name != "influence" and one.spearman is not None:
+            said.append(f"rank correlation {one.spearman:.3f}")
+        if one.auc is not None:
+            low, high = one.auc.interval
+            said.append(f"AUC of wrong labels {one.auc.value:.3f} in [{low:.3f}, {high:.3f}]")
+        if said:
+            rows.append((one.name, "; ".join(said)))
+    for point in result.sweep or []:
+        moved = "" if point.spearman is None else f"rank correlation {point.spearman:.3f}, "
+        stays = f"{point.top_overlap:.0%} of the top stays ({point.status})"
+        rows.append((f"λ = {number(point.damping)}", moved + stays))
+    found = result.verification
+    if found is not None:
+        for name in ("pearson", "spearman", "slope"):
+            one = getattr(found, name)
+            if one is not None:
+                rows.append((f"refits: {name}", f"{one.value:.3f} in [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"))
+        ended = "" if len(found.refits) == found.asked else f", {len(found.refits)} ended"
+        rows.append(("refits", f"{found.converged} of {found.asked} converged{ended}"))
+    return [table(rows), Text("")] if rows else []
