@@ -109,5 +109,6 @@ PEERS = {
     "hessian_eigenthings": "hessian-eigenthings",
     "matfree": "matfree",
     "pydvl": "pyDVL",
+    "kronfluence": "kronfluence",
 }
 """Modules of the peers, and their distributions."""
