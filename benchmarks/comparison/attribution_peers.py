@@ -46,7 +46,7 @@ class Pydvl:
                    "Nyström": "NystroemSketchInfluence"}  # fmt: skip
         self.kind, self.made, self.options = kind, made, options
         self.make, self.regularization = getattr(peers, classes[kind]), regularization
-        self.model = self._fitted({"rtol": 0.0, "atol": 0.0} if kind == "CG" else options)
+        self.model = self._fitted(options)
 
     def factors(self, queries: Data, tol: float = 1e-4) -> torch.Tensor:
         """Solutions [Q, D]."""
