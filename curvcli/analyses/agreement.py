@@ -23,6 +23,9 @@ RESAMPLES = 4000
 FEWEST = 3
 """Two points always lie on a line."""
 
+ENOUGH = 8
+"""Examples from which on the bootstrap's intervals hold: below, a resample repeats most of them."""
+
 VARIES = 1e-10
 """Standard deviations below this share of the largest number are rounding."""
 

@@ -51,7 +51,7 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
     Notes
     -----
     Cost: some 20 to 300 products a query (all queries share one block Krylov space: many cost fewer each), or D in all
-    for a dense answer; 120 to look at the spectra; a forward pass over the data a query. `samples` solves more for
+    for a dense answer; some 64 to look at the spectra; a forward pass over the data a query. `samples` solves more for
     self-influence and leverage where the matrix is not written out.
     """
     plan = memory_plan(problem, settings, given)
@@ -86,9 +86,10 @@ def forecast(problem: Problem, settings: InfluenceSettings, given: Given) -> tup
     each = min(max(EXPECTED_STEPS / min(solves, plan.at_once) ** 0.5, LEAST_STEPS), settings.max_probes)
     # Validity asks for the Hessian too.
     matrices = 1 if settings.matrix == "hessian" else 2
+    own_steps = solving.STEPS if settings.matrix == "hessian" else solving.FEW_STEPS
     block = min(DENSE_BLOCK, problem.dim)
     written = -(-problem.dim // block) * block
-    looks = matrices * solving.SCOUTS * solving.STEPS
+    looks = solving.SCOUTS * own_steps + (matrices - 1) * solving.STEPS
     products = matrices * written if dense else round(solves * each) + looks
     passes = (
         -(-products // plan.at_once)

@@ -221,7 +221,7 @@ def _evaluated(
             row = lines.finite(losses)
             journal.append(name, row)
         values[name] = np.array([np.nan if one is None else one for one in row])
-        monitor.progress("rows", done + 1, len(rows))
+        monitor.progress("losses", done + 1, len(rows), "rows")
     missing = len(rows) - len(values)
     if missing:
         warnings.append(f"{missing} of {len(rows)} rows were not reached: their losses are null")

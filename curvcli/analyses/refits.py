@@ -244,7 +244,7 @@ class _Fits:
 
     def _count(self) -> None:
         self.evaluations += 1
-        self.monitor.progress(self.stage, self.evaluations, None)
+        self.monitor.progress(self.stage, self.evaluations, None, "evaluations")
         if self.monitor.stop() is not None:
             raise _Stopped
 

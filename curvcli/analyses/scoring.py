@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses import baselines, groups, own, refits
+from curvcli.analyses.agreement import ENOUGH, FEWEST
 from curvcli.analyses.ranking import Ranker, median_spearman, moves_labels, strength
 from curvcli.analyses.study import Study, spoken
 from curvcli.curvature import queries as asked
@@ -115,7 +116,7 @@ def signed_entries(study: Study, problem: Problem, solutions: Array) -> Any:
         signed = piece if mode == "remove" else {name: -one for name, one in piece.items()}
         yield signed, np.asarray(batches.targets[rows]), batches.weight[rows]
         start = rows.stop
-        study.monitor.progress("scoring the examples", start, batches.num_examples)
+        study.monitor.progress("scoring the examples", start, batches.num_examples, "examples")
 
 
 def joined(parts: list[Piece]) -> Piece:
@@ -234,6 +235,10 @@ def verification(
         study.warnings.append(
             "--verify: the unchanged problem was not fitted to the tolerance: what is common to all refits is in the "
             "actual changes"
+        )
+    if FEWEST <= len(found.actual) < ENOUGH:
+        study.warnings.append(
+            f"--verify: intervals from {len(found.actual)} examples are too narrow; {ENOUGH} or more hold"
         )
     return found
 

@@ -15,10 +15,11 @@ from curvcli.analyses import planning
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
 from curvcli.analyses.spectrum import eigenvalue, noise
 from curvcli.curvature import build
-from curvcli.curvature.kronecker import Kronecker, Recipe, kfac
+from curvcli.curvature.flatten import Layout
+from curvcli.curvature.kronecker import Kronecker, Recipe, kfac, squared_gradients
+from curvcli.curvature.ntk import outputs_per_example
 from curvcli.errors import NumericsError
 from curvcli.linalg import cg, minres, neumann
-from curvcli.linalg.diagonal import signs
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
@@ -31,11 +32,15 @@ from curvcli.schema.settings import FACTORED
 
 Array = Any
 
-SCOUTS, STEPS = 2, 40
-"""Lanczos processes, and their steps, that look at a spectrum before anything is solved."""
+SCOUTS, STEPS, FEW_STEPS = 2, 40, 12
+"""Lanczos processes, and their steps, that look at a spectrum before anything is solved; few where no eigenvalue can
+be negative: the largest and the mean are then all that is asked."""
 
 GRADIENT = 0.01
 """Relative residual of the Newton step at least, of which the decrement alone is wanted."""
+
+WORTHLESS = 0.5
+"""A relative residual above this leaves no digit, and no order, of what is read off a solution."""
 
 SHARE = 0.1
 """Of the mean eigenvalue of C: λ where the regulariser does not make C regular."""
@@ -46,10 +51,11 @@ REGULAR = 16
 BLOCK = 128
 """Right-hand sides in one block, at most."""
 
-DIAGONAL, SCOUTED, SCALE = 5, 6, 7
+SCOUTED, SCALE = 6, 7
 """Streams of random vectors within a seed."""
 
-DIAGONAL_PROBES = 32
+EXACT_OUTPUTS = 32
+"""Outputs of an example up to which a diagonal takes a gradient for each."""
 
 
 class Extent(NamedTuple):
@@ -210,11 +216,15 @@ class System:
         weak = [one for one in self.records if one.status not in ("converged", "approximate")]
         if weak:
             worst = max(weak, key=lambda one: one.residual)
+            asked = self.settings.tol if worst.of != "gradient" else max(self.settings.tol, GRADIENT)
             cure = "more --probes, more --damping" + ("" if self.settings.dtype == "float64" else ", --dtype float64")
             remarks.append(
                 f"{len(weak)} of {len(self.records)} solves have not converged (relative residual up to "
-                f"{worst.residual:.2g} for {worst.of}, asked for {self.settings.tol:.2g}): {cure}"
+                f"{worst.residual:.2g} for {worst.of}, asked for {asked:.2g}): {cure}"
             )
+            lost = sum(one.residual > WORTHLESS and one.of != "gradient" for one in weak)
+            if lost:
+                remarks.append(f"{lost} of them have residuals above {WORTHLESS}: what is said of these means nothing")
         low = min((one.lowest_curvature for one in self.records if one.lowest_curvature is not None), default=0.0)
         if low < -noise(self.settings) * max(self.choice.lambda_max, abs(self.choice.lambda_min)):
             remarks.append(
@@ -254,7 +264,7 @@ def prepare(
 ) -> System:
     """C examined, λ chosen, the solver set up.
 
-    Cost: D products where C is written out, else `SCOUTS · STEPS`, and `DIAGONAL_PROBES` for a preconditioner.
+    Cost: D products where C is written out, else those of `scouted`; some passes over the data for a preconditioner.
     """
     values = vectors = root = None
     if is_dense(problem, settings):
@@ -276,7 +286,7 @@ def prepare(
     if solver in FACTORED:
         inverse = _factored(problem, settings, solver, extent, damping).function(lambda values: 1 / values)
     if solver == "cg" and settings.precondition == "diagonal":
-        root = _diagonal_root(matrix, settings, damping)
+        root = _diagonal_root(problem, settings, damping)
     elif solver == "cg" and settings.precondition in FACTORED:
         root = _factored(problem, settings, settings.precondition, extent, damping).function(lambda v: v**-0.5)
     return System(
@@ -285,11 +295,16 @@ def prepare(
     )  # fmt: skip
 
 
-def scouted(matrix: LinearOperator, settings: InfluenceSettings, monitor: Monitor) -> Extent:
-    """Extremes and mean from two short Lanczos processes; both extremes are inside the true ones."""
+def scouted(
+    matrix: LinearOperator, settings: InfluenceSettings, monitor: Monitor, *, processes: int = SCOUTS
+) -> Extent:
+    """Extremes and mean from short Lanczos processes; both extremes are inside the true ones.
+
+    Cost: `processes` times `STEPS` products, or `FEW_STEPS` where the matrix is positive semidefinite.
+    """
     key = jax.random.fold_in(jax.random.key(settings.seed), SCOUTED)
-    start = sphere(key, 0, min(SCOUTS, matrix.dim), matrix.dim, matrix.dtype)
-    lanczos = Lanczos(start, min(STEPS, matrix.dim))
+    start = sphere(key, 0, min(processes, matrix.dim), matrix.dim, matrix.dtype)
+    lanczos = Lanczos(start, min(FEW_STEPS if matrix.psd else STEPS, matrix.dim))
     planned = len(start) * lanczos.steps
     state = iterate(lanczos, matrix, None, monitor=monitor, stage="looking at the spectrum", planned=planned)
     found = [(one, *one.eigh()) for one in lanczos.result(state)]
@@ -324,15 +339,18 @@ def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent
     return max(damping, floor), DampingChoice(chosen="auto", reason=reason, **said)
 
 
-def _diagonal_root(matrix: LinearOperator, settings: InfluenceSettings, damping: float) -> Callable[[Array], Array]:
-    """v ↦ v/√d, d a sampled diagonal of C + λI, moderated towards its mean: it must not be near zero by chance."""
-    key, total = jax.random.fold_in(jax.random.key(settings.seed), DIAGONAL), jnp.zeros(matrix.dim, matrix.dtype)
-    for first in range(0, DIAGONAL_PROBES, 8):
-        probes = signs(key, first, 8, matrix.dim, matrix.dtype)
-        total = total + jnp.sum(probes * matrix.matmat(probes), axis=0)
-    diagonal = np.asarray(total, np.float64) / DIAGONAL_PROBES
-    mean = max(float(diagonal.mean()), 0.0)
-    root = jnp.asarray(1 / np.sqrt(np.maximum(diagonal, 0.1 * mean) + damping), matrix.dtype)
+def _diagonal_root(problem: Problem, settings: InfluenceSettings, damping: float) -> Callable[[Array], Array]:
+    """v ↦ v/√d, d the diagonal of the GGN + λI: squares of gradients, at drawn labels where there are many outputs."""
+    family = problem.loss.family
+    if family is None or family.root is None:
+        sampling = "empirical"
+    else:
+        sampling = "exact" if outputs_per_example(problem) <= EXACT_OUTPUTS else "sampled"
+    squares = squared_gradients(problem, problem.params, Recipe(sampling, samples=4, seed=settings.seed))
+    diagonal = np.concatenate([squares[name] for name in Layout.of(problem.params).names])
+    shift = damping + (problem.regulariser.l2 if settings.regulariser_included else 0.0)
+    least = SHARE * float(diagonal.mean()) if shift == 0 else 0.0
+    root = jnp.asarray(1 / np.sqrt(np.maximum(diagonal, least) + shift), problem.dtype)
     return lambda vectors: vectors * root[None]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
@@ -21,11 +22,14 @@ from curvcli.schema.influence import Validity
 
 Array = Any
 
+TELLING = 0.05
+"""A difference between C and the Hessian that is worth a word."""
+
 
 def validity(study: Study, newton: Array) -> Validity:
     """The verdict, in words too; `newton` is (C + λI)⁻¹∇J.
 
-    Cost: D products where C was written out, else two short Lanczos processes, both of the Hessian; none where C is it.
+    Cost: two products, and D where C was written out, else a short Lanczos process of the Hessian; none where C is it.
     """
     settings, system = study.settings, study.system
     slope, step = np.asarray(study.gradient, np.float64), np.asarray(newton, np.float64)
@@ -57,11 +61,31 @@ def validity(study: Study, newton: Array) -> Validity:
             f"a minimum as far as seen: a Newton step would lower the loss by {decrement:.2g}, and no negative "
             "curvature was found"
         )
+        gap = _gap(study, newton)
+        if gap > TELLING:
+            words += (
+                f"; the {settings.matrix} is {gap:.0%} off the Hessian along that step: --matrix hessian gives the "
+                "response of training itself"
+            )
     return Validity(
         verdict=verdict, words=words, gradient_norm=float(np.linalg.norm(slope)),
         decrement=decrement if known_decrement else None, distance=distance if known_decrement else None,
         lambda_min=low,
     )  # fmt: skip
+
+
+def _gap(study: Study, newton: Array) -> float:
+    """‖(C − H) s‖ / ‖(C + λI) s‖ along the Newton step, which like all solutions leans to small curvature.
+
+    Cost: a product with each.
+    """
+    if study.settings.matrix == "hessian" or not np.any(newton):
+        return 0.0
+    counted = study.meter.count(undamped(study.problem, study.settings, "hessian"))
+    step = jnp.asarray(newton, counted.dtype)[None]
+    image = study.system.matrix.matmat(step)
+    whole = float(jnp.linalg.norm(image + study.system.damping * step))
+    return float(jnp.linalg.norm(counted.matmat(step) - image)) / max(whole, 1e-300)
 
 
 def _lowest(study: Study) -> tuple[Any, float]:
@@ -76,5 +100,5 @@ def _lowest(study: Study) -> tuple[Any, float]:
         values = scipy.linalg.eigvalsh(written_out(hessian, min(DENSE_BLOCK, hessian.dim), study.monitor))
         norm = float(np.abs(values).max())
         return known(float(values[0]), norm, settings), norm
-    extent = scouted(hessian, settings, study.monitor)
+    extent = scouted(hessian, settings, study.monitor, processes=1)  # its mean is not asked for
     return extent.low, max(abs(extent.high), abs(extent.low.value))

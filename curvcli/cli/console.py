@@ -110,16 +110,16 @@ class Watch:
             self.reason = "time limit"
         return self.reason
 
-    def progress(self, stage: str, products: int, planned: int | None) -> None:
-        """Redraw the line: stage, products done of those planned, rate, time left."""
+    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
+        """Redraw the line: stage, what is done of what is planned, time left."""
         if not self._show:
             return
         bar: Any = self._started()
         if stage != self._stage:
             if self._task is not None:
                 bar.remove_task(self._task)
-            self._task, self._stage = bar.add_task(stage, total=planned), stage
-        bar.update(self._task, completed=products, total=planned)
+            self._task, self._stage = bar.add_task(stage, total=planned, unit=unit), stage
+        bar.update(self._task, completed=done, total=planned)
 
     def _started(self) -> Any:
         if self._bar is None:
@@ -127,7 +127,7 @@ class Watch:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("products"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
                 TimeRemainingColumn(), console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self._bar.start()

@@ -18,7 +18,7 @@ Source: Grosse, *Neural Net Training Dynamics*, chapter 4, section 5; Martens an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -215,27 +215,36 @@ class Recipe:
     seed: int = 0
 
 
-def kfac(problem: Problem, recipe: Recipe, *, corrected: bool = False, with_regulariser: bool = True) -> Kronecker:
+def kfac(
+    problem: Problem,
+    recipe: Recipe,
+    *,
+    corrected: bool = False,
+    with_regulariser: bool = True,
+    taps: Taps | None = None,
+) -> Kronecker:
     """K-FAC, or E-KFAC, of the GGN of a problem.
 
     Parameters
     ----------
     corrected
         E-KFAC.
+    taps
+        Of this network, whatever its weights: with the same taps nothing is compiled again.
 
     Notes
     -----
     Cost: a forward pass, and a backward one a cotangent (samples, or outputs), over the data; O(fan³) a factor for the
     eigendecompositions; for E-KFAC the passes again.
     """
-    taps, layout = Taps(problem), Layout.of(problem.params)
+    taps, layout = taps or Taps(problem), Layout.of(problem.params)
     factors = _factors(problem, taps, recipe)
     blocks = [_block(layer, index, a, s, problem.dtype) for layer, index, (a, s) in
               zip(taps.layers, taps.index, factors, strict=True)]  # fmt: skip
     if corrected:
         values = _corrections(problem, taps, recipe, blocks)
         blocks = [block._replace(corrected=one) for block, one in zip(blocks, values, strict=True)]
-    diagonal = _diagonals(problem, taps, recipe) if taps.others else {}
+    diagonal = squared_gradients(problem, taps.others, recipe) if taps.others else {}
     shift = problem.regulariser.l2 if with_regulariser else 0.0
     return Kronecker(layout, problem.dtype, blocks, diagonal, taps.others, shift)
 
@@ -373,9 +382,13 @@ def _add_squares(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
     return total + jnp.sum(jnp.square(jnp.einsum("pi,kps->kis", *pair)), axis=0), None
 
 
-def _diagonals(problem: Problem, taps: Taps, recipe: Recipe) -> dict[str, np.ndarray]:
-    """The diagonal of every parameter without a layer: squares of the examples' gradients."""
-    names = tuple(sorted(taps.others))
+def squared_gradients(problem: Problem, names: Iterable[str], recipe: Recipe) -> dict[str, np.ndarray]:
+    """The diagonal of the GGN for some parameters, flat, by name: squares of the examples' gradients, without l2.
+
+    Cost: a forward pass, and a backward one a cotangent, over the data. Memory: `DIAGONAL_BYTES`, and one example's
+    gradients at least.
+    """
+    names = tuple(sorted(names))
     size = sum(problem.params[name].size for name in names) * _cotangents(problem, recipe)
     at_once = int(np.clip(DIAGONAL_BYTES // (size * problem.dtype.itemsize), 1, problem.batches.batch_size))
     total: Any = None

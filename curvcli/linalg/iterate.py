@@ -45,8 +45,8 @@ class Monitor(Protocol):
         """Why to stop now (`time limit`, `interrupted`), or None to go on."""
         ...
 
-    def progress(self, stage: str, products: int, planned: int | None) -> None:
-        """Products spent so far in this stage, of those planned (None: open)."""
+    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
+        """What is done so far of this stage, of what is planned (None: open)."""
         ...
 
 
@@ -57,7 +57,7 @@ class Silent:
         """Never."""
         return None
 
-    def progress(self, stage: str, products: int, planned: int | None) -> None:
+    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
         """Nothing."""
 
 
@@ -71,9 +71,9 @@ class Offset:
         """As the monitor of all rounds says."""
         return self.monitor.stop()
 
-    def progress(self, stage: str, products: int, planned: int | None) -> None:
+    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
         """Products of all rounds so far."""
-        self.monitor.progress(stage, self.before + products, planned)
+        self.monitor.progress(stage, self.before + done, planned, unit)
 
 
 def iterate(
