@@ -17,7 +17,7 @@ from typing import Any
 
 from comparison import environment, jobs
 
-PARTS = ("products", "trace", "eigs", "memory")
+PARTS = ("products", "factors", "trace", "eigs", "memory", "influence")
 
 
 def main() -> None:
@@ -87,6 +87,13 @@ def measure(part: str, names: list[str], folders: dict[str, str], options: Any, 
         found[part] = {name: trace(name, folders[name]) for name in ("W1", "flat") if name in folders}
     elif part == "eigs" and "W1" in folders:
         found[part] = eigs(folders["W1"])
+    elif part == "factors":
+        rounds = 1 if options.quick else options.rounds
+        found[part] = {name: jobs.ask("factors", workload=name, folder=folders[name], rounds=rounds) for name in names}
+    elif part == "influence" and "W1" in folders:
+        few = {"queries": 10, "rounds": 1} if options.quick else {"queries": 100, "rounds": options.rounds}
+        job = {"part": "peers", "single": 2, "damping": 1e-3, "tol": 1e-3, "block": False, **few}
+        found[part] = jobs.ask("influence_speed", **job)
 
 
 def products(name: str, folder: str, options: Any) -> dict[str, Any]:
@@ -115,7 +122,9 @@ def density(name: str, folder: str, options: Any) -> dict[str, Any]:
             cost = {**run["report"]["cost"], "seconds": run["seconds"], "exit_code": run["exit_code"]}
             runs["first" if turn == 0 else "second"] = cost if turn == 0 else [*runs["second"], cost]
     job = {"workload": name, "folder": folder, "probes": probes, "steps": steps, "longest": options.limit}
-    theirs = {tool: jobs.ask("density", tool=tool, **job) for tool in ("PyHessian", "curvlinops")}
+    tools = ("PyHessian", "curvlinops", "matfree")
+    # A convolution within the loops of matfree's program can take XLA half a minute.
+    theirs = {tool: jobs.ask("density", tool=tool, limit=4 * options.limit, **job) for tool in tools}
     return {"probes": probes, "steps": steps, "curv": runs, **theirs}
 
 

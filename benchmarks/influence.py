@@ -66,7 +66,7 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
         job = {"rounds": 1 if quick else options.rounds, "queries": 10 if quick else 100, "single": 2}
         more = {"damping": options.damping, "tol": options.tol, "block": options.block}
         return jobs.ask("influence_speed", part=part, **job, **more)
-    job = {"examples": 3000 if quick else 60_000, "queries": 100, "epochs": 3, "l2": 0.0, "tol": 1e-4}
+    job = {"examples": 3000 if quick else 60_000, "queries": 100, "epochs": 3, "damping": 1e-3, "tol": 1e-3}
     return jobs.ask("influence_speed", part=part, **job, limit=options.limit)
 
 
@@ -140,7 +140,8 @@ def peers_table(found: dict[str, Any]) -> str:
 
 def large_table(found: dict[str, Any]) -> str:
     """One row."""
-    keys = ["dim", "examples", "queries", "converged", "iterations", "products", "data_passes", "residual", "seconds"]
+    keys = ["dim", "examples", "queries", "damping", "tol", "converged", "iterations", "products", "data_passes"]
+    keys += ["residual", "seconds"]
     return table(keys, [[f"{found[key]:.3g}" if isinstance(found[key], float) else str(found[key]) for key in keys]])
 
 

@@ -18,11 +18,14 @@ from .twins import Twin
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the density with all probes, and how many were run."""
     workload = workloads.WORKLOADS[job["workload"]]
-    twin = Twin(workload.target, workload.kwargs, *workloads.read(Path(job["folder"])))
-    probes, steps = job["probes"], job["steps"]
+    folder, probes, steps = Path(job["folder"]), job["probes"], job["steps"]
     torch.manual_seed(0)
     start = time.perf_counter()
-    by = {"PyHessian": _pyhessian, "curvlinops": _curvlinops}[job["tool"]](twin, steps)
+    if job["tool"] == "matfree":
+        by = _matfree(folder, steps)
+    else:
+        twin = Twin(workload.target, workload.kwargs, *workloads.read(folder))
+        by = {"PyHessian": _pyhessian, "curvlinops": _curvlinops}[job["tool"]](twin, steps)
     setting_up, start = time.perf_counter() - start, time.perf_counter()
     by(1)
     one = time.perf_counter() - start
@@ -59,6 +62,30 @@ def _curvlinops(twin: Twin, steps: int):
             values, vectors = fast_lanczos(operator, steps)
             bounds = float(values.min()), float(values.max())
             lanczos_approximate_spectrum_from_iter((values, vectors), bounds, 1024, 3.0, 0.05)
+
+    return run
+
+
+def _matfree(folder: Path, steps: int):
+    """Its Lanczos process, as one program, of products that are `jvp` of `grad`."""
+    import jax
+    import numpy as np
+    from matfree import decomp
+
+    from . import ours
+
+    ours.prepare()
+    objective, start, data = ours.plain_objective(folder)
+
+    def product(v, params, data):
+        return jax.jvp(jax.grad(lambda p: objective(p, data)), (params,), (v,))[1]
+
+    lanczos = jax.jit(decomp.tridiag_sym(steps, custom_vjp=False), static_argnums=0)
+
+    def run(probes: int) -> None:
+        for probe in range(probes):
+            found = lanczos(product, jax.random.normal(jax.random.key(probe), start.shape), start, data)
+            np.linalg.eigh(np.asarray(found.J_small))
 
     return run
 

@@ -134,11 +134,10 @@ def large(job: dict[str, Any]) -> dict[str, Any]:
     train, asked = (x[:count], labels[:count]), (x[count:], labels[count:])
     params = _trained(train, job["epochs"])
     with tempfile.TemporaryDirectory() as folder:
-        path = attribution.write(Path(folder), LARGE, params, train, asked, loss="softmax_cross_entropy", l2=job["l2"])
+        path = attribution.write(Path(folder), LARGE, params, train, asked, loss="softmax_cross_entropy", l2=0.0)
         problem = attribution.load(path, DTYPE)
-        answer, seconds = attribution.ask(
-            problem, asked, DTYPE, tol=job["tol"], time_limit=job.get("limit"), matrix="ggn"
-        )
+        settings = {"damping": job["damping"], "tol": job["tol"], "time_limit": job.get("limit"), "matrix": "ggn"}
+        answer, seconds = attribution.ask(problem, asked, DTYPE, **settings)
     return {"dim": problem.dim, "examples": count, "tol": job["tol"], **attribution.account(answer, seconds)}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.monitoring
 import numpy as np
+import optax
 
 from curvcli.analyses import spectrum
 from curvcli.analyses.inspect import forecast_spectrum
@@ -17,6 +18,7 @@ from curvcli.analyses.tuning import planned, way_of
 from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.kronecker import Recipe, Taps, kfac
 from curvcli.curvature.sums import objective, objective_and_gradient
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator
@@ -27,6 +29,8 @@ from curvcli.loading.trees import flatten_tree
 from curvcli.problem import Problem
 from curvcli.schema.inspect import InspectSettings
 from curvcli.schema.spectrum import SpectrumSettings
+
+from . import workloads
 
 
 def prepare() -> None:
@@ -94,6 +98,28 @@ def ggn_trace_per_probe(problem: Problem) -> Callable[[Any], np.ndarray]:
     made = build(problem, "ggn")
     assert made.forms is not None
     return lambda vectors: np.diagonal(np.asarray(made.forms(vectors)))
+
+
+def plain_objective(folder: Path) -> tuple[Callable[..., Any], Any, Any]:
+    """`objective(flat params, data)`, the parameters and the data: for tools that take any function of JAX."""
+    from jax.flatten_util import ravel_pytree
+
+    problem = load(folder)
+    flat, unravel = ravel_pytree(problem.params)
+    predict, frozen = problem.predict, problem.frozen
+    _, x, y = workloads.read(folder)
+
+    def objective(params: Any, data: Any) -> Any:
+        z = predict(unravel(params), frozen, data[0])
+        return optax.softmax_cross_entropy_with_integer_labels(z, data[1]).mean()
+
+    return objective, flat, (x, y)
+
+
+def factors(problem: Problem, sampling: str, *, corrected: bool = False) -> Callable[[], Any]:
+    """What computes K-FAC's factors and their eigenvectors; compiled once."""
+    recipe, taps = Recipe(sampling), Taps(problem)  # type: ignore[arg-type]
+    return lambda: kfac(problem, recipe, corrected=corrected, taps=taps)
 
 
 def density(folder: Path, **given: Any) -> tuple[Callable[[], int], int, dict[str, Any]]:

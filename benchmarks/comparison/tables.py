@@ -76,6 +76,9 @@ def all_rows(found: dict[str, Any]) -> list[Row]:
             continue
         rows += [*_gradient(name, products), *_floor(name, products), *_against_peers(name, products)]
         rows += _trace_per_probe(name, products)
+    for name, one in found.get("factors", {}).items():
+        rows += _factors(name, one)
+    rows += _influence(found.get("influence", {}))
     for name, density in found.get("density", {}).items():
         rows += _density(name, density, found["products"].get(name, {}))
     rows += _trace(found.get("trace", {}))
@@ -163,7 +166,7 @@ def _density(name: str, density: dict[str, Any], products: dict[str, Any]) -> It
         needed = 1e-3 * spread(times)["median"] * probes * steps
         said = f"{note}; {runs['second'][0]['products']} products made, {needed:.3g} s for the {probes * steps} needed"
         yield Row(f"{title}: whole run / its products", name, "≤", 1.25, spread([s / needed for s in second]), said)
-    for tool in ("PyHessian", "curvlinops"):
+    for tool in ("PyHessian", "curvlinops", "matfree"):
         their = density[tool]
         if "failed" in their:
             yield Row(f"{title}: {tool} / curv, whole run", name, "≥", 1.0, None, their["failed"])
@@ -173,6 +176,43 @@ def _density(name: str, density: dict[str, Any], products: dict[str, Any]) -> It
             f", scaled from {their['probes_run']} probes" if their["probes_run"] < probes else ""
         )
         yield Row(f"{title}: {tool} / curv, whole run", name, "≥", 1.0, spread([whole / s for s in second]), said)
+
+
+def _factors(name: str, found: dict[str, Any]) -> Iterator[Row]:
+    """curvlinops' time over curv's, for factors and eigenvectors together."""
+    for key, title, target in (("kfac", "K-FAC factors and eigenvectors", 1.0), ("ekfac", "E-KFAC", None)):
+        what = f"{title}: curvlinops / curv"
+        if "failed" in found:
+            yield Row(what, name, "≥", target, None, found["failed"])
+            continue
+        times = found["times_ms"]
+        own, theirs = times.get(f"{key}: curv"), times.get(f"{key}: curvlinops")
+        if own is None or theirs is None:
+            yield Row(what, name, "≥", target, None, "; ".join(found["failures"].values()))
+            continue
+        note = f"{spread(theirs)['median']:.3g} ms against {spread(own)['median']:.3g} ms"
+        if key in found["differences"]:
+            note += f"; products differ by {found['differences'][key]:.1g}"
+        yield Row(what, name, "≥", target, ratio(theirs, own), note)
+
+
+def _influence(found: dict[str, Any]) -> Iterator[Row]:
+    """The peers' time over curv's: 100 queries × all examples."""
+    for tool, target in (("pyDVL CG", 20.0), ("kronfluence E-KFAC", None)) if found else ():
+        title = f"influence of all examples on 100 queries: {tool} / curv"
+        runs = found.get("rounds", {}).get(tool)
+        if not runs or "failed" in runs[0]:
+            yield Row(title, "W1", "≥", target, None, runs[0]["failed"] if runs else found.get("failed", ""))
+            continue
+        own = found["rounds"]["curv, hessian"]
+        seconds = [[one["seconds"] for one in each] for each in (runs, own)]
+        note = f"{spread(seconds[0])['median']:.3g} s against {spread(seconds[1])['median']:.3g} s"
+        if "residual" in runs[0]:
+            note += f", scaled from {runs[0]['queries']} queries; residuals {runs[0]['residual']:.1g} and "
+            note += f"{own[0]['residual']:.1g}; scores correlate by {runs[0]['correlation']:.5f}"
+        else:
+            note += f"; an approximation, scores correlate by {runs[0]['correlation']:.3f}"
+        yield Row(title, "W1", "≥", target, ratio(*seconds), note)
 
 
 def _trace(found: dict[str, Any]) -> Iterator[Row]:

@@ -1,0 +1,98 @@
+"""K-FAC's factors with their eigenvectors, and E-KFAC, by curv and curvlinops: `python -m comparison.factors JOB.json`.
+
+Bias and weights are one block in both. A label is drawn for each example or token, as is usual; that the matrices are
+the same is seen where nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from . import jobs, ours, timing, workloads
+from .timing import Contestant
+from .twins import Twin
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of both, and by how much their products differ."""
+    ours.prepare()
+    folder, workload = Path(job["folder"]), workloads.WORKLOADS[job["workload"]]
+    params, x, y = workloads.read(folder)
+    twin, problem = Twin(workload.target, workload.kwargs, params, x, y), ours.load(folder, "ggn")
+    failures: dict[str, str] = {}
+    differences: dict[str, float] = {}
+    if workload.kind != "transformer":  # a backward pass for each of 65,536 outputs there
+        for name in ("kfac", "ekfac"):
+            try:
+                differences[name] = _difference(twin, problem, name)
+            except Exception as error:
+                failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    contestants = []
+    for name in ("kfac", "ekfac"):
+        run = ours.factors(problem, "sampled", corrected=name == "ekfac")
+        contestants += [
+            Contestant("curv", name, lambda run=run: _wait(run())),
+            Contestant("curvlinops", name, _curvlinops(twin, "mc", name)[1]),
+        ]
+    able = []
+    for one in contestants:
+        try:
+            one.run()
+            able.append(one)
+        except Exception as error:
+            failures[one.name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    times = timing.take_turns(able, job["rounds"], 0.01 if workload.heavy else 0.5)
+    return {"times_ms": times, "differences": differences, "failures": failures}
+
+
+def _wait(made: Any) -> Any:
+    jax.block_until_ready([block.input_basis for block in made.blocks])
+    return made
+
+
+def _curvlinops(twin: Twin, kind: str, name: str) -> tuple[Any, Callable[[], None]]:
+    """The operator of the weights of its layers, and what computes it anew, eigenvectors included."""
+    from curvlinops import EKFACLinearOperator, KFACLinearOperator
+
+    layers = [one for one in twin.model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+    chosen = [parameter for layer in layers for parameter in layer.parameters()]
+    operator = {"kfac": KFACLinearOperator, "ekfac": EKFACLinearOperator}[name](
+        twin.model, twin.criterion, chosen, [(twin.x, twin.y)], check_deterministic=False, fisher_type=kind,
+        separate_weight_and_bias=False, num_data=len(twin.x), num_per_example_loss_terms=len(twin.y) // len(twin.x),
+    )  # fmt: skip
+
+    def run() -> None:
+        operator._input_covariances.clear()
+        operator._gradient_covariances.clear()
+        if name == "ekfac":
+            operator._input_covariances_eigenvectors.clear()
+            operator._gradient_covariances_eigenvectors.clear()
+            operator._corrected_eigenvalues.clear()
+            operator.compute_eigenvalue_correction()
+            return
+        operator.compute_kronecker_factors()
+        for factors in (operator._input_covariances, operator._gradient_covariances):
+            for factor in factors.values():
+                torch.linalg.eigh(factor)  # as its E-KFAC does
+
+    return operator, run
+
+
+def _difference(twin: Twin, problem: Any, name: str) -> float:
+    """Of the products with a random vector, relatively, by exact factors."""
+    vector = np.random.default_rng(0).normal(size=twin.dim).astype(np.float32)
+    theirs = _curvlinops(twin, "type-2", name)[0] @ torch.from_numpy(twin.from_curv(vector))
+    made = ours.factors(problem, "exact", corrected=name == "ekfac")()
+    own = np.asarray(made.function(lambda values: values)(vector[None])[0])
+    return float(np.linalg.norm(twin.to_curv(theirs.numpy()) - own) / np.linalg.norm(own))
+
+
+if __name__ == "__main__":
+    jobs.answer(main)
