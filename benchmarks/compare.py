@@ -80,7 +80,10 @@ def measure(part: str, names: list[str], folders: dict[str, str], options: Any, 
             found[part][name] = products(name, folders[name], options)
             save(options.json, found)  # heavy workloads follow: what is measured is kept
     elif part == "density":
-        found[part] = {name: density(name, folders[name], options) for name in names}
+        found[part] = {}
+        for name in names:
+            found[part][name] = density(name, folders[name], options)
+            save(options.json, found)
     elif part == "memory":
         found[part] = {name: memory(name, folders[name]) for name in names}
     elif part == "trace":
@@ -124,7 +127,7 @@ def density(name: str, folder: str, options: Any) -> dict[str, Any]:
     job = {"workload": name, "folder": folder, "probes": probes, "steps": steps, "longest": options.limit}
     tools = ("PyHessian", "curvlinops", "matfree")
     # A convolution within the loops of matfree's program can take XLA half a minute.
-    theirs = {tool: jobs.ask("density", tool=tool, limit=4 * options.limit, **job) for tool in tools}
+    theirs = {tool: jobs.ask("density", tool=tool, limit=3 * options.limit + 60, **job) for tool in tools}
     return {"probes": probes, "steps": steps, "curv": runs, **theirs}
 
 

@@ -132,12 +132,15 @@ class Way:
         A batch's linear map applied to all vectors of a block at once (`vmap`), or to one after the other (`map`).
     kept_bytes
         What the linear maps of all batches take, if they are kept from product to product; 0: they are made afresh.
+    width
+        Vectors that `vmap` takes at once: a wider block goes in pieces, whose tangents fit the caches.
     chosen
         By whom: from sizes alone (`default`), by timing (`measured`, `remembered`), or by the user (`given`).
     """
 
     application: Literal["vmap", "map"] = "vmap"
     kept_bytes: int = 0
+    width: int = 128
     chosen: Literal["default", "measured", "remembered", "given"] = "default"
 
 

@@ -53,9 +53,9 @@ def beside_peers(job: dict[str, Any]) -> dict[str, Any]:
         settings = {"damping": damping, "tol": tol, "solver": "cg"}
         rounds: dict[str, list[dict[str, Any]]] = {}
         reference = None
+        problems = {matrix: attribution.load(path, DTYPE, matrix) for matrix in ("hessian", "ggn")}
         for turn in range(1 + job["rounds"]):  # the first compiles, and stops after two steps
-            for matrix in ("hessian", "ggn"):
-                problem = attribution.load(path, DTYPE, matrix)
+            for matrix, problem in problems.items():
                 short = {} if turn else {"probes": 2}
                 answer, seconds = attribution.ask(problem, queries, DTYPE, matrix=matrix, **settings, **short)
                 if turn:

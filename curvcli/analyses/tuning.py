@@ -117,7 +117,16 @@ def with_way(problem: Problem, settings: AnalysisSettings, way: Way, chosen: Cho
     kept = _kept_bytes(problem, settings) if way.residuals == "kept" else 0
     if chosen == "remembered" and not _may_be_kept(kept, settings):
         kept = 0
-    return replace(problem, way=ProblemWay(way.application, kept, chosen))
+    width = _width(problem, way)
+    return replace(problem, way=ProblemWay(way.application, kept, width, chosen))
+
+
+def _width(problem: Problem, way: Way) -> int:
+    """Vectors of a block whose tangents fit the caches together with a batch's values."""
+    if way.application == "map" or jax.default_backend() != "cpu":
+        return ProblemWay().width
+    values = max(network_work(problem).bytes * way.batch_size, 1)
+    return int(np.clip(BLOCK_BYTES // values - 2, EXPECTED_BLOCK, ProblemWay().width))
 
 
 def way_of(problem: Problem) -> Way:

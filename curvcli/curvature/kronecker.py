@@ -34,11 +34,14 @@ from curvcli.curvature.ntk import outputs_per_example
 from curvcli.curvature.pooling import with_fast_pooling
 from curvcli.curvature.taps import Layer, find_layers, tapped
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Params, Problem, unit_weight
+from curvcli.problem import Batch, Batches, Params, Problem, unit_weight
 
 Array = Any
 Sampling = Literal["exact", "sampled", "empirical"]
 Sharing = Literal["expand", "reduce"]
+
+RECORDED_BYTES = 256 << 20
+"""What the inputs and gradients of all layers may take, for one batch."""
 
 DIAGONAL_BYTES = 256 << 20
 """What the gradients of examples may take, for parameters without a layer."""
@@ -250,12 +253,12 @@ def kfac(
 
 
 def _block(layer: Layer, index: np.ndarray, a: np.ndarray, s: np.ndarray, dtype: Any) -> Block:
-    """The eigendecompositions, in float64."""
-    gradients, right = scipy.linalg.eigh(s)
+    """The eigendecompositions."""
+    gradients, right = _eigen(s, dtype)
     if a.ndim == 1:
         inputs, left = a, None
     else:
-        inputs, left = scipy.linalg.eigh(a)
+        inputs, left = _eigen(a, dtype)
         left = jnp.asarray(left, dtype)
     # Both are sums of squares: what is below zero is rounding.
     return Block(
@@ -264,16 +267,30 @@ def _block(layer: Layer, index: np.ndarray, a: np.ndarray, s: np.ndarray, dtype:
     )  # fmt: skip
 
 
+def _eigen(matrix: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All eigenvalues, in float64, and vectors: by divide and conquer, in the precision that the sums have."""
+    values, vectors = scipy.linalg.eigh(matrix.astype(dtype), driver="evd")
+    return values.astype(np.float64), vectors
+
+
 def _cotangents(problem: Problem, recipe: Recipe) -> int:
     """Cotangents an example."""
     return outputs_per_example(problem) if recipe.sampling == "exact" else recipe.samples
+
+
+def _batches(problem: Problem, taps: Taps, recipe: Recipe) -> Batches:
+    """The data in batches whose inputs and gradients of all layers take `RECORDED_BYTES`: no vectors are in flight."""
+    values = sum(one.positions * (one.fan_in + _cotangents(problem, recipe) * one.fan_out) for one in taps.layers)
+    total, largest = problem.batches.num_examples, RECORDED_BYTES // (problem.dtype.itemsize * max(values, 1))
+    count = -(-total // max(largest, 1))
+    return problem.batches.resized(-(-total // count))
 
 
 def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndarray, np.ndarray]]:
     """A and S of every layer, in float64."""
     piece = partial(_batch_factors, taps, problem.loss, recipe, problem.params, problem.frozen)
     total: list[Any] = []
-    for batch in sums.resident(problem.batches):
+    for batch in sums.resident(_batches(problem, taps, recipe)):
         found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), piece(batch))
         total = found if not total else jax.tree.map(np.add, total, found)
     count = sums.active_examples(problem)
@@ -296,9 +313,15 @@ def _batch_factors(taps: Taps, loss: Loss, recipe: Recipe, params: Params, froze
             counts = jnp.zeros(layer.fan_in, params[layer.kernel].dtype)
             left = counts.at[inputs.reshape(-1)].add(jnp.repeat(active, inputs.shape[1]))
         else:
-            left = jnp.einsum("bpi,bpj,b->ij", inputs, inputs, active)
-        found.append((left, jnp.einsum("kbps,kbpt->st", back, back)))
+            left = _gram(inputs * active[:, None, None])  # 1 or 0, which squares to itself
+        found.append((left, _gram(back)))
     return found
+
+
+def _gram(rows: Array) -> Array:
+    """Σ r rᵀ over all axes but the last: one matrix product."""
+    rows = rows.reshape(-1, rows.shape[-1])
+    return rows.T @ rows
 
 
 def _recorded(
@@ -350,7 +373,7 @@ def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Bloc
     bases = [(block.input_basis, block.gradient_basis) for block in blocks]
     piece = partial(_batch_corrections, taps, problem.loss, recipe, problem.params, problem.frozen)
     total: Any = None
-    for batch in sums.resident(problem.batches):
+    for batch in sums.resident(_batches(problem, taps, recipe)):
         found = [np.asarray(one, np.float64) for one in piece(batch, bases)]
         total = found if total is None else [x + y for x, y in zip(total, found, strict=True)]
     return [one / problem.normaliser for one in total]

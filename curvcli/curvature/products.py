@@ -70,7 +70,20 @@ def forward(functions: Functions, params: Params, frozen: dict, batch: Batch) ->
 
 def apply(way: Way, layout: Layout, linear: LinearMap, vectors: Array) -> Array:
     """A linear map applied to vectors [k, dim] in the way asked for: its images, [k, ...]."""
-    return together(layout, linear, vectors) if way.application == "vmap" else one_by_one(layout, linear, vectors)
+    if way.application == "map":
+        return one_by_one(layout, linear, vectors)
+    return by_pieces(way, lambda piece: together(layout, linear, piece), vectors)
+
+
+def by_pieces(way: Way, product: Callable[[Array], Array], vectors: Array) -> Array:
+    """The products with vectors [k, dim], at most `way.width` at once, in pieces of one shape for one compilation."""
+    count = -(-len(vectors) // way.width)
+    if count <= 1:
+        return product(vectors)
+    size = -(-len(vectors) // count)
+    padded = jnp.pad(vectors, ((0, count * size - len(vectors)), (0, 0)))
+    images = [product(padded[start : start + size]) for start in range(0, count * size, size)]
+    return jnp.concatenate(images)[: len(vectors)]
 
 
 @partial(jax.jit, static_argnums=0)

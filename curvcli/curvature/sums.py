@@ -61,7 +61,14 @@ def sum_products(
         return kept
 
     def matmat(vectors: Array) -> Array:
-        return total(products.apply(way, layout, linear, vectors) for linear in linear_maps()) / normaliser
+        maps = linear_maps()
+
+        def summed(piece: Array) -> Array:
+            return total(products.apply(way, layout, linear, piece) for linear in maps) / normaliser
+
+        # Maps that are there serve one piece after the other, whose sums fit the caches; others are made once for all.
+        pieced = maps is kept and way.application == "vmap"
+        return products.by_pieces(way, summed, vectors) if pieced else summed(vectors)
 
     return matmat
 
