@@ -31,6 +31,7 @@ from curvcli.problem import Problem
 from curvcli.schema.influence import InfluenceResult, InfluenceSettings, Mode, Target
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
+from curvcli.schema.settings import FACTORED
 
 EXPECTED_STEPS, LEAST_STEPS = 120, 8
 """Products a query, for a forecast: 120/√k in a block of k. Measured at the tolerance of 1e-4: 82 of 4, 9 of 101."""
@@ -114,7 +115,8 @@ def memory_plan(problem: Problem, settings: InfluenceSettings, given: Given) -> 
     check(problem, settings)
     solves = count_rows(problem, settings, given) + 1
     if needs_root(settings, given) and not solving.is_dense(problem, settings):
-        own.check_drawable(problem, settings)
+        if settings.solver not in FACTORED:
+            own.check_drawable(problem, settings)
         solves = max(solves, settings.samples)
     if given.groups is not None:
         solves = max(solves, len(np.unique(given.groups)))

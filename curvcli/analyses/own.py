@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
@@ -15,6 +16,7 @@ from curvcli.curvature import leverage as pulling
 from curvcli.curvature.outputs import has_root
 from curvcli.curvature.responses import Piece
 from curvcli.errors import NumericsError, UsageError
+from curvcli.linalg.diagonal import signs
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.influence import InfluenceSettings, Leverage, SelfInfluence
@@ -24,6 +26,9 @@ Array = Any
 LARGEST = 0.99
 """Of an eigenvalue of a sampled H_n h_n. An exact one is at most 1 where C is a GGN: at 1 the others do not determine
 what the example is fitted by, and nothing can be said of its removal."""
+
+SIGNS = 8
+"""Stream of random signs within a seed."""
 
 
 class InverseRoot(NamedTuple):
@@ -35,7 +40,8 @@ class InverseRoot(NamedTuple):
 
 
 def inverse_root(study: Study) -> InverseRoot:
-    """The scaled eigenvectors of C + λI, or solutions whose right-hand sides were drawn from it. Made once.
+    """The scaled eigenvectors of C + λI, or samples: solutions whose right-hand sides were drawn from it; of factors
+    the inverse root times random signs. Made once.
 
     Raises
     ------
@@ -43,7 +49,10 @@ def inverse_root(study: Study) -> InverseRoot:
         C + λI is written out, and not positive definite.
     """
     if study.root is None:
-        study.root = _exact(study) if study.system.values is not None else _sampled(study)
+        of_factors = study.system.inverse_root is not None
+        study.root = (
+            _exact(study) if study.system.values is not None else _of_factors(study) if of_factors else _sampled(study)
+        )
     return study.root
 
 
@@ -90,6 +99,20 @@ def _sampled(study: Study) -> InverseRoot:
         parts.append(solved / settings.samples**0.5)
         total = np.einsum("kd,kd->k", np.asarray(solved, np.float64), np.asarray(drawn, np.float64))
         energies.append(total - _shift(study) * np.sum(np.square(np.asarray(solved, np.float64)), axis=1))
+    return InverseRoot(jnp.concatenate(parts), settings.samples, _energies(study, np.concatenate(energies)))
+
+
+def _of_factors(study: Study) -> InverseRoot:
+    """Cost: a product a sample, for the leverage alone."""
+    settings, system = study.settings, study.system
+    assert system.inverse_root is not None
+    key, parts, energies = jax.random.fold_in(jax.random.key(settings.seed), SIGNS), [], []
+    for first in range(0, settings.samples, study.at_once):
+        count = min(study.at_once, settings.samples - first)
+        drawn = system.inverse_root(signs(key, first, count, system.matrix.dim, system.matrix.dtype))
+        parts.append(drawn / settings.samples**0.5)
+        images = system.matrix.matmat(drawn) - (_shift(study) - system.damping) * drawn
+        energies.append(np.einsum("kd,kd->k", np.asarray(images, np.float64), np.asarray(drawn, np.float64)))
     return InverseRoot(jnp.concatenate(parts), settings.samples, _energies(study, np.concatenate(energies)))
 
 

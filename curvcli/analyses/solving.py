@@ -82,8 +82,8 @@ class System:
         Right-hand sides in a block.
     root
         v ↦ P^(−1/2) v of a preconditioner P for `cg`.
-    inverse
-        The inverse of factors, of `kfac` and `ekfac`.
+    inverse, inverse_root
+        The inverse of factors and its root, of `kfac` and `ekfac`.
     scale
         Of `neumann`, once it was found.
     each
@@ -105,6 +105,7 @@ class System:
     vectors: np.ndarray | None = None
     root: Callable[[Array], Array] | None = None
     inverse: Callable[[Array], Array] | None = None
+    inverse_root: Callable[[Array], Array] | None = None
     scale: float | None = None
     each: Callable[[int, Array], None] | None = None
     records: list[InfluenceSolve] = field(default_factory=list)
@@ -282,16 +283,17 @@ def prepare(
         solver = "cg" if positive or settings.per_iteration else "minres"
     else:
         solver = settings.solver
-    inverse = None
+    inverse = inverse_root = None
     if solver in FACTORED:
-        inverse = _factored(problem, settings, solver, extent, damping).function(lambda values: 1 / values)
+        factors = _factored(problem, settings, solver, extent, damping)
+        inverse, inverse_root = factors.function(lambda values: 1 / values), factors.function(lambda v: v**-0.5)
     if solver == "cg" and settings.precondition == "diagonal":
         root = _diagonal_root(problem, settings, damping)
     elif solver == "cg" and settings.precondition in FACTORED:
         root = _factored(problem, settings, settings.precondition, extent, damping).function(lambda v: v**-0.5)
     return System(
         matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
-        values, vectors, root, inverse,
+        values, vectors, root, inverse, inverse_root,
     )  # fmt: skip
 
 

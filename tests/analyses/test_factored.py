@@ -90,6 +90,26 @@ def test_influence_by_the_inverse_of_factors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_self_influence_by_the_inverse_of_factors(name: str) -> None:
+    from curvcli.curvature.queries import gradients
+
+    settings = InfluenceSettings(
+        remove=True, dtype="float64", factors="exact", skip_checks=True, solver=name, damping=0.1, samples=512,
+        scores="s.npz",
+    )  # fmt: skip
+    answer = influence.run(PROBLEM, settings, Given(), Silent())
+    slopes = np.asarray(gradients(PROBLEM, PROBLEM.batches, "loss"))
+    expected = np.einsum("nd,nd->n", slopes, np.linalg.solve(dense(name), slopes.T).T) / PROBLEM.normaliser
+    off = (answer.arrays["scores"] - expected) / answer.arrays["self_stderr"]
+    assert np.abs(off).max() < 5
+    assert 0.5 < off.std(ddof=1) < 2  # examples share the draws
+    assert np.median(answer.arrays["self_stderr"] / expected) < 0.1
+    total = np.trace(np.linalg.solve(dense(name), to_dense(build(PROBLEM, "ggn")) - 0.01 * np.eye(PROBLEM.dim)))
+    found = answer.result.self_influence.total_leverage
+    assert abs(found.value - total) < 4 * found.stderr
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
 def test_a_preconditioner_changes_no_score(name: str) -> None:
     plain = influenced(solver="cg", damping=0.01, tol=1e-10, scores="s.npz")
     found = influenced(solver="cg", damping=0.01, tol=1e-10, scores="s.npz", precondition=name)

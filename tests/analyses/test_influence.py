@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,9 +16,10 @@ from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.influence import InfluenceSettings
+from tests.analyses.minima import at_minimum
 from tests.analyses.points import quadratic
 from tests.monitors import StopAfter
-from tests.problems import dense_ggn, dense_hessian, mlp_problem
+from tests.problems import dense_ggn, dense_hessian, make_problem, mlp_problem
 
 QUERIES = np.array([4, 0, 9])
 
@@ -150,6 +152,46 @@ def test_unconverged_solves_are_said_with_their_true_residuals(solver: str) -> N
     assert all(one.status == "not-converged" for one in answer.result.solves)
     assert all(1e-4 < one.residual < 1 for one in answer.result.solves)
     assert any("4 of 4 solves have not converged" in warning for warning in answer.warnings)
+
+
+def test_a_solve_that_says_nothing_is_said_to() -> None:
+    at, matrix = np.linspace(1, 2, 20), np.diag(np.geomspace(1, 1e4, 20))
+    problem = quadratic(matrix, at, np.ones(20) - matrix @ at)
+    found = run(problem, queries=None, matrix="hessian", damping=0.0, solver="cg", probes=3, hyper=["l2"], tol=1e-5)
+    of_l2, of_gradient = found.result.solves
+    assert of_gradient.residual > of_l2.residual > 0.5
+    assert any("for gradient, asked for 0.01)" in warning for warning in found.warnings)  # its own tolerance
+    assert any(warning.startswith("1 of them have residuals above 0.5") for warning in found.warnings)
+
+
+@pytest.mark.parametrize("matrix", ["ggn", "hessian"])
+@pytest.mark.parametrize("solver", ["dense", "cg"])
+def test_at_a_minimum_another_matrix_than_the_hessian_is_measured_against_it(matrix: str, solver: str) -> None:
+    t = np.array([[0.0, 3.0], [2.0, 0.0], [-1.0, 1.0], [0.5, -2.0]])
+    problem = at_minimum(make_problem(bent, {"w": np.array([0.2, -0.1])}, np.eye(4, 2), t, l2=0.5))
+    words = run(problem, queries=[0], matrix=matrix, solver=solver, damping=0.0, tol=1e-10).result.validity.words
+    assert words.startswith("a minimum")
+    assert ("% off the Hessian" in words) == (matrix == "ggn")
+
+
+def bent(params: dict, x: Any) -> Any:
+    """Outputs whose second derivatives the GGN leaves out."""
+    return (x @ params["w"])[:, None] ** 2 * jnp.array([[0.3, 0.1]]) + jnp.sin(x @ params["w"])[:, None]
+
+
+def test_few_queries_do_not_pay_for_long_looks() -> None:
+    spent = {}
+    for matrix in ("ggn", "hessian"):
+        answer = run(PROBLEM, queries=[0], solver="cg", matrix=matrix, damping=1.0, tol=0.1)
+        spent[matrix] = answer.meter.products - sum(one.iterations + 1 for one in answer.result.solves)
+    assert spent["hessian"] <= solving.SCOUTS * solving.STEPS + 4
+    assert spent["ggn"] <= solving.SCOUTS * solving.FEW_STEPS + solving.STEPS + 4
+
+
+@pytest.mark.parametrize(("examples", "said"), [(4, True), (8, False)])
+def test_intervals_from_few_refits_are_said_to_be_narrow(examples: int, said: bool) -> None:
+    answer = run(PROBLEM, queries=QUERIES, verify=examples)
+    assert any("too narrow" in warning for warning in answer.warnings) == said
 
 
 @pytest.mark.parametrize("asked", [{}, {"self_": True, "leverage": True}, {"verify": 3}, {"damping_sweep": True}])

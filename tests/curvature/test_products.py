@@ -72,6 +72,19 @@ def test_every_way_of_computing_gives_the_matrix(matrix: str, application: Any, 
     np.testing.assert_allclose(first, explicit(problem, matrix), **CLOSE)
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 1])
+@pytest.mark.parametrize("width", [1, 4, 7])
+def test_a_wide_block_in_pieces_gives_the_same(width: int, kept_bytes: int) -> None:
+    whole, pieced = (
+        build(replace(WAYS_PROBLEM, way=Way("vmap", kept_bytes, width)), "ggn") for width in (128, width)
+    )  # fmt: skip
+    vectors = jax.random.normal(jax.random.key(0), (10, WAYS_PROBLEM.dim))
+    for _ in range(2):  # the second with linear maps that are there
+        found = pieced.matmat(vectors)
+        assert found.shape == vectors.shape
+        np.testing.assert_allclose(found, whole.matmat(vectors), **CLOSE)
+
+
 def test_kept_linear_maps_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice in all: an operator that is used once keeps nothing."""
     made = []

@@ -73,10 +73,29 @@ def nnx_problem() -> Problem:
     return make_problem(predict, params, rng.normal(size=(6, 4)), rng.normal(size=(6, 3)))
 
 
+def convolution_problem() -> Problem:
+    """Every freedom of a convolution: other orders of axes, strides, both dilations, uneven and negative padding."""
+    rng = np.random.default_rng(2)
+    params = {"kernel": rng.normal(size=(4, 2, 3, 2)), "bias": rng.normal(size=4)}
+
+    def predict(given: dict, x: Any) -> Any:
+        y = jax.lax.conv_general_dilated(
+            x, given["kernel"], window_strides=(2, 1), padding=((2, 1), (-1, 3)), lhs_dilation=(1, 2),
+            rhs_dilation=(2, 1), dimension_numbers=("NCHW", "OIHW", "CWHN"),
+        )  # fmt: skip
+        y = y + given["bias"][:, None, None, None]
+        return jnp.tanh(y).transpose(3, 0, 1, 2).reshape(len(x), -1)
+
+    x = rng.normal(size=(3, 2, 5, 4))
+    outputs = jax.eval_shape(predict, params, x).shape[1]
+    return make_problem(predict, params, x, rng.normal(size=(3, outputs)))
+
+
 PROBLEMS = {
     "mlp": (mlp_problem, {("a/kernel", "a/bias"), ("b/kernel", "b/bias")}),
     "tokens": (token_problem, {("w", None), ("u", None)}),
     "embedding": (embedding_problem, {("table", None), ("kernel", "bias")}),
+    "convolution": (convolution_problem, {("kernel", "bias")}),
     "nnx": (nnx_problem, {("p1", "p0"), ("p3", "p2")}),
     "linen": (
         linen_problem,
