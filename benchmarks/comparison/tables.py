@@ -159,8 +159,9 @@ def _density(name: str, density: dict[str, Any], products: dict[str, Any]) -> It
     if not second:
         yield Row(title, name, "≤", None, None, runs["failed"])
         return
-    first, compiling = runs["first"]["seconds"], spread([one["compile_seconds"] for one in runs["second"]])["median"]
-    note = f"{spread(second)['median']:.3g} s, first run {first:.3g} s; {compiling:.2g} s compiling in the second"
+    compiling = spread([one["compile_seconds"] for one in runs["second"]])["median"]
+    note = f"{spread(second)['median']:.3g} s, {compiling:.2g} s of them compiling"
+    note += f"; first run {runs['first']['seconds']:.3g} s" if "first" in runs else ""
     times = products.get("times_ms", {}).get(f"hessian: {BLOCK}")
     if times:
         needed = 1e-3 * spread(times)["median"] * probes * steps
