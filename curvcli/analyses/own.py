@@ -49,10 +49,7 @@ def inverse_root(study: Study) -> InverseRoot:
         C + λI is written out, and not positive definite.
     """
     if study.root is None:
-        of_factors = study.system.inverse_root is not None
-        study.root = (
-            _exact(study) if study.system.values is not None else _of_factors(study) if of_factors else _sampled(study)
-        )
+        study.root = _exact(study) if study.system.values is not None else _sampled(study)
     return study.root
 
 
@@ -89,31 +86,35 @@ def check_drawable(problem: Problem, settings: InfluenceSettings) -> None:
 
 
 def _sampled(study: Study) -> InverseRoot:
-    problem, settings, system = study.problem, study.settings, study.system
+    settings, sample = study.settings, _drawn if study.system.factors is None else _signed
     parts, energies = [], []
     for first in range(0, settings.samples, study.at_once):
-        count = min(study.at_once, settings.samples - first)
-        drawn = pulling.draw(problem, settings.matrix, _shift(study), settings.seed, first, count)
-        study.meter.data_passes += 1
-        solved = system.solve(drawn, [f"samples {first} to {first + count - 1}"], one_record=True)
-        parts.append(solved / settings.samples**0.5)
-        total = np.einsum("kd,kd->k", np.asarray(solved, np.float64), np.asarray(drawn, np.float64))
-        energies.append(total - _shift(study) * np.sum(np.square(np.asarray(solved, np.float64)), axis=1))
+        vectors, energy = sample(study, first, min(study.at_once, settings.samples - first))
+        parts.append(vectors / settings.samples**0.5)
+        energies.append(energy)
     return InverseRoot(jnp.concatenate(parts), settings.samples, _energies(study, np.concatenate(energies)))
 
 
-def _of_factors(study: Study) -> InverseRoot:
-    """Cost: a product a sample, for the leverage alone."""
-    settings, system = study.settings, study.system
-    assert system.inverse_root is not None
-    key, parts, energies = jax.random.fold_in(jax.random.key(settings.seed), SIGNS), [], []
-    for first in range(0, settings.samples, study.at_once):
-        count = min(study.at_once, settings.samples - first)
-        drawn = system.inverse_root(signs(key, first, count, system.matrix.dim, system.matrix.dtype))
-        parts.append(drawn / settings.samples**0.5)
-        images = system.matrix.matmat(drawn) - (_shift(study) - system.damping) * drawn
-        energies.append(np.einsum("kd,kd->k", np.asarray(images, np.float64), np.asarray(drawn, np.float64)))
-    return InverseRoot(jnp.concatenate(parts), settings.samples, _energies(study, np.concatenate(energies)))
+def _drawn(study: Study, first: int, count: int) -> tuple[Array, np.ndarray]:
+    """Solutions whose right-hand sides have the covariance C + λI [count, D], and their energies [count]."""
+    shift = _shift(study)
+    drawn = pulling.draw(study.problem, study.settings.matrix, shift, study.settings.seed, first, count)
+    study.meter.data_passes += 1
+    solved = study.system.solve(drawn, [f"samples {first} to {first + count - 1}"], one_record=True)
+    return solved, _forms(solved, drawn) - shift * _forms(solved, solved)
+
+
+def _signed(study: Study, first: int, count: int) -> tuple[Array, np.ndarray]:
+    """The same from the root of the factors' inverse and random signs. Cost: a product each, for the energies alone."""
+    system, key = study.system, jax.random.fold_in(jax.random.key(study.settings.seed), SIGNS)
+    drawn = system.by_factors(-0.5, signs(key, first, count, system.matrix.dim, system.matrix.dtype))
+    l2 = _shift(study) - system.damping  # which is in C
+    return drawn, _forms(drawn, system.matrix.matmat(drawn)) - l2 * _forms(drawn, drawn)
+
+
+def _forms(rows: Array, others: Array) -> np.ndarray:
+    """Inner products of rows [k, D] with others: float64 [k]."""
+    return np.einsum("kd,kd->k", np.asarray(rows, np.float64), np.asarray(others, np.float64))
 
 
 def _shift(study: Study) -> float:

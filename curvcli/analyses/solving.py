@@ -82,8 +82,8 @@ class System:
         Right-hand sides in a block.
     root
         v ↦ P^(−1/2) v of a preconditioner P for `cg`.
-    inverse, inverse_root
-        The inverse of factors and its root, of `kfac` and `ekfac`.
+    factors
+        What stands for C in the solvers `kfac` and `ekfac`, without λ.
     scale
         Of `neumann`, once it was found.
     each
@@ -104,8 +104,7 @@ class System:
     values: np.ndarray | None = None
     vectors: np.ndarray | None = None
     root: Callable[[Array], Array] | None = None
-    inverse: Callable[[Array], Array] | None = None
-    inverse_root: Callable[[Array], Array] | None = None
+    factors: Kronecker | None = None
     scale: float | None = None
     each: Callable[[int, Array], None] | None = None
     records: list[InfluenceSolve] = field(default_factory=list)
@@ -148,7 +147,7 @@ class System:
                 InfluenceSolve(
                     of=names[0], status=min(found.status, key=lambda status: status == "converged"),
                     residual=float(np.max(found.residuals)), iterations=int(np.max(found.iterations)),
-                    lowest_curvature=None if self.inverse is not None else float(np.min(found.lowest)),
+                    lowest_curvature=None if self.factors is not None else float(np.min(found.lowest)),
                 )
             )  # fmt: skip
             return found.x
@@ -159,6 +158,12 @@ class System:
                 names, found.status, found.residuals, found.iterations, found.lowest, strict=True)
         ]  # fmt: skip
         return found.x
+
+    def by_factors(self, power: float, vectors: Array) -> Array:
+        """K^power of vectors [k, D], K the factors with λ. No product."""
+        assert self.factors is not None
+        damped = _damped(self.factors, self.damping, self.choice, self.settings)
+        return damped.function(lambda values: values**power)(vectors)
 
     def _exact(self, rhs: Array) -> Solution:
         assert self.values is not None
@@ -181,8 +186,8 @@ class System:
     def _iterated(self, rhs: Array, tols: np.ndarray) -> Solution:
         settings, steps = self.settings, min(self.settings.max_probes, 4 * self.matrix.dim)
         tol, shared = float(tols.min()), {"max_steps": steps, "monitor": self.monitor}
-        if self.inverse is not None:
-            x = self.inverse(rhs)
+        if self.factors is not None:
+            x = self.by_factors(-1.0, rhs)
             _, left = residual(self.operator, rhs, x)
             count, status = len(rhs), cast(Any, ["approximate"] * len(rhs))  # known here alone, not to the solvers
             return Solution(x, status, left, np.zeros(count, int), np.zeros(count), np.zeros(count))
@@ -208,7 +213,7 @@ class System:
     def remarks(self) -> list[str]:
         """Warnings where a solution is less than it was asked to be."""
         remarks = []
-        if self.inverse is not None:
+        if self.factors is not None:
             middle = float(np.median([one.residual for one in self.records]))
             remarks.append(
                 f"{self.solver} stands for the inverse of the {self.settings.matrix}: applied to its solutions, that "
@@ -283,17 +288,15 @@ def prepare(
         solver = "cg" if positive or settings.per_iteration else "minres"
     else:
         solver = settings.solver
-    inverse = inverse_root = None
-    if solver in FACTORED:
-        factors = _factored(problem, settings, solver, extent, damping)
-        inverse, inverse_root = factors.function(lambda values: 1 / values), factors.function(lambda v: v**-0.5)
+    factors = _factors(problem, settings, solver) if solver in FACTORED else None
     if solver == "cg" and settings.precondition == "diagonal":
         root = _diagonal_root(problem, settings, damping)
     elif solver == "cg" and settings.precondition in FACTORED:
-        root = _factored(problem, settings, settings.precondition, extent, damping).function(lambda v: v**-0.5)
+        stand_in = _damped(_factors(problem, settings, settings.precondition), damping, choice, settings)
+        root = stand_in.function(lambda eigenvalues: eigenvalues**-0.5)
     return System(
         matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
-        values, vectors, root, inverse, inverse_root,
+        values, vectors, root, factors,
     )  # fmt: skip
 
 
@@ -356,11 +359,16 @@ def _diagonal_root(problem: Problem, settings: InfluenceSettings, damping: float
     return lambda vectors: vectors * root[None]
 
 
-def _factored(problem: Problem, settings: InfluenceSettings, name: str, extent: Extent, damping: float) -> Kronecker:
-    """K-FAC or E-KFAC of the GGN with λ, and no eigenvalue near zero."""
+def _factors(problem: Problem, settings: InfluenceSettings, name: str) -> Kronecker:
+    """K-FAC or E-KFAC of the GGN."""
     recipe = Recipe(settings.factors, settings.sharing, settings.mc_samples, settings.seed)
-    matrix = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=settings.regulariser).damped(damping)
-    least = SHARE * abs(extent.mean) if matrix.shift <= noise(settings) * extent.high else 0.0
+    return kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=settings.regulariser)
+
+
+def _damped(factors: Kronecker, damping: float, choice: DampingChoice, settings: InfluenceSettings) -> Kronecker:
+    """With λ, and no eigenvalue near zero."""
+    matrix = factors.damped(damping)
+    least = SHARE * abs(choice.mean) if matrix.shift <= noise(settings) * choice.lambda_max else 0.0
     return matrix.damped(least)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from curvcli.analyses import diag, eigs, influence, spectrum, trace
 from curvcli.analyses.checks import matrix_notes
+from curvcli.analyses.ranking import median_spearman
 from curvcli.analyses.study import Given
 from curvcli.curvature import build
 from curvcli.linalg.iterate import Silent
@@ -107,6 +108,16 @@ def test_self_influence_by_the_inverse_of_factors(name: str) -> None:
     total = np.trace(np.linalg.solve(dense(name), to_dense(build(PROBLEM, "ggn")) - 0.01 * np.eye(PROBLEM.dim)))
     found = answer.result.self_influence.total_leverage
     assert abs(found.value - total) < 4 * found.stderr
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_a_sweep_damps_the_factors(name: str) -> None:
+    base = influenced(solver=name, damping=0.1, scores="s.npz", damping_sweep=True)
+    for point in base.result.sweep:
+        alone = influenced(solver=name, damping=point.damping, scores="s.npz").arrays["scores"]
+        expected = median_spearman(base.arrays["scores"], alone)
+        assert point.spearman == pytest.approx(expected, abs=1e-12)
+        assert point.spearman < 1
 
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
