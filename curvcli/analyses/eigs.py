@@ -204,11 +204,11 @@ def _lanczos(
 
 def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor: Monitor) -> Pairs:
     """The wanted ones of all eigenpairs of the matrix written out."""
-    known, vectors = operator.known, None
-    if known is not None:
-        values = known.eigenvalues()
+    if operator.known is not None:
+        values, vectors_at = operator.known.eigenvalues(), operator.known.eigenvectors
     else:
         values, vectors = np.linalg.eigh(written_out(operator, block, monitor))
+        vectors_at = vectors.T.__getitem__
     norm, k = float(np.abs(values).max()), min(settings.k, operator.dim)
     descending = np.arange(operator.dim)[::-1]
     chosen = {
@@ -218,8 +218,7 @@ def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor
         "magnitude": np.sort(np.argsort(-np.abs(values), kind="stable")[:k])[::-1],
     }[settings.which]
     residuals = np.full(k, 0.5 * noise(settings) * norm)
-    rows = known.eigenvectors(chosen) if vectors is None and known is not None else vectors.T[chosen]  # type: ignore[union-attr]
-    return Pairs(values[chosen], residuals, rows.astype(operator.dtype), norm, block)
+    return Pairs(values[chosen], residuals, vectors_at(chosen).astype(operator.dtype), norm, block)
 
 
 def _eigenpairs(problem: Problem, settings: EigsSettings, pairs: Pairs, cosines: np.ndarray | None) -> list[Eigenpair]:

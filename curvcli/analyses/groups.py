@@ -17,8 +17,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.solving import undamped
 from curvcli.analyses.study import Study
-from curvcli.curvature import build
 from curvcli.curvature.responses import mixed
 from curvcli.linalg import minres
 from curvcli.linalg.solution import Status
@@ -77,7 +77,7 @@ def _solved(study: Study, parts: list[Problem], names: list[str]) -> tuple[np.nd
     """C_U B⁻¹ g_U and (B − C_U)⁻¹ g_U of some groups, [G, D] each, and what became of the latter."""
     settings = study.settings
     right = jnp.stack([mixed(part) for part in parts])
-    alone = [build(part, settings.matrix).matmat for part in parts]
+    alone = [undamped(part, settings, settings.matrix).matmat for part in parts]
     own = lambda vectors: jnp.concatenate([one(vectors[i : i + 1]) for i, one in enumerate(alone)])  # noqa: E731
     second = own(study.system.solve(right, names))
     whole = study.system.operator

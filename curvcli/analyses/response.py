@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses.study import Study
+from curvcli.analyses.study import INLINE, Study
 from curvcli.curvature import queries, responses
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.ntk import example_outputs
@@ -23,8 +23,6 @@ from curvcli.problem import Problem
 from curvcli.schema.influence import Response
 
 Array = Any
-
-INLINE = 10_000
 
 
 def respond(study: Study) -> tuple[dict[str, Any], Array]:

@@ -13,7 +13,7 @@ import numpy as np
 from curvcli.analyses import baselines, groups, own, refits
 from curvcli.analyses.agreement import ENOUGH, FEWEST
 from curvcli.analyses.ranking import Ranker, median_spearman, moves_labels, strength
-from curvcli.analyses.study import Study, spoken
+from curvcli.analyses.study import INLINE, Study, spoken
 from curvcli.curvature import queries as asked
 from curvcli.curvature.ntk import example_outputs, outputs_per_example
 from curvcli.curvature.responses import Piece, entries
@@ -21,9 +21,6 @@ from curvcli.problem import Batches, Problem
 from curvcli.schema.influence import InfluenceSettings, SweepPoint
 
 Array = Any
-
-INLINE = 10_000
-"""Scores up to this many numbers are in the report itself."""
 
 FACTORS = (0.01, 0.1, 10.0, 100.0)
 """Of λ, in a sweep."""

@@ -20,6 +20,10 @@ Rows = list[tuple[int | None, int | None]]
 """`(query, output)` of each row of scores: the query's row in its source, and the output asked about."""
 
 
+INLINE = 10_000
+"""Numbers up to this many are in the report itself."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What comes from files and the user's code.

@@ -18,6 +18,7 @@ from curvcli.analyses.solving import known, scouted, undamped
 from curvcli.analyses.spectrum import noise
 from curvcli.analyses.stationarity import DECREMENT
 from curvcli.analyses.study import Study
+from curvcli.linalg.operator import LinearOperator
 from curvcli.schema.influence import Validity
 
 Array = Any
@@ -33,7 +34,10 @@ def validity(study: Study, newton: Array) -> Validity:
     """
     settings, system = study.settings, study.system
     slope, step = np.asarray(study.gradient, np.float64), np.asarray(newton, np.float64)
-    low, norm = _lowest(study)
+    hessian = None
+    if settings.matrix != "hessian":
+        hessian = study.meter.count(undamped(study.problem, settings, "hessian"))
+    low, norm = _lowest(study, hessian)
     decrement = 0.5 * float(slope @ step)
     distance = float(np.linalg.norm(step)) / max(weights_norm(study.problem), 1e-30)
     solve = next(one for one in system.records if one.of == "gradient")
@@ -61,7 +65,7 @@ def validity(study: Study, newton: Array) -> Validity:
             f"a minimum as far as seen: a Newton step would lower the loss by {decrement:.2g}, and no negative "
             "curvature was found"
         )
-        gap = _gap(study, newton)
+        gap = _gap(study, hessian, newton)
         if gap > TELLING:
             words += (
                 f"; the {settings.matrix} is {gap:.0%} off the Hessian along that step: --matrix hessian gives the "
@@ -74,28 +78,26 @@ def validity(study: Study, newton: Array) -> Validity:
     )  # fmt: skip
 
 
-def _gap(study: Study, newton: Array) -> float:
+def _gap(study: Study, hessian: LinearOperator | None, newton: Array) -> float:
     """‖(C − H) s‖ / ‖(C + λI) s‖ along the Newton step, which like all solutions leans to small curvature.
 
     Cost: a product with each.
     """
-    if study.settings.matrix == "hessian" or not np.any(newton):
+    if hessian is None or not np.any(newton):
         return 0.0
-    counted = study.meter.count(undamped(study.problem, study.settings, "hessian"))
-    step = jnp.asarray(newton, counted.dtype)[None]
+    step = jnp.asarray(newton, hessian.dtype)[None]
     image = study.system.matrix.matmat(step)
     whole = float(jnp.linalg.norm(image + study.system.damping * step))
-    return float(jnp.linalg.norm(counted.matmat(step) - image)) / max(whole, 1e-300)
+    return float(jnp.linalg.norm(hessian.matmat(step) - image)) / max(whole, 1e-300)
 
 
-def _lowest(study: Study) -> tuple[Any, float]:
+def _lowest(study: Study, hessian: LinearOperator | None) -> tuple[Any, float]:
     """The smallest eigenvalue found of the Hessian, without λ, and its norm."""
-    settings, system, problem = study.settings, study.system, study.problem
-    if settings.matrix == "hessian":
+    settings, system = study.settings, study.system
+    if hessian is None:
         choice = system.choice
         norm = max(abs(choice.lambda_max), abs(choice.lambda_min))
         return system.low, norm
-    hessian = study.meter.count(undamped(problem, settings, "hessian"))
     if system.values is not None:
         values = scipy.linalg.eigvalsh(written_out(hessian, min(DENSE_BLOCK, hessian.dim), study.monitor))
         norm = float(np.abs(values).max())

@@ -41,10 +41,7 @@ Sampling = Literal["exact", "sampled", "empirical"]
 Sharing = Literal["expand", "reduce"]
 
 RECORDED_BYTES = 256 << 20
-"""What the inputs and gradients of all layers may take, for one batch."""
-
-DIAGONAL_BYTES = 256 << 20
-"""What the gradients of examples may take, for parameters without a layer."""
+"""What the inputs and gradients of all layers may take for one batch, and the gradients of examples without a layer."""
 
 
 class Block(NamedTuple):
@@ -408,12 +405,12 @@ def _add_squares(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
 def squared_gradients(problem: Problem, names: Iterable[str], recipe: Recipe) -> dict[str, np.ndarray]:
     """The diagonal of the GGN for some parameters, flat, by name: squares of the examples' gradients, without l2.
 
-    Cost: a forward pass, and a backward one a cotangent, over the data. Memory: `DIAGONAL_BYTES`, and one example's
+    Cost: a forward pass, and a backward one a cotangent, over the data. Memory: `RECORDED_BYTES`, and one example's
     gradients at least.
     """
     names = tuple(sorted(names))
     size = sum(problem.params[name].size for name in names) * _cotangents(problem, recipe)
-    at_once = int(np.clip(DIAGONAL_BYTES // (size * problem.dtype.itemsize), 1, problem.batches.batch_size))
+    at_once = int(np.clip(RECORDED_BYTES // (size * problem.dtype.itemsize), 1, problem.batches.batch_size))
     total: Any = None
     for batch in problem.batches.resized(at_once):
         piece = _batch_diagonals(names, sums.functions(problem), recipe, problem.params, problem.frozen, batch)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.lanczos import Lanczos, LanczosState, breakdown, normalise
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.solution import Solution, Status, confirm, residual
+from curvcli.linalg.solution import Solution, Status, solved
 
 Array = Any
 
@@ -153,10 +153,7 @@ def solve(
     NumericsError
         A product is not finite.
     """
-    algorithm = Minres(rhs, tol, max_steps, reorthogonalize)
-    state = iterate(algorithm, operator, None, monitor=monitor, stage="solving", planned=max_steps * len(rhs))
-    found = algorithm.result(state)
-    return confirm(found, residual(operator, rhs, found.x)[1], tol)
+    return solved(Minres(rhs, tol, max_steps, reorthogonalize), operator, monitor)
 
 
 def _lowest(lanczos: LanczosState, index: int, size: int) -> float:

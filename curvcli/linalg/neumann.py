@@ -17,7 +17,7 @@ from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.lanczos import Lanczos, breakdown, normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.linalg.solution import Solution, Status, confirm, residual
+from curvcli.linalg.solution import Solution, Status, solved
 
 Array = Any
 
@@ -173,10 +173,7 @@ def solve(
     if damping:
         matmat, shift = operator.matmat, scale * damping
         operator = replace(operator, matmat=lambda vectors: matmat(vectors) + shift * vectors, forms=None)
-    algorithm = Neumann(rhs, scale, tol, max_steps)
-    state = iterate(algorithm, operator, None, monitor=monitor, stage="solving", planned=max_steps * len(rhs))
-    found = algorithm.result(state)
-    return confirm(found, residual(operator, rhs, found.x)[1], tol)
+    return solved(Neumann(rhs, scale, tol, max_steps), operator, monitor)
 
 
 @partial(jax.jit, donate_argnums=(0, 1))

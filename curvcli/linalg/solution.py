@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from curvcli.linalg.iterate import Algorithm, Monitor, State, iterate
 from curvcli.linalg.lanczos import normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
 
@@ -25,6 +26,25 @@ class Solution(NamedTuple):
     norm: np.ndarray  # [k], a lower estimate of ‖A‖
 
 
+class Solver(Algorithm[State, Solution], Protocol[State]):
+    """An algorithm for right-hand sides [k, dim] of one tolerance."""
+
+    @property
+    def rhs(self) -> Array:
+        """b."""
+        ...
+
+    @property
+    def tol(self) -> float:
+        """Of ‖b − A x‖ / ‖b‖."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Products for each, at most."""
+        ...
+
+
 def residual(operator: LinearOperator, rhs: Array, x: Array) -> tuple[Array, np.ndarray]:
     """B − A X [k, dim] and the norms of its rows relative to those of B [k]. Cost: k products.
 
@@ -41,10 +61,21 @@ def residual(operator: LinearOperator, rhs: Array, x: Array) -> tuple[Array, np.
     return left, np.divide(sizes, norms, out=np.zeros_like(sizes), where=norms > 0)
 
 
-def confirm(found: Solution, residuals: np.ndarray, tol: float) -> Solution:
-    """The solution with its true residuals: converged only where these are within twice the tolerance."""
+def solved(algorithm: Solver, operator: LinearOperator, monitor: Monitor) -> Solution:
+    """Run a solver and measure its residuals: converged only where the true ones are within twice the tolerance.
+
+    Cost: the solver's products, and one each in the end.
+
+    Raises
+    ------
+    NumericsError
+        A product is not finite.
+    """
+    rhs, planned = algorithm.rhs, algorithm.max_steps * len(algorithm.rhs)
+    found = algorithm.result(iterate(algorithm, operator, None, monitor=monitor, stage="solving", planned=planned))
+    residuals = residual(operator, rhs, found.x)[1]
     status: list[Status] = [
-        "not-converged" if said == "converged" and size > 2 * tol else said
+        "not-converged" if said == "converged" and size > 2 * algorithm.tol else said
         for said, size in zip(found.status, residuals, strict=True)
     ]
     return found._replace(status=status, residuals=residuals)
