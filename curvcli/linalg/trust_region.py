@@ -18,13 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from curvcli.linalg.truncated_cg import ROUNDING, truncated_cg
+
 FORCING, FINEST = 0.1, 0.01
 """A step's residual is at most the first times the gradient; less, as soon as the quadratic model has proved better,
 but no less than the second: a short step proves little of a long one, whose digits may take hundreds of products."""
-
-ROUNDING = 64
-"""Differences of f below this times eps·|f| of the start, and curvatures below it times eps·‖H‖, are rounding:
-an f that ends near 0 is still a sum of terms of its first size."""
 
 
 class Point(NamedTuple):
@@ -42,13 +40,6 @@ class Minimum(NamedTuple):
     point: Point
     converged: bool
     evaluations: int  # gradients and products, the first gradient not counted
-
-
-class _Step(NamedTuple):
-    p: np.ndarray
-    residual: np.ndarray  # g + Hp
-    on_boundary: bool
-    products: int
 
 
 def minimise(
@@ -85,9 +76,13 @@ def minimise(
     -----
     Cost: a gradient and some products a step; where f is nearly quadratic a step for every two digits.
     """
+    # An f that ends near 0 is still a sum of terms of its first size.
     spent, forcing, noise = 0, FORCING, ROUNDING * eps * abs(here.value)
     while (size := float(np.linalg.norm(here.gradient))) > gtol and spent < budget and radius > eps * np.linalg.norm(w):
-        step = _truncated_cg(here, radius, max(forcing * size, 0.1 * gtol), budget - spent, eps)
+        step = truncated_cg(
+            here.product, here.gradient, tolerance=max(forcing * size, 0.1 * gtol), most=budget - spent, eps=eps,
+            radius=radius,
+        )  # fmt: skip
         there = function(w + step.p)
         spent += step.products + 1
         predicted = -0.5 * float((here.gradient + step.residual) @ step.p)
@@ -120,32 +115,3 @@ def _decrease(here: Point, there: Point, p: np.ndarray, noise: float) -> tuple[f
     if abs(difference) > noise:
         return difference, True
     return -0.5 * float((here.gradient + there.gradient) @ p), False
-
-
-def _truncated_cg(here: Point, radius: float, tolerance: float, most: int, eps: float) -> _Step:
-    """Conjugate gradients for H p = −g from 0, up to the trust region's boundary or along negative curvature to it."""
-    p, residual = np.zeros_like(here.gradient), here.gradient
-    direction, square, norm = -residual, float(residual @ residual), 0.0
-    for products in range(1, most + 1):
-        image = here.product(direction)
-        length = float(direction @ direction)
-        norm = max(norm, float(np.linalg.norm(image)) / length**0.5)
-        curvature = float(direction @ image)
-        if abs(curvature) <= ROUNDING * eps * norm * length:
-            return _Step(p, residual, False, products)  # a flat direction: nothing is known of where to go along it
-        alpha = square / curvature
-        if curvature < 0 or np.linalg.norm(p + alpha * direction) >= radius:
-            alpha = _to_boundary(p, direction, radius)
-            return _Step(p + alpha * direction, residual + alpha * image, True, products)
-        p, residual = p + alpha * direction, residual + alpha * image
-        before, square = square, float(residual @ residual)
-        if square <= tolerance**2:
-            return _Step(p, residual, False, products)
-        direction = square / before * direction - residual
-    return _Step(p, residual, False, most)
-
-
-def _to_boundary(p: np.ndarray, direction: np.ndarray, radius: float) -> float:
-    """τ > 0 with ‖p + τ·direction‖ = radius."""
-    a, b, c = float(direction @ direction), float(p @ direction), float(p @ p) - radius**2
-    return -c / (b + np.sqrt(b * b - a * c))  # p·direction ≥ 0 in conjugate gradients, so nothing cancels
