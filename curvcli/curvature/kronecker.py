@@ -237,16 +237,43 @@ def kfac(
     Cost: a forward pass, and a backward one a cotangent (samples, or outputs), over the data; O(fan³) a factor for the
     eigendecompositions; for E-KFAC the passes again.
     """
-    taps, layout = taps or Taps(problem), Layout.of(problem.params)
-    factors = _factors(problem, taps, recipe)
+    taps = taps or Taps(problem)
+    found = measured(problem, taps, recipe)
+    return assembled(problem, taps, found, recipe, corrected=corrected, with_regulariser=with_regulariser)
+
+
+class Factors(NamedTuple):
+    """What K-FAC is made of, in float64: layers as the taps have them.
+
+    Parameters
+    ----------
+    layers
+        A (of an embedding its diagonal alone) and S of each.
+    diagonal
+        By parameter, of those without a layer, flat.
+    """
+
+    layers: list[tuple[np.ndarray, np.ndarray]]
+    diagonal: dict[str, np.ndarray]
+
+
+def measured(problem: Problem, taps: Taps, recipe: Recipe) -> Factors:
+    """The factors at the problem's weights. Cost: a forward pass, and a backward one a cotangent, over the data."""
+    diagonal = squared_gradients(problem, taps.others, recipe) if taps.others else {}
+    return Factors(_factors(problem, taps, recipe), diagonal)
+
+
+def assembled(
+    problem: Problem, taps: Taps, factors: Factors, recipe: Recipe, *, corrected: bool, with_regulariser: bool
+) -> Kronecker:
+    """K-FAC from factors, for O(fan³) each; E-KFAC, whose eigenvalues cost passes at the problem's weights again."""
     blocks = [_block(layer, index, a, s, problem.dtype) for layer, index, (a, s) in
-              zip(taps.layers, taps.index, factors, strict=True)]  # fmt: skip
+              zip(taps.layers, taps.index, factors.layers, strict=True)]  # fmt: skip
     if corrected:
         values = _corrections(problem, taps, recipe, blocks)
         blocks = [block._replace(corrected=one) for block, one in zip(blocks, values, strict=True)]
-    diagonal = squared_gradients(problem, taps.others, recipe) if taps.others else {}
     shift = problem.regulariser.l2 if with_regulariser else 0.0
-    return Kronecker(layout, problem.dtype, blocks, diagonal, taps.others, shift)
+    return Kronecker(Layout.of(problem.params), problem.dtype, blocks, factors.diagonal, taps.others, shift)
 
 
 def _block(layer: Layer, index: np.ndarray, a: np.ndarray, s: np.ndarray, dtype: Any) -> Block:
@@ -270,6 +297,11 @@ def _eigen(matrix: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.float64), vectors
 
 
+def _split(recipe: Recipe) -> tuple[Recipe, Array]:
+    """What is static of it, and the keys of its draws: another seed compiles nothing anew."""
+    return replace(recipe, seed=0), outputs.draw_keys(recipe.seed, recipe.samples)
+
+
 def _cotangents(problem: Problem, recipe: Recipe) -> int:
     """Cotangents an example."""
     return outputs_per_example(problem) if recipe.sampling == "exact" else recipe.samples
@@ -285,7 +317,7 @@ def _batches(problem: Problem, taps: Taps, recipe: Recipe) -> Batches:
 
 def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndarray, np.ndarray]]:
     """A and S of every layer, in float64."""
-    piece = partial(_batch_factors, taps, problem.loss, recipe, problem.params, problem.frozen)
+    piece = partial(_batch_factors, taps, problem.loss, *_split(recipe), problem.params, problem.frozen)
     total: list[Any] = []
     for batch in sums.resident(_batches(problem, taps, recipe)):
         found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), piece(batch))
@@ -299,9 +331,11 @@ def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndar
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _batch_factors(taps: Taps, loss: Loss, recipe: Recipe, params: Params, frozen: dict, batch: Batch) -> list[Any]:
+def _batch_factors(
+    taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
+) -> list[Any]:
     """Σ ā āᵀ and Σ g gᵀ of every layer over one batch."""
-    acts, gradients = _recorded(taps, loss, recipe, params, frozen, batch)
+    acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
     active = outputs.active(batch).astype(batch.weight.dtype)
     found = []
     for layer, a, g in zip(taps.layers, acts, gradients, strict=True):
@@ -322,7 +356,7 @@ def _gram(rows: Array) -> Array:
 
 
 def _recorded(
-    taps: Taps, loss: Loss, recipe: Recipe, params: Params, frozen: dict, batch: Batch
+    taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
 ) -> tuple[list[Array], list[Array]]:
     """Inputs [b, P, fan_in] and pre-activation gradients [K, b, P, fan_out], these with the weights, of every layer."""
     size, dtype = len(batch.weight), next(iter(params.values())).dtype
@@ -332,10 +366,10 @@ def _recorded(
         return jax.vmap(taps.network, (None, None, 0, 0))(params, frozen, batch.inputs, perturbations)
 
     z, back, acts = jax.vjp(network, zero, has_aux=True)
-    return acts, jax.vmap(lambda one: back(one)[0])(cotangents(loss, recipe, z, batch))
+    return acts, jax.vmap(lambda one: back(one)[0])(cotangents(loss, recipe, keys, z, batch))
 
 
-def cotangents(loss: Loss, recipe: Recipe, z: Array, batch: Batch) -> Array:
+def cotangents(loss: Loss, recipe: Recipe, keys: Array, z: Array, batch: Batch) -> Array:
     """[K, b, ..., C] whose outer products add up (over K) to a_u H_u, or have it for their mean."""
     root_weight = jnp.sqrt(unit_weight(batch.weight, z.ndim))[None]
     if recipe.sampling == "exact":
@@ -345,7 +379,6 @@ def cotangents(loss: Loss, recipe: Recipe, z: Array, batch: Batch) -> Array:
         columns = jnp.eye(int(np.prod(shape)), dtype=z.dtype).reshape(-1, 1, *shape)
         noise = jnp.broadcast_to(columns, (len(columns), *z.shape))
         return root_weight * jax.vmap(loss.family.root, (None, 0))(z, noise)
-    keys = outputs.draw_keys(recipe.seed, recipe.samples)
     if recipe.sampling == "empirical":
         return outputs.random_cotangents("empirical-fisher", loss, z, batch, keys) / recipe.samples**0.5
     return root_weight * outputs.pseudo_gradients(loss, z, batch, keys) / recipe.samples**0.5
@@ -368,7 +401,7 @@ def _shared(layer: Layer, recipe: Recipe, a: Array, g: Array) -> tuple[Array, Ar
 def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Block]) -> list[np.ndarray]:
     """Mean squares of the gradients in the bases of the factors."""
     bases = [(block.input_basis, block.gradient_basis) for block in blocks]
-    piece = partial(_batch_corrections, taps, problem.loss, recipe, problem.params, problem.frozen)
+    piece = partial(_batch_corrections, taps, problem.loss, *_split(recipe), problem.params, problem.frozen)
     total: Any = None
     for batch in sums.resident(_batches(problem, taps, recipe)):
         found = [np.asarray(one, np.float64) for one in piece(batch, bases)]
@@ -378,9 +411,9 @@ def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Bloc
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _batch_corrections(
-    taps: Taps, loss: Loss, recipe: Recipe, params: Params, frozen: dict, batch: Batch, bases: Any
+    taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch, bases: Any
 ) -> list[Array]:
-    acts, gradients = _recorded(taps, loss, recipe, params, frozen, batch)
+    acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
     found = []
     for layer, a, g, (left, right) in zip(taps.layers, acts, gradients, bases, strict=True):
         if layer.kind == "embed":
@@ -413,7 +446,7 @@ def squared_gradients(problem: Problem, names: Iterable[str], recipe: Recipe) ->
     at_once = int(np.clip(RECORDED_BYTES // (size * problem.dtype.itemsize), 1, problem.batches.batch_size))
     total: Any = None
     for batch in problem.batches.resized(at_once):
-        piece = _batch_diagonals(names, sums.functions(problem), recipe, problem.params, problem.frozen, batch)
+        piece = _batch_diagonals(names, sums.functions(problem), *_split(recipe), problem.params, problem.frozen, batch)
         found = {name: np.asarray(one, np.float64) for name, one in piece.items()}
         total = found if total is None else {name: total[name] + one for name, one in found.items()}
     return {name: one.reshape(-1) / problem.normaliser for name, one in total.items()}
@@ -421,11 +454,11 @@ def squared_gradients(problem: Problem, names: Iterable[str], recipe: Recipe) ->
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _batch_diagonals(
-    names: tuple[str, ...], functions: Any, recipe: Recipe, params: Params, frozen: dict, batch: Batch
+    names: tuple[str, ...], functions: Any, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
 ) -> Params:
     predict, loss = functions
     chosen = {name: params[name] for name in names}
-    given = cotangents(loss, recipe, predict(params, frozen, batch.inputs), batch)
+    given = cotangents(loss, recipe, keys, predict(params, frozen, batch.inputs), batch)
 
     def squares(inputs: Any, own: Array) -> Params:
         single = jax.tree.map(lambda leaf: leaf[None], inputs)

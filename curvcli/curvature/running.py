@@ -1,0 +1,142 @@
+"""K-FAC over several steps: factors as running averages, recomputed at intervals; and factors as arrays by name.
+
+The average over steps takes the place of one over more examples, or more draws, at every step:
+
+    F_k = ε F_{k−1} + (1 − ε) F(w_k),   ε = min(1 − 1/k, 0.95)
+
+Source: Martens and Grosse (2015), section 5; Grosse, *Neural Net Training Dynamics*, chapter 4, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+
+from curvcli.curvature.kronecker import Factors, Kronecker, Recipe, Taps, assembled, measured
+from curvcli.curvature.ntk import outputs_per_example
+from curvcli.errors import DataError, UsageError
+from curvcli.problem import Problem
+
+MEMORY = 0.95
+"""ε at its largest: the average then reaches some 20 updates back."""
+
+FINGERPRINT = "weights.sha256"
+"""The array of saved factors that says of which weights they are."""
+
+
+@dataclass
+class Running:
+    """The factors of a run, and the matrix made of them.
+
+    Parameters
+    ----------
+    corrected
+        E-KFAC.
+    every
+        Steps between updates of factors and matrix.
+    averaged
+        What the next update is added to; None: nothing yet.
+    count
+        Updates in it.
+    passes
+        Cotangents that were taken through the network, for all examples.
+    """
+
+    recipe: Recipe
+    corrected: bool
+    every: int
+    with_regulariser: bool
+    averaged: Factors | None = None
+    count: int = 0
+    passes: int = 0
+    _taps: Taps | None = None
+    _matrix: Kronecker | None = field(default=None, repr=False)
+
+    def at(self, problem: Problem, step: int) -> Kronecker:
+        """The matrix at step 0, 1, …, made anew where it is time to; factors that were given are taken as they are."""
+        if self._matrix is not None and step % self.every:
+            return self._matrix
+        # Labels are drawn anew at every step: the average is over draws too.
+        recipe = replace(self.recipe, seed=(self.recipe.seed + step) % 2**32)
+        self._taps = self._taps or Taps(problem)
+        cotangents = {
+            "sampled": self.recipe.samples, "exact": outputs_per_example(problem), "empirical": 1
+        }[self.recipe.sampling]  # fmt: skip
+        if self.averaged is None or step:
+            now = measured(problem, self._taps, recipe)
+            self.count, self.passes = self.count + 1, self.passes + cotangents
+            self.averaged = now if self.averaged is None else _blend(self.averaged, now, min(1 - 1 / self.count, MEMORY))
+        self._matrix = assembled(
+            problem, self._taps, self.averaged, recipe, corrected=self.corrected, with_regulariser=self.with_regulariser
+        )
+        self.passes += cotangents * self.corrected
+        return self._matrix
+
+    def arrays(self, problem: Problem) -> dict[str, np.ndarray]:
+        """The factors by name, with the weights' fingerprint: `inputs/…` and `gradients/…` by kernel, `diagonal/…`."""
+        assert self._taps is not None
+        assert self.averaged is not None
+        found = {FINGERPRINT: fingerprint(problem), "updates": np.array(self.count)}
+        for layer, (a, s) in zip(self._taps.layers, self.averaged.layers, strict=True):
+            found |= {f"inputs/{layer.kernel}": a, f"gradients/{layer.kernel}": s}
+        return found | {f"diagonal/{name}": entries for name, entries in self.averaged.diagonal.items()}
+
+    def read(self, problem: Problem, arrays: dict[str, np.ndarray], *, stale: bool) -> None:
+        """Take saved factors in place of those at the first step.
+
+        Parameters
+        ----------
+        stale
+            Whether they may be of other weights.
+
+        Raises
+        ------
+        UsageError
+            They are of other weights.
+        DataError
+            They are not of this network.
+        """
+        if not stale and not np.array_equal(arrays.get(FINGERPRINT, 0), fingerprint(problem)):
+            raise UsageError(
+                "--factors-from: the factors are of other weights, or of another choice of them",
+                "--stale-factors takes them all the same",
+            )
+        self._taps = self._taps or Taps(problem)
+        layers = []
+        for layer in self._taps.layers:
+            fan_in = layer.fan_in + (layer.bias is not None)
+            inputs, gradients = (_taken(arrays, f"{kind}/{layer.kernel}") for kind in ("inputs", "gradients"))
+            wanted = (layer.fan_in,) if inputs.ndim == 1 and layer.kind == "embed" else (fan_in, fan_in)
+            if inputs.shape != wanted or gradients.shape != (layer.fan_out, layer.fan_out):
+                raise DataError(
+                    f"--factors-from: the factors of {layer.kernel} are {list(inputs.shape)} and "
+                    f"{list(gradients.shape)}", "they come from another network"
+                )  # fmt: skip
+            layers.append((inputs, gradients))
+        diagonal = {name: _taken(arrays, f"diagonal/{name}") for name in self._taps.others}
+        for name, entries in diagonal.items():
+            if entries.size != problem.params[name].size:
+                raise DataError(f"--factors-from: diagonal/{name} has {entries.size} entries", "it is of another network")
+        self.averaged, self.count = Factors(layers, diagonal), int(arrays.get("updates", 1))
+
+
+def _blend(old: Factors, new: Factors, kept: float) -> Factors:
+    return jax.tree.map(lambda before, now: kept * before + (1 - kept) * now, old, new)
+
+
+def _taken(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in arrays or not np.all(np.isfinite(arrays[name])):
+        raise DataError(f"--factors-from: no finite array {name!r}", "give a file written by --save-factors")
+    return np.asarray(arrays[name], np.float64)
+
+
+def fingerprint(problem: Problem) -> np.ndarray:
+    """SHA-256 of the differentiated weights by path, as float32: the same in either arithmetic. uint8 [32]."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(problem.params.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(np.asarray(leaf, np.float32)).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
