@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses import planning
+from curvcli.analyses import planning, preconditioners
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
 from curvcli.analyses.spectrum import eigenvalue, noise
 from curvcli.curvature import build
-from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kronecker import Kronecker, Recipe, kfac, squared_gradients
-from curvcli.curvature.ntk import outputs_per_example
+from curvcli.curvature.kronecker import Kronecker
 from curvcli.errors import NumericsError
 from curvcli.linalg import cg, minres, neumann
 from curvcli.linalg.iterate import Monitor, iterate
@@ -53,9 +51,6 @@ BLOCK = 128
 
 SCOUTED, SCALE = 6, 7
 """Streams of random vectors within a seed."""
-
-EXACT_OUTPUTS = 32
-"""Outputs of an example up to which a diagonal takes a gradient for each."""
 
 
 class Extent(NamedTuple):
@@ -288,11 +283,12 @@ def prepare(
         solver = "cg" if positive or settings.per_iteration else "minres"
     else:
         solver = settings.solver
-    factors = _factors(problem, settings, solver) if solver in FACTORED else None
+    factors = preconditioners.factors(problem, settings, solver) if solver in FACTORED else None
     if solver == "cg" and settings.precondition == "diagonal":
         root = _diagonal_root(problem, settings, damping)
     elif solver == "cg" and settings.precondition in FACTORED:
-        stand_in = _damped(_factors(problem, settings, settings.precondition), damping, choice, settings)
+        named = preconditioners.factors(problem, settings, settings.precondition)
+        stand_in = _damped(named, damping, choice, settings)
         root = stand_in.function(lambda eigenvalues: eigenvalues**-0.5)
     return System(
         matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
@@ -345,24 +341,10 @@ def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent
 
 
 def _diagonal_root(problem: Problem, settings: InfluenceSettings, damping: float) -> Callable[[Array], Array]:
-    """v ↦ v/√d, d the diagonal of the GGN + λI: squares of gradients, at drawn labels where there are many outputs."""
-    family = problem.loss.family
-    if family is None or family.root is None:
-        sampling = "empirical"
-    else:
-        sampling = "exact" if outputs_per_example(problem) <= EXACT_OUTPUTS else "sampled"
-    squares = squared_gradients(problem, problem.params, Recipe(sampling, samples=4, seed=settings.seed))
-    diagonal = np.concatenate([squares[name] for name in Layout.of(problem.params).names])
-    shift = damping + (problem.regulariser.l2 if settings.regulariser_included else 0.0)
-    least = SHARE * float(diagonal.mean()) if shift == 0 else 0.0
-    root = jnp.asarray(1 / np.sqrt(np.maximum(diagonal, least) + shift), problem.dtype)
-    return lambda vectors: vectors * root[None]
-
-
-def _factors(problem: Problem, settings: InfluenceSettings, name: str) -> Kronecker:
-    """K-FAC or E-KFAC of the GGN."""
-    recipe = Recipe(settings.factors, settings.sharing, settings.mc_samples, settings.seed)
-    return kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=settings.regulariser)
+    """v ↦ v/√d, d the diagonal of the GGN + λI."""
+    diagonal = preconditioners.ggn_diagonal(problem, settings)
+    inverse = preconditioners.inverse_diagonal(problem, settings, diagonal, damping)
+    return preconditioners.root_of_diagonal(inverse, problem.dtype)
 
 
 def _damped(factors: Kronecker, damping: float, choice: DampingChoice, settings: InfluenceSettings) -> Kronecker:

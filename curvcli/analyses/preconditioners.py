@@ -1,0 +1,62 @@
+"""Preconditioners of C + λI, for any λ from the same passes over the data: a diagonal, and Kronecker factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.curvature.flatten import Layout
+from curvcli.curvature.kronecker import Kronecker, Recipe, kfac, squared_gradients
+from curvcli.curvature.matrices import check_likelihood
+from curvcli.curvature.ntk import outputs_per_example
+from curvcli.problem import Problem
+from curvcli.schema.settings import AnalysisSettings
+
+Array = Any
+
+EXACT_OUTPUTS = 32
+"""Outputs of an example up to which a diagonal takes a gradient for each."""
+
+SHARE = 0.1
+"""Of the mean entry: what stands for λ + l2 where these are 0, so that no entry is divided by that is nearly zero."""
+
+
+def ggn_diagonal(problem: Problem, settings: AnalysisSettings) -> np.ndarray:
+    """[D], the diagonal of the GGN without l2: squares of gradients, at drawn labels where there are many outputs.
+
+    Cost: a forward pass and a backward one an output (or a draw, of 4) over the data.
+    """
+    family = problem.loss.family
+    if family is None or family.root is None:
+        sampling = "empirical"
+    else:
+        sampling = "exact" if outputs_per_example(problem) <= EXACT_OUTPUTS else "sampled"
+    squares = squared_gradients(problem, problem.params, Recipe(sampling, samples=4, seed=settings.seed))
+    return np.concatenate([squares[name] for name in Layout.of(problem.params).names])
+
+
+def inverse_diagonal(problem: Problem, settings: AnalysisSettings, diagonal: np.ndarray, damping: float) -> np.ndarray:
+    """1/(d + l2 + λ): [D]."""
+    shift = damping + (problem.regulariser.l2 if settings.regulariser_included else 0.0)
+    least = SHARE * float(diagonal.mean()) if shift == 0 else 0.0
+    return 1 / (np.maximum(diagonal, least) + shift)
+
+
+def recipe_of(settings: AnalysisSettings) -> Recipe:
+    """Which factors the settings ask for."""
+    return Recipe(settings.factors, settings.sharing, settings.mc_samples, settings.seed)
+
+
+def factors(problem: Problem, settings: AnalysisSettings, name: str) -> Kronecker:
+    """`kfac` or `ekfac` of the GGN, l2 included, without λ. Raises SpecError where the loss declares no likelihood."""
+    check_likelihood(problem.loss, name)
+    return kfac(problem, recipe_of(settings), corrected=name == "ekfac", with_regulariser=settings.regulariser)
+
+
+def root_of_diagonal(inverse: np.ndarray, dtype: Any) -> Callable[[Array], Array]:
+    """v ↦ D^(−1/2) v of rows [k, D], from 1/d [D]."""
+    root = jnp.asarray(np.sqrt(inverse), dtype)
+    return lambda vectors: vectors * root[None]
