@@ -25,7 +25,9 @@ class Answer(Generic[Result]):
     axes
         What the axes of an array count, for those that can be a table.
     params
-        Weights by path for the checkpoint that the settings name (`--escape`).
+        Weights by path for the checkpoint that the settings name (`--escape`, `--save`).
+    factors
+        What goes into the file of `--save-factors`.
     """
 
     result: Result
@@ -36,3 +38,4 @@ class Answer(Generic[Result]):
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     axes: dict[str, list[str]] = field(default_factory=dict)
     params: dict[str, np.ndarray] = field(default_factory=dict)
+    factors: dict[str, np.ndarray] = field(default_factory=dict)

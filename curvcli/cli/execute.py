@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
 
 EXIT_UNTRUSTED = 3
-ARRAY_FILES = ("vectors", "arrays", "scores")
-"""Settings that name a file for arrays."""
-CHECKPOINTS = ("escape",)
+ARRAY_FILES = {"vectors": "arrays", "arrays": "arrays", "scores": "arrays", "save_factors": "factors"}
+"""Settings that name a file for arrays, and where the answer has these."""
+CHECKPOINTS = ("escape", "save")
 """Settings that name a checkpoint to be written."""
 Timing = Literal["never", "if worth it", "always"]
 Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
@@ -107,7 +107,8 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
 def _check_file(request: Request, name: str, path: Path) -> None:
     """Say before the work that a file beside the report cannot be written."""
     if len(request.checkpoints) > 1 or request.spec["all_steps"]:
-        raise UsageError(f"--{name} is written for one checkpoint", "run curv once for each of them")
+        option = name.replace("_", "-")
+        raise UsageError(f"--{option} is written for one checkpoint", "run curv once for each of them")
     if name in CHECKPOINTS:
         from curvcli.loading.writing import check_target
 
@@ -296,9 +297,9 @@ def _one(
     warnings = [*loaded.warnings, *answer.warnings]
     if watch.reason is not None:
         warnings.append(f"stopped early ({watch.reason}): the answer rests on what was reached")
-    for name in ARRAY_FILES:
-        if answer.arrays and getattr(settings, name, None):
-            output.write_arrays(Path(getattr(settings, name)), answer.arrays, answer.axes)
+    for name, held in ARRAY_FILES.items():
+        if (arrays := getattr(answer, held)) and getattr(settings, name, None):
+            output.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
     for name in CHECKPOINTS:
         if answer.params and getattr(settings, name, None):
             from curvcli.loading.writing import write_moved

@@ -40,3 +40,17 @@ def given_influence(loaded: Loaded, settings: Any) -> Any:
     if settings.queries is None and not settings.hyper:
         found["clean"] = reading.read_clean(loaded)
     return Given(**found, functions=reading.hyper_functions(loaded, settings.hyper))
+
+
+def given_step(loaded: Loaded, settings: Any) -> Any:
+    """The step before and the factors of `curv step`."""
+    from curvcli.analyses.step import Given
+    from curvcli.loading.directions import read_arrays, read_directions
+
+    found: dict[str, Any] = {}
+    if settings.momentum not in (None, "previous"):
+        name = f"array:{settings.momentum}"
+        found["previous"] = read_directions([name], loaded)[0][name]
+    if settings.factors_from is not None:
+        found["factors"] = read_arrays(Path(settings.factors_from))
+    return Given(**found)

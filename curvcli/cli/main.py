@@ -26,6 +26,7 @@ COMMANDS = {
     "direction": "curvature and loss profile along the gradient, a Newton step, another checkpoint, …",
     "landscape": "the loss on a line or a plane against its quadratic model; barrier between checkpoints",
     "influence": "which training examples, labels and inputs drive a prediction; which labels look wrong",
+    "step": "a Newton, Gauss-Newton, natural, K-FAC or Hessian-free step, previewed and judged",
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
     "init": "write a curv.toml and prove it by evaluating the loss",
     "schema": "the JSON Schema of a report or of curv.toml",

@@ -213,6 +213,7 @@ def _inverted(option: Any) -> Any:
 
 SWITCHED_OFF = {
     "regulariser": "leave the regulariser's curvature out",
+    "rescale": "leave steps that do not minimise Q as long as their method makes them",
     "layers": "leave the layers' traces out: a GGN-like matrix needs forward derivatives only, half the cost",
 }
 """What the options of settings that are on by default say."""
@@ -230,6 +231,10 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
     "group": (str, "FILE"),
     "perturb": (str, "FILE"),
     "scores": (str, "FILE"),
+    "momentum": (str, "FILE"),
+    "save": (str, "CKPT"),
+    "save_factors": (str, "FILE"),
+    "factors_from": (str, "FILE"),
 }
 """Settings whose options take text that is understood later, and what stands for it in the help."""
 

@@ -18,6 +18,7 @@ import numpy as np
 from curvcli.curvature import outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
+from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, Problem, Regulariser, batch_loss
 
 Array = Any
@@ -125,6 +126,47 @@ def output_tangents(problem: Problem, vectors: Array) -> np.ndarray:
         _, jacobian = products.forward(sums.functions(problem), problem.params, problem.frozen, batch)
         parts.append(np.asarray(products.apply(problem.way, layout, jacobian, vectors)))
     return np.concatenate(parts, axis=1)[:, : problem.batches.num_examples]
+
+
+def function_change(problem: Problem, vector: Array) -> tuple[float, float | None]:
+    """How far the outputs move from w to w + v [dim]: the rms of ‖z′ − z‖ over units, and the mean of KL(z ‖ z′).
+
+    The divergence is that of the family's log-partition A, KL = A(z′) − A(z) − ∇A(z)·(z′ − z): the mean is over the
+    distributions that the model itself has at w, whatever the targets. In float64, so that small changes do not cancel;
+    None where the loss declares no likelihood of the table.
+
+    Cost: two forward passes.
+    """
+    layout, functions = Layout.of(problem.params), sums.functions(problem)
+    moved = _moved(problem.params, layout.unravel(vector[None]), np.ones(1, problem.dtype))
+    totals, family = np.zeros(3), problem.loss.family
+    for batch in sums.resident(problem.batches):
+        z, after = (
+            np.asarray(_outputs(functions, params, problem.frozen, batch), np.float64)
+            for params in (problem.params, moved)
+        )
+        weight = np.asarray(batch.weight, np.float64)
+        weight = np.broadcast_to(weight.reshape(weight.shape + (1,) * (z.ndim - 1 - weight.ndim)), z.shape[:-1])
+        with jax.enable_x64(True):
+            each = np.zeros(weight.shape) if family is None else np.asarray(_divergence(family, z, after))
+        totals += [np.sum(weight), np.sum(weight * np.sum((after - z) ** 2, axis=-1)), np.sum(weight * each)]
+    count, squares, divergence = (float(one) for one in totals)
+    kl = None if family is None or not np.isfinite(divergence) else max(divergence / count, 0.0)
+    return float(np.sqrt(squares / count)), kl
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
+    return functions[0](params, frozen, batch.inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _divergence(family: Loss, z: Array, after: Array) -> Array:
+    """A(z′) − A(z) − ∇A(z)·(z′ − z) of each unit, A the loss at targets of zero."""
+    none = jnp.zeros_like(z)
+    value, back = jax.vjp(lambda one: family.value(one, none), z)
+    slope = back(jnp.ones_like(value))[0]
+    return family.value(after, none) - value - jnp.sum(slope * (after - z), axis=-1)
 
 
 @jax.jit

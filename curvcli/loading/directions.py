@@ -117,7 +117,7 @@ def _saved(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
     head, separator, tail = argument.rpartition("#")
     if separator and tail.isdecimal() and not Path(argument).exists():
         path, row = head, int(tail)
-    arrays = _arrays(Path(path))
+    arrays = read_arrays(Path(path))
     rows = {name.removeprefix("vectors/"): leaf for name, leaf in arrays.items() if name.startswith("vectors/")}
     if not rows:
         if row is not None:
@@ -135,8 +135,14 @@ def _saved(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
     return {name: leaf[index - 1] for name, leaf in rows.items()}
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz or .safetensors file."""
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz or .safetensors file.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        It is not there, or no such file.
+    """
     if not path.is_file():
         raise NotFoundError(f"no array file {path}", "give an .npz or .safetensors file with arrays by parameter path")
     try:

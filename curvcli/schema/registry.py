@@ -14,6 +14,7 @@ from curvcli.schema.report import ErrorRecord
 from curvcli.schema.saddle import SaddleReport
 from curvcli.schema.spec import ProblemSpec
 from curvcli.schema.spectrum import SpectrumReport
+from curvcli.schema.step import StepReport
 from curvcli.schema.trace import TraceReport
 
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -25,6 +26,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "direction": DirectionReport,
     "landscape": LandscapeReport,
     "influence": InfluenceReport,
+    "step": StepReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

@@ -1,0 +1,31 @@
+"""`curv step`."""
+
+from __future__ import annotations
+
+from curvcli.cli.options import Request, analysis
+from curvcli.schema.step import StepReport, StepSettings
+
+
+@analysis(StepSettings)
+def step(request: Request) -> int:
+    """[bold]curv step model.ckpt --method kfac --damping 1e-3 | jq .result.reduction_ratio[/bold]
+
+    [bold]curv step model.ckpt --method gauss-newton --steps 10 --save moved.ckpt[/bold]
+
+    A second-order step at these weights, before it is made: how long it is, how far it moves weights and outputs, what
+    its quadratic model predicts and what the loss does, and the damping to go on with. --steps makes several of them.
+    """
+    from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import given_step
+
+    if request.output["dry_run"]:
+        from curvcli.analyses.step import forecast as forecast_step
+
+        return forecast(request, forecast_step)
+
+    def run(loaded, settings, watch):
+        from curvcli.analyses import step
+
+        return step.run(loaded.problem, settings, given_step(loaded, settings), watch)
+
+    return execute(request, StepReport, run)

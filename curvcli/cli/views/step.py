@@ -1,0 +1,122 @@
+"""`curv step` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, failed, header, number, table
+from curvcli.cli.plot_text import line_plot
+from curvcli.schema.step import CgStep, StepReport, StepResult
+
+MOST = 12
+"""Rows of a table of trials, or of steps, half of them from either end."""
+
+FEWEST = 8
+"""Iterations of conjugate gradients that make a picture."""
+
+
+def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
+    """The step in a sentence, what it does, the λ that were tried, the steps that were made."""
+    result, cost = report.result, report.cost
+    parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
+    parts.append(table(_facts(report)))
+    if len(result.trials) > 1:
+        rows = [
+            [number(one.damping), _number(one.reduction_ratio), _number(one.actual_decrease), number(one.step_norm)]
+            for one in result.trials
+        ]
+        parts += [Text(""), _grid(["λ tried", "ρ", "J falls by", "‖δ‖"], rows)]
+    if len(result.cg) > FEWEST:
+        parts += [Text(""), *_trace(result.cg, width, unicode)]
+    if result.steps:
+        rows = [
+            [str(one.step), number(one.loss), number(one.damping), _number(one.reduction_ratio), number(one.step_norm),
+             f"{one.passes:.1f}" + ("" if one.accepted else "  not made")]
+            for one in result.steps
+        ]  # fmt: skip
+        parts += [Text(""), _grid(["step", "J before", "λ", "ρ", "‖δ‖", "gradients"], rows)]
+        parts.append(Text(f"J after: {_number(result.final_loss)}"))
+    if result.saved is not None:
+        parts += [Text(""), Text(f"moved checkpoint in {result.saved}")]
+    passes = result.passes
+    foot = (
+        f"as much as {passes.in_gradients:.0f} gradients ({passes.products} products, {passes.forward} forward passes, "
+        f"{passes.gradient} gradients) · {cost.seconds:.1f} s"
+    )
+    return [*parts, Text(""), Text(foot, style="dim")]
+
+
+def _headline(report: StepReport) -> str:
+    """`gauss-newton step, λ = 0.01: J falls by 0.0123, 97 % of what was predicted`."""
+    result = report.result
+    start = f"{result.method} step, λ = {number(result.damping)}: "
+    if result.actual_decrease is None:
+        return start + "J is not finite there"
+    change = f"J {'falls' if result.actual_decrease >= 0 else 'rises'} by {number(abs(result.actual_decrease))}"
+    if result.reduction_ratio is None:
+        return f"{start}{change}; {result.ratio_reason}"
+    return f"{start}{change}, {result.reduction_ratio:.3g} of what was predicted"
+
+
+def _facts(report: StepReport) -> list[tuple[str, str]]:
+    result = report.result
+    weights, change, solve = result.weight_change, result.function_change, result.solve
+    share = "" if weights.relative is None else f", {weights.relative:.2%} of ‖w‖"
+    angle = "" if result.gradient_cosine is None else f"; cosine to -∇J {result.gradient_cosine:.3g}"
+    rows = [("‖δ‖", f"{number(weights.norm)}{share}{angle}")]
+    if change is not None:
+        divergence = "" if change.kl is None else f"; KL {number(change.kl)}"
+        rows.append(("outputs move by", f"{number(change.rms)} (rms){divergence}"))
+    damped = "" if result.reduction_ratio_damped is None else f"; {result.reduction_ratio_damped:.4g} with λ in Q"
+    rows += [
+        ("Q falls by", f"{number(result.predicted_decrease)} ({result.model}), "
+         f"{number(result.predicted_decrease_damped)} with λ"),
+        ("ρ", f"{_number(result.reduction_ratio)}{damped}"),
+        ("next λ", number(result.next_damping)),
+        ("solve", _solve(result)),
+    ]  # fmt: skip
+    looked = {one.loss: one.iteration for one in result.cg if one.loss is not None}
+    if looked:
+        rows.append(("backtracking", f"J at {len(looked)} iterates, lowest after iteration {looked[min(looked)]}"))
+    if result.step_size is not None:
+        used = "multiplied by it" if result.rescaled else "not used"
+        one = abs(result.step_size - 1) < 1e-3
+        rows.append(("exact step size", f"{number(result.step_size)}" + ("" if one else f" ({used})")))
+    if result.momentum is not None:
+        rows.append(("momentum", f"{number(result.momentum.step)} r + {number(result.momentum.previous)} δ_prev"))
+    if result.negative_curvature is not None:
+        found = result.negative_curvature
+        said = f"followed for {number(found.length)}" if found.used else "not followed: J does not fall along it"
+        rows.append(("negative curvature", f"{number(found.curvature)}, {said}"))
+    return rows
+
+
+def _solve(result: StepResult) -> str:
+    solve = result.solve
+    how = {"dense": "exact", "cg": "conjugate gradients", "factors": "in closed form", "bfgs": "two loops"}[solve.solver]
+    counted = {"cg": f", {solve.iterations} iterations", "bfgs": f", {solve.iterations} pairs"}.get(solve.solver, "")
+    left = "" if solve.residual is None else f", relative residual {solve.residual:.1e}"
+    return f"{how}{counted}: {solve.status}{left}"
+
+
+def _grid(heads: list[str], rows: list[list[str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(*(Text(head, style="dim", justify="right") for head in heads))
+    shown = rows if len(rows) <= MOST else [*rows[: MOST // 2], ["…"] * len(heads), *rows[-MOST // 2 :]]
+    for row in shown:
+        grid.add_row(*(Text(cell, justify="right") for cell in row))
+    return grid
+
+
+def _trace(steps: list[CgStep], width: int, unicode: bool) -> list[Part]:
+    """Q over the iterations, and J where it was looked at."""
+    marks = ("●", "·") if unicode else ("o", ".")
+    at = [float(one.iteration) for one in steps]
+    quadratic = [one.quadratic for one in steps]
+    plot = line_plot(at, [None] * len(at), quadratic, width=min(width, 80), height=8, marks=marks)
+    return [Text(f"Q {marks[1]} over the iterations of conjugate gradients"), Text(plot)]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else number(value)
