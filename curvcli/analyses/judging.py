@@ -88,9 +88,7 @@ def judge(here: Ground, proposal: Proposal, damping: float, previous: np.ndarray
     return Judgement(delta, after, judged, solve, proposal, alpha, momentum, rescaled)
 
 
-def _compared(
-    here: Ground, delta: np.ndarray, image: np.ndarray, damping: float, own: float, after: float
-) -> Judged:
+def _compared(here: Ground, delta: np.ndarray, image: np.ndarray, damping: float, own: float, after: float) -> Judged:
     """Predicted and actual decreases, and their ratios where these say anything."""
     norm = float(np.linalg.norm(delta))
     predicted = -float(here.gradient @ delta + 0.5 * delta @ image)

@@ -6,7 +6,7 @@ for `kfac`; McAllester, *Gradients as dual vectors*, for `covariance`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Proposal(NamedTuple):
     r: np.ndarray  # [D]
     solve: Solve
     least: bool  # whether r is to be the least of Q with damping, so that there is nothing to rescale
-    cg: list[CgStep] = []  # noqa: RUF012
+    cg: Sequence[CgStep] = ()
     negative: NegativeCurvature | None = None
 
 

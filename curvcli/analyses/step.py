@@ -70,8 +70,8 @@ def run(problem: Problem, settings: StepSettings, given: Given, monitor: Monitor
 
     Notes
     -----
-    Cost: D products where C is written out (up to 1500 parameters), else those of conjugate gradients, for every λ tried
-    anew; for `kfac` a forward pass and a cotangent. For every λ a product and a forward pass on top.
+    Cost: D products where C is written out (up to 1500 parameters), else those of conjugate gradients, anew for every
+    λ tried; for `kfac` a forward pass and a cotangent. For every λ a product and a forward pass on top.
     """
     memory_plan(problem, settings)
     value, gradient = finite_objective(problem)
@@ -113,7 +113,7 @@ def run(problem: Problem, settings: StepSettings, given: Given, monitor: Monitor
         step_size=first.step_size, rescaled=first.rescaled, momentum=first.momentum,
         function_change=FunctionChange(rms=rms, kl=kl) if np.isfinite(rms) else None,
         weight_change=WeightChange(norm=norm, relative=norm / size if size else None),
-        trials=trials, cg=first.proposal.cg, negative_curvature=first.proposal.negative, solve=first.solve,
+        trials=trials, cg=list(first.proposal.cg), negative_curvature=first.proposal.negative, solve=first.solve,
         steps=walked.records if settings.steps > 1 else [], final_loss=walked.loss, passes=passes,
         saved=settings.save if moved else None,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Several steps, really made: does the preview of one hold for those after it?
 
 Under `--damping auto` λ goes from step to step by the Levenberg–Marquardt rule, and a step at which J does not fall is
-not made. With a λ that is given every step is made. `kfac` keeps running averages of its factors (algorithm 1 of Grosse,
-chapter 4), `bfgs` its pairs.
+not made. With a λ that is given every step is made. `kfac` keeps running averages of its factors (algorithm 1 of
+Grosse, chapter 4), `bfgs` its pairs.
 """
 
 from __future__ import annotations

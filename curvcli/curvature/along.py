@@ -149,7 +149,9 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
         weight = np.broadcast_to(weight.reshape(weight.shape + (1,) * (z.ndim - 1 - weight.ndim)), z.shape[:-1])
         with jax.enable_x64(True):
             each = np.zeros(weight.shape) if family is None else np.asarray(_divergence(family, z, after))
-        totals += [np.sum(weight), np.sum(weight * np.sum((after - z) ** 2, axis=-1)), np.sum(weight * each)]
+        with np.errstate(over="ignore", invalid="ignore"):  # outputs that overflow give what is not finite
+            squares = np.sum((after - z) ** 2, axis=-1)
+            totals += [np.sum(weight), np.sum(weight * squares), np.sum(weight * each)]
     count, squares, divergence = (float(one) for one in totals)
     kl = None if family is None or not np.isfinite(divergence) else max(divergence / count, 0.0)
     return float(np.sqrt(squares / count)), kl

@@ -68,7 +68,8 @@ class Running:
         if self.averaged is None or step:
             now = measured(problem, self._taps, recipe)
             self.count, self.passes = self.count + 1, self.passes + cotangents
-            self.averaged = now if self.averaged is None else _blend(self.averaged, now, min(1 - 1 / self.count, MEMORY))
+            kept = min(1 - 1 / self.count, MEMORY)
+            self.averaged = now if self.averaged is None else _blend(self.averaged, now, kept)
         self._matrix = assembled(
             problem, self._taps, self.averaged, recipe, corrected=self.corrected, with_regulariser=self.with_regulariser
         )
@@ -119,7 +120,7 @@ class Running:
         diagonal = {name: _taken(arrays, f"diagonal/{name}") for name in self._taps.others}
         for name, entries in diagonal.items():
             if entries.size != problem.params[name].size:
-                raise DataError(f"--factors-from: diagonal/{name} has {entries.size} entries", "it is of another network")
+                raise DataError(f"--factors-from: diagonal/{name} has {entries.size} entries", "it is another's")
         self.averaged, self.count = Factors(layers, diagonal), int(arrays.get("updates", 1))
 
 

@@ -40,7 +40,9 @@ class StepSettings(AnalysisSettings):
         default="auto", description="λ; auto: tried larger or smaller by the Levenberg-Marquardt rule"
     )
     cg_steps: int | None = Field(
-        default=None, ge=1, description="products of a solve, at most (default: 1000; hessian-free 250); rules out dense"
+        default=None,
+        ge=1,
+        description="products of a solve, at most (1000; hessian-free 250); given, nothing is written out",
     )
     precondition: Literal["none", "diagonal", "kfac", "ekfac"] = Field(
         default="none", description="of conjugate gradients"
@@ -65,7 +67,7 @@ class StepSettings(AnalysisSettings):
     save: str | None = Field(default=None, description="write the moved checkpoint here, in the format read")
     arrays: str | None = Field(default=None, description="write the step, by path: FILE.npz or .safetensors")
     save_factors: str | None = Field(default=None, description="write the factors of kfac: FILE.npz or .safetensors")
-    factors_from: str | None = Field(default=None, description="factors that --save-factors wrote, in place of new ones")
+    factors_from: str | None = Field(default=None, description="factors that --save-factors wrote, not new ones")
     stale_factors: bool = Field(default=False, description="with --factors-from: also those of other weights")
     probes: None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None, json_schema_extra=FIXED
@@ -218,8 +220,8 @@ class StepResult(Judged):
     noise: float = Field(ge=0, description="differences of J up to here are rounding")
     next_damping: float = Field(ge=0, description="what the Levenberg-Marquardt rule takes next")
     step_size: float | None = Field(
-        description="α = -∇Jᵀr / rᵀ(C + λI)r of the method's own step r (without λ for covariance); null where the model "
-        "does not curve upwards along it"
+        description="α = -∇Jᵀr / rᵀ(C + λI)r of the method's own step r (without λ for covariance); null where the "
+        "model does not curve upwards along it"
     )
     rescaled: bool = Field(description="whether δ is α r")
     momentum: Momentum | None

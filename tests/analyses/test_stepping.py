@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def test_what_is_previewed_happens(method: str) -> None:
     records, result = found.result.steps, found.result
     assert [one.step for one in records] == [1, 2, 3, 4]
     assert records[0].reduction_ratio == result.reduction_ratio
-    for early, late in zip(records[:-1], records[1:], strict=True):
+    for early, late in itertools.pairwise(records):
         fallen = early.actual_decrease if early.accepted else 0.0
         assert late.loss == pytest.approx(early.loss - fallen, rel=1e-9)
     assert objective(moved(problem, found)) == pytest.approx(result.final_loss, rel=1e-12)
@@ -62,9 +63,7 @@ def test_one_damped_gauss_newton_step_is_levenberg_s() -> None:
     rest = u[0] * np.exp(-u[1] * t) + u[2] - y
     augmented = np.concatenate([jacobian, np.sqrt(len(t) * damping) * np.eye(3)])
     expected = np.linalg.lstsq(augmented, np.r_[-rest, np.zeros(3)])[0]
-    np.testing.assert_allclose(
-        answer(problem, method="gauss-newton", damping=damping).arrays["w"], expected, rtol=1e-9
-    )
+    np.testing.assert_allclose(answer(problem, method="gauss-newton", damping=damping).arrays["w"], expected, rtol=1e-9)
 
 
 def test_bfgs_with_exact_step_sizes_ends_a_quadratic_of_n_dimensions_in_n_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_the_trace_is_of_the_true_quadratic_which_falls() -> None:
 
 
 def test_martens_rule_ends_where_an_iteration_gains_little() -> None:
-    matrix, gradient = symmetric(np.geomspace(1e-6, 1, 300)), gaussian(300)
+    matrix, gradient = symmetric(np.geomspace(1e-3, 1, 300)), gaussian(300)
     found = run(matrix, gradient, by_progress=True)
     assert found.ending == "relative-progress"
     values = [one.quadratic for one in found.trace]
@@ -47,7 +48,7 @@ def test_martens_rule_ends_where_an_iteration_gains_little() -> None:
     assert gains[-1] < PROGRESS <= min(gains[:-1])
     numbers = [iteration for iteration, _ in found.kept]
     assert numbers[-1] == last
-    assert all(late >= 1.3 * early for early, late in zip(numbers[:-2], numbers[1:-1], strict=True))
+    assert all(late >= 1.3 * early for early, late in itertools.pairwise(numbers[:-1]))
     for iteration, p in found.kept:
         assert value(matrix, gradient, p) == pytest.approx(values[iteration], rel=1e-9)
 

@@ -61,7 +61,7 @@ def _headline(report: StepReport) -> str:
 
 def _facts(report: StepReport) -> list[tuple[str, str]]:
     result = report.result
-    weights, change, solve = result.weight_change, result.function_change, result.solve
+    weights, change = result.weight_change, result.function_change
     share = "" if weights.relative is None else f", {weights.relative:.2%} of ‖w‖"
     angle = "" if result.gradient_cosine is None else f"; cosine to -∇J {result.gradient_cosine:.3g}"
     rows = [("‖δ‖", f"{number(weights.norm)}{share}{angle}")]
@@ -94,10 +94,10 @@ def _facts(report: StepReport) -> list[tuple[str, str]]:
 
 def _solve(result: StepResult) -> str:
     solve = result.solve
-    how = {"dense": "exact", "cg": "conjugate gradients", "factors": "in closed form", "bfgs": "two loops"}[solve.solver]
+    names = {"dense": "exact", "cg": "conjugate gradients", "factors": "in closed form", "bfgs": "two loops"}
     counted = {"cg": f", {solve.iterations} iterations", "bfgs": f", {solve.iterations} pairs"}.get(solve.solver, "")
     left = "" if solve.residual is None else f", relative residual {solve.residual:.1e}"
-    return f"{how}{counted}: {solve.status}{left}"
+    return f"{names[solve.solver]}{counted}: {solve.status}{left}"
 
 
 def _grid(heads: list[str], rows: list[list[str]]) -> Table:
