@@ -104,13 +104,13 @@ def _compared(here: Ground, delta: np.ndarray, image: np.ndarray, damping: float
         reason = f"Q falls by {predicted:.2g}, and differences of J below {here.noise:.2g} are rounding"
     else:
         reason = None
-    with_ratio = actual is not None and reason is None
-    damped_counts = with_ratio and predicted_damped > 0 and here.noise <= RESOLVED * predicted_damped
+    ratio = None if actual is None or reason is not None else actual / predicted
+    damped_counts = predicted_damped > 0 and here.noise <= RESOLVED * predicted_damped
     return Judged(
         damping=damping, step_norm=norm,
         predicted_decrease=predicted, predicted_decrease_damped=predicted_damped, actual_decrease=actual,
-        reduction_ratio=actual / predicted if with_ratio else None,
-        reduction_ratio_damped=actual / predicted_damped if damped_counts else None, ratio_reason=reason,
+        reduction_ratio=ratio, ratio_reason=reason,
+        reduction_ratio_damped=ratio * predicted / predicted_damped if ratio is not None and damped_counts else None,
     )  # fmt: skip
 
 

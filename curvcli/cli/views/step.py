@@ -53,6 +53,8 @@ def _headline(report: StepReport) -> str:
     start = f"{result.method} step, λ = {number(result.damping)}: "
     if result.actual_decrease is None:
         return start + "J is not finite there"
+    if result.reduction_ratio is None and abs(result.actual_decrease) <= result.noise:
+        return f"{start}no change of J beyond rounding, {number(result.noise)}"
     change = f"J {'falls' if result.actual_decrease >= 0 else 'rises'} by {number(abs(result.actual_decrease))}"
     if result.reduction_ratio is None:
         return f"{start}{change}; {result.ratio_reason}"
@@ -62,7 +64,7 @@ def _headline(report: StepReport) -> str:
 def _facts(report: StepReport) -> list[tuple[str, str]]:
     result = report.result
     weights, change = result.weight_change, result.function_change
-    share = "" if weights.relative is None else f", {weights.relative:.2%} of ‖w‖"
+    share = "" if weights.relative is None else f", {100 * weights.relative:.2g} % of ‖w‖"
     angle = "" if result.gradient_cosine is None else f"; cosine to -∇J {result.gradient_cosine:.3g}"
     rows = [("‖δ‖", f"{number(weights.norm)}{share}{angle}")]
     if change is not None:
