@@ -27,6 +27,7 @@ COMMANDS = {
     "landscape": "the loss on a line or a plane against its quadratic model; barrier between checkpoints",
     "influence": "which training examples, labels and inputs drive a prediction; which labels look wrong",
     "step": "a Newton, Gauss-Newton, natural, K-FAC or Hessian-free step, previewed and judged",
+    "compare": "Hessian, GGN, Fisher, empirical Fisher, K-FAC, E-KFAC and diagonal side by side; --laplace",
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
     "init": "write a curv.toml and prove it by evaluating the loss",
     "schema": "the JSON Schema of a report or of curv.toml",

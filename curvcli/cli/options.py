@@ -235,6 +235,7 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
     "save": (str, "CKPT"),
     "save_factors": (str, "FILE"),
     "factors_from": (str, "FILE"),
+    "matrices": (str, "LIST"),
 }
 """Settings whose options take text that is understood later, and what stands for it in the help."""
 

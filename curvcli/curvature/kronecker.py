@@ -276,6 +276,13 @@ def assembled(
     return Kronecker(Layout.of(problem.params), problem.dtype, blocks, factors.diagonal, taps.others, shift)
 
 
+def diagonal(problem: Problem, recipe: Recipe, *, with_regulariser: bool = True) -> Kronecker:
+    """The diagonal of the GGN alone, for the cotangents of the recipe, with l2. Cost: that of `squared_gradients`."""
+    squares = squared_gradients(problem, problem.params, recipe)
+    shift = problem.regulariser.l2 if with_regulariser else 0.0
+    return Kronecker(Layout.of(problem.params), problem.dtype, [], squares, {}, shift)
+
+
 def _block(layer: Layer, index: np.ndarray, a: np.ndarray, s: np.ndarray, dtype: Any) -> Block:
     """The eigendecompositions."""
     gradients, right = _eigen(s, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
 from curvcli.schema.direction import DirectionReport
 from curvcli.schema.eigs import EigsReport
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "landscape": LandscapeReport,
     "influence": InfluenceReport,
     "step": StepReport,
+    "compare": CompareReport,
     "inspect": InspectReport,
     "forecast": ForecastRecord,
     "error": ErrorRecord,

@@ -1,0 +1,136 @@
+"""`curv compare` for people."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from curvcli.cli.format import Part, estimate, failed, header, number, table
+from curvcli.schema.compare import CompareReport, CompareResult, Laplace
+from curvcli.schema.estimate import Estimate
+
+SHORT = {"empirical-fisher": "emp.fisher", "gradient-covariance": "grad.cov"}
+DIGITS = 3
+
+
+def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
+    """One row a matrix, then two squares: distances; and agreement of top spaces and steps."""
+    result, cost = report.result, report.cost
+    parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
+    parts += [_matrices(result), Text("")]
+    if result.equal:
+        said = "; ".join(f"{one.name} = {one.to}: {one.reason}" for one in result.equal)
+        parts += [Text(said), Text("")]
+    if result.left_out:
+        parts += [Text(f"left out: {', '.join(result.left_out)} ({next(iter(result.left_out.values()))})"), Text("")]
+    parts += [Text("Relative distance ‖row − column‖ / ‖row‖", style="bold"), _distances(result)]
+    if (margin := _widest(result)) > 0:
+        confidence = next(iter(result.traces.values())).confidence
+        parts.append(Text(f"{confidence:.0%} intervals: up to ± {margin:.1g}", style="dim"))
+    parts.append(Text(""))
+    k = report.settings.k
+    title = f"Above the diagonal: overlap of the top {k} eigenvectors"
+    title += "" if result.step_angles is None else "; below: cosine between the damped steps"
+    parts += [Text(title, style="bold"), _agreement(result), Text("")]
+    if (steps := result.step_angles) is not None:
+        parts.append(Text(f"steps −(A + λI)⁻¹∇J with λ = {number(steps.damping)} ({steps.reason})"))
+    if result.laplace is not None:
+        parts += [Text(""), Text(f"Laplace with {result.laplace.matrix}", style="bold"), _laplace(result.laplace)]
+    foot = f"{result.reason} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    return [*parts, Text(foot, style="dim")]
+
+
+def _headline(result: CompareResult) -> str:
+    """The pair that is nearest to each other and the one that is farthest apart."""
+    pairs = [(one.alignment.value, one) for one in result.distances if one.alignment is not None]
+    if not pairs:
+        return f"{len(result.matrices)} matrices compared"
+    (low, far), (high, near) = min(pairs, key=lambda pair: pair[0]), max(pairs, key=lambda pair: pair[0])
+    if far is near:
+        return f"{near.a} and {near.b}: cosine {high:.3g} as matrices"
+    return (
+        f"{len(result.matrices)} matrices: most alike {near.a} and {near.b} (cosine {high:.3g}), least "
+        f"{far.a} and {far.b} ({low:.2g})"
+    )
+
+
+def _matrices(result: CompareResult) -> Table:
+    """Trace, norm, extremes and step of each."""
+    grid = Table.grid(padding=(0, 2))
+    steps = {one.name: one for one in result.step_angles.steps} if result.step_angles else {}
+    count = max(map(len, result.top_eigenvalues.values()))
+    names = ["", "trace", "‖·‖_F", "λ_1", *([f"λ_{count}"] if count > 1 else [])]
+    names += ["step", "cos to −∇J", ""] if steps else []
+    grid.add_row(*(Text(name, style="dim", justify="right") for name in names))
+    for name in result.matrices:
+        values = [one.value for one in result.top_eigenvalues[name]]
+        cells = [_brief(result.traces[name]), _brief(result.frobenius_norms[name]), f"{values[0]:.4g}"]
+        cells += [f"{values[-1]:.4g}"] if count > 1 else []
+        note = ""
+        if name in steps:
+            one = steps[name]
+            cells += [f"{one.norm:.3g}", f"{one.gradient_cosine:.3f}"]
+            indefinite = "indefinite" if one.solve.lowest_curvature < 0 else ""
+            note = indefinite if one.solve.status == "converged" else one.solve.status
+        grid.add_row(Text(SHORT.get(name, name)), *(Text(cell, justify="right") for cell in cells), Text(note))
+    return grid
+
+
+def _brief(found: Estimate) -> str:
+    """Four digits, and half the width of the interval where there is one."""
+    low, high = found.interval
+    return f"{found.value:.4g}" if high == low else f"{found.value:.4g}±{0.5 * (high - low):.1g}"
+
+
+def _distances(result: CompareResult) -> Table:
+    cells: dict[tuple[str, str], str] = {}
+    for one in result.distances:
+        cells[one.a, one.b] = "–" if one.relative_to_a is None else _share(one.relative_to_a.value)
+        cells[one.b, one.a] = "–" if one.relative_to_b is None else _share(one.relative_to_b.value)
+    return _square(result, cells)
+
+
+def _agreement(result: CompareResult) -> Table:
+    cells: dict[tuple[str, str], str] = {}
+    for one in result.overlaps:
+        last = one.subspaces[-1] if one.subspaces else None
+        cells[one.a, one.b] = "–" if last is None else f"{last:.3f}"
+    for pair in result.step_angles.pairs if result.step_angles else []:
+        cells[pair.b, pair.a] = f"{pair.cosine:.3f}"
+    return _square(result, cells)
+
+
+def _square(result: CompareResult, cells: dict[tuple[str, str], str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    names = [SHORT.get(name, name) for name in result.matrices]
+    grid.add_row("", *(Text(name, style="dim", justify="right") for name in names))
+    for row, name in zip(result.matrices, names, strict=True):
+        found = (cells.get((row, column), "" if row == column else "–") for column in result.matrices)
+        grid.add_row(Text(name), *(Text(cell, justify="right") for cell in found))
+    return grid
+
+
+def _share(value: float) -> str:
+    """A ratio: three digits, as short as they can be."""
+    return f"{value:.3f}" if 1e-3 <= value < 10 else f"{value:.2g}"
+
+
+def _widest(result: CompareResult) -> float:
+    found = [one for pair in result.distances for one in (pair.relative_to_a, pair.relative_to_b) if one is not None]
+    return max((0.5 * (one.interval[1] - one.interval[0]) for one in found), default=0.0)
+
+
+def _laplace(found: Laplace) -> Table:
+    predictive = found.predictive
+    rows = [
+        ("log evidence", f"{estimate(found.log_evidence)} nats"),
+        ("log likelihood", number(found.log_likelihood)),
+        ("prior precision", f"{number(found.prior_precision)} ({found.prior})"),
+        ("effective parameters", estimate(found.effective_parameters)),
+        ("variance of an output", f"mean {_brief(predictive.mean)}, median {number(predictive.median)}, "
+         f"largest {number(predictive.largest)}"),
+    ]  # fmt: skip
+    if predictive.confidence is not None:
+        before, after = predictive.confidence
+        rows.append(("mean confidence", f"{before:.4f} at the weights, {after:.4f} with the variance"))
+    return table(rows)

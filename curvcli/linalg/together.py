@@ -1,0 +1,167 @@
+"""Traces, norms and distances of several symmetric matrices from the same test vectors.
+
+With orthonormal rows U [r, D] that count exactly, and v uniform on the unit sphere of their complement,
+
+    tr M = tr(U M Uᵀ) + (D − r)·E vᵀMv,        M = A_i, A_i², (A_i − A_j)²,
+
+and the images A_i v of one set of vectors give all of these. U should hold the outlying eigenvectors of every matrix:
+they carry nearly all of the variance.
+
+A function of several of the numbers, such as ‖A − B‖_F/‖A‖_F, has to first order the error of the trace of one matrix
+more, its gradient's combination of them. Numerator and denominator see the same vectors, and the error that they share
+cancels. The law of that error is the one of `quadratic.py`, from forms vᵢᵀMvⱼ: inner products of images.
+
+Cost: a product a vector and matrix. Source: Meyer, Musco, Musco and Woodruff (2021), *Hutch++*, for the split of the
+trace; the common vectors' law is curv's own, its coverage measured in `benchmarks/coverage_compare.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from curvcli.linalg.probes import sphere
+from curvcli.linalg.quadratic import Block, estimates
+from curvcli.linalg.statistics import Law
+
+Array = Any
+
+
+@dataclass
+class Together:
+    """What the images of common vectors tell of m matrices.
+
+    Parameters
+    ----------
+    dim
+        D.
+    count
+        m.
+    basis
+        Rows [r, D], orthonormal or zero, that count exactly.
+    rest
+        Dimensions that the test vectors are drawn from.
+    exact
+        Traces inside their span, of the m matrices, of their squares, and of the squares of the differences of `pairs`.
+    blocks
+        The same as forms between the test vectors of a block: inner products [b, b] and forms [.., b, b].
+    """
+
+    dim: int
+    count: int
+    basis: Array
+    rest: int = field(init=False)
+    exact: np.ndarray = field(init=False)
+    blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lengths = np.asarray(jnp.sum(jnp.square(self.basis), axis=1))
+        self.rest = self.dim - int(np.sum(lengths > 0.5))
+        self.exact = np.zeros(2 * self.count + len(self.pairs))
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """i < j, in the order of their numbers."""
+        return list(itertools.combinations(range(self.count), 2))
+
+    @property
+    def drawn(self) -> int:
+        """Test vectors so far."""
+        return sum(len(inner) for inner, _ in self.blocks)
+
+    def square(self, i: int) -> int:
+        """The place of ‖A_i‖_F²."""
+        return self.count + i
+
+    def distance(self, i: int, j: int) -> int:
+        """The place of ‖A_i − A_j‖_F²."""
+        return 2 * self.count + self.pairs.index((min(i, j), max(i, j)))
+
+    def tests(self, key: Array, count: int, dtype: Any) -> Array:
+        """The next test vectors [count, D], of unit length, away from the basis."""
+        vectors = sphere(key, self.drawn, count, self.dim, dtype)
+        return _away(vectors, self.basis) if len(self.basis) else vectors
+
+    def add_known(self, images: list[Array], rows: Array) -> None:
+        """The images [b, D] of some rows of the basis under every matrix."""
+        _, forms = _forms(rows, images)
+        self.exact += np.trace(np.asarray(forms, np.float64), axis1=1, axis2=2)
+
+    def add(self, images: list[Array], tests: Array) -> None:
+        """The images [b, D] of test vectors under every matrix."""
+        inner, forms = _forms(tests, images)
+        self.blocks.append((np.asarray(inner, np.float64), np.asarray(forms, np.float64)))
+
+    def values(self) -> np.ndarray:
+        """Estimates of all traces, of the length of `exact`; those of squares are not negative."""
+        if not self.drawn or not self.rest:
+            return self.exact
+        samples = sum(np.trace(forms, axis1=1, axis2=2) for _, forms in self.blocks)
+        return self.exact + self.rest * samples / sum(np.trace(inner) for inner, _ in self.blocks)
+
+    def law(self, value: float, gradient: np.ndarray) -> Law:
+        """The law of a function of the traces, from its value and its gradient in them."""
+        if not self.drawn or not self.rest:
+            return Law(value, 0.0, 1.0)
+        combined = [Block(inner, np.tensordot(gradient, forms, 1)) for inner, forms in self.blocks]
+        return estimates(self.rest, combined)[0]._replace(value=value)
+
+    def trace(self, i: int) -> Law:
+        """Of tr A_i."""
+        return self.law(float(self.values()[i]), _unit(len(self.exact), (i, 1.0)))
+
+    def norm(self, place: int) -> Law:
+        """Of the root of one of the squares."""
+        value = float(np.sqrt(self.values()[place]))
+        return self.law(value, _unit(len(self.exact), (place, 0.5 / value if value else 0.0)))
+
+    def relative(self, i: int, j: int) -> Law:
+        """Of ‖A_i − A_j‖_F/‖A_i‖_F, infinite where A_i = 0."""
+        values, top, bottom = self.values(), self.distance(i, j), self.square(i)
+        if values[bottom] == 0:
+            return Law(float("inf") if values[top] else 0.0, 0.0, 1.0)
+        value = float(np.sqrt(values[top] / values[bottom]))
+        slopes = (0.5 / (value * values[bottom]) if value else 0.0, -0.5 * value / values[bottom])
+        return self.law(value, _unit(len(self.exact), (top, slopes[0]), (bottom, slopes[1])))
+
+    def alignment(self, i: int, j: int) -> Law:
+        """Of ⟨A_i, A_j⟩/(‖A_i‖_F ‖A_j‖_F), which no factor changes; 0 where one of them is 0."""
+        values, places = self.values(), (self.square(i), self.square(j), self.distance(i, j))
+        first, second, apart = (float(values[place]) for place in places)
+        size = (first * second) ** 0.5
+        if size == 0:
+            return Law(0.0, 0.0, 1.0)
+        value = 0.5 * (first + second - apart) / size
+        slopes = (0.5 / size - 0.5 * value / first, 0.5 / size - 0.5 * value / second, -0.5 / size)
+        return self.law(value, _unit(len(self.exact), *zip(places, slopes, strict=True)))
+
+
+def _unit(size: int, *entries: tuple[int, float]) -> np.ndarray:
+    """A vector that is zero but for some entries."""
+    vector = np.zeros(size)
+    for place, value in entries:
+        vector[place] += value
+    return vector
+
+
+@jax.jit
+def _forms(vectors: Array, images: list[Array]) -> tuple[Array, Array]:
+    """V Vᵀ, and V M Vᵀ for every M. Differences are taken before they are squared: near matrices do not cancel."""
+    forms = [0.5 * (cross + cross.T) for cross in (vectors @ image.T for image in images)]
+    forms += [image @ image.T for image in images]
+    for one, other in itertools.combinations(images, 2):
+        apart = one - other
+        forms.append(apart @ apart.T)
+    return vectors @ vectors.T, jnp.stack(forms)
+
+
+@jax.jit
+def _away(vectors: Array, basis: Array) -> Array:
+    for _ in range(2):
+        vectors = vectors - (vectors @ basis.T) @ basis
+    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
