@@ -90,8 +90,10 @@ def run(problem: Problem, settings: CompareSettings, monitor: Monitor) -> Answer
     if plan.method == "dense":
         found = [diagonalised(one, monitor) for one in found]
     tops = [_top_pairs(problem, settings, one, monitor, warnings) for one in found]
-    look = _dense_look(found, settings) if plan.method == "dense" else None
-    look = look or _sampled_look(found, tops, settings, plan.at_once, monitor, meter, warnings)
+    if plan.method == "dense":
+        look = _dense_look(found, settings)
+    else:
+        look = _sampled_look(found, tops, settings, plan.at_once, monitor, meter, warnings)
     reader = Reader(settings, look.level, look.together, found)
     traces = {one.name: reader.trace(i) for i, one in enumerate(found)}
     reference = next((name for name in PREFERRED if name in traces), choice.names[0])
@@ -112,7 +114,9 @@ def run(problem: Problem, settings: CompareSettings, monitor: Monitor) -> Answer
     )
     arrays: dict[str, np.ndarray] = {}
     if settings.laplace is not None:
-        told, arrays = laplace(problem, settings, value, monitor, meter, warnings)
+        told, arrays = laplace(
+            problem, settings, value, monitor, meter, warnings, dense=plan.method == "dense"
+        )
         result = result.model_copy(update={"laplace": told})
     if problem.subsampled:
         warnings.append("the intervals are for the examples used; what the others would change is not in them")
@@ -130,15 +134,16 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
     dim, count = problem.dim, len(choice.names)
     costly = sum(name not in ("kfac", "ekfac", "diagonal") for name in choice.names)
     limit, whole = planning.memory_limit(settings.max_memory), (2 * count + 3) * 8 * dim**2
-    more = plan_laplace(problem, settings)
-    if settings.method == "dense" or (settings.method == "auto" and dim <= DENSE_DIM and whole <= limit):
+    dense = settings.method == "dense" or (settings.method == "auto" and dim <= DENSE_DIM and whole <= limit)
+    more = plan_laplace(problem, settings, dense=dense)
+    if dense:
         if whole > limit:
             raise MemoryLimitError(
                 f"{count} matrices written out ({dim:,} rows) take {planning.human_bytes(whole)}, the limit is "
                 f"{planning.human_bytes(limit)}",
                 "use --method sampled, fewer --matrices, or --params for a block of the parameters",
             )
-        return ComparePlan("dense", min(DENSE_BLOCK, dim), whole + more.bytes, costly * (dim + 1) + more.products)
+        return ComparePlan("dense", min(DENSE_BLOCK, dim), whole + more.bytes, costly * dim + more.products)
     known = min(count * min(settings.k + 1, dim), dim)
     asked = _eigs_settings(settings, dim)
     basis = eigs.memory_plan(problem, asked).bytes
@@ -148,7 +153,7 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
         problem, dim, rows=2 * known, block=-(-even * (count + 2) // 6), max_memory=settings.max_memory
     )
     at_once = max(min(even, 6 * block.at_once // (count + 2)), 2)  # pairs of vectors tell the error
-    products = costly * (settings.max_probes + known + 3 * asked.k + 20 + settings.steps // 5) + more.products
+    products = costly * (settings.max_probes + known + 3 * asked.k + 20 + settings.cg_steps // 5) + more.products
     return ComparePlan("sampled", at_once, max(block.bytes, basis) + more.bytes, products)
 
 

@@ -43,10 +43,11 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.quadrature import Function, Quadrature
+from curvcli.linalg.probes import sphere
 from curvcli.linalg.slq import Collected, Slq, quadrature
 from curvcli.linalg.statistics import Law, student_interval
 from curvcli.losses import LOSSES
-from curvcli.problem import Problem, unit_weight
+from curvcli.problem import Problem
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.settings import AnalysisSettings
@@ -77,8 +78,13 @@ class LaplacePlan(NamedTuple):
     products: int
 
 
-def plan_laplace(problem: Problem, settings: CompareSettings) -> LaplacePlan:
+def plan_laplace(problem: Problem, settings: CompareSettings, *, dense: bool) -> LaplacePlan:
     """What --laplace takes; nothing without it. A solve is counted as 50 products.
+
+    Parameters
+    ----------
+    dense
+        Whether matrices are written out.
 
     Raises
     ------
@@ -94,7 +100,7 @@ def plan_laplace(problem: Problem, settings: CompareSettings) -> LaplacePlan:
     _prior_precision(problem, settings)
     _check_likelihood(problem)
     dim, costly = problem.dim, settings.laplace == "ggn"
-    if _written_out(problem, settings):
+    if dense:
         return LaplacePlan(DENSE_BLOCK, 32 * dim**2, dim * costly)
     plan = planning.plan_vectors(problem, dim, rows=2 * BLOCK, block=BLOCK, max_memory=settings.max_memory)
     rows = smaller_side(problem, _plain(settings)).rows if costly else 0
@@ -103,7 +109,14 @@ def plan_laplace(problem: Problem, settings: CompareSettings) -> LaplacePlan:
 
 
 def laplace(
-    problem: Problem, settings: CompareSettings, objective: float, monitor: Monitor, meter: Meter, warnings: list[str]
+    problem: Problem,
+    settings: CompareSettings,
+    objective: float,
+    monitor: Monitor,
+    meter: Meter,
+    warnings: list[str],
+    *,
+    dense: bool,
 ) -> tuple[Laplace, dict[str, np.ndarray]]:
     """The read-out, and the variances of all outputs for `--arrays`.
 
@@ -111,6 +124,8 @@ def laplace(
     ----------
     objective
         J at the weights.
+    dense
+        Whether the matrix is written out.
 
     Notes
     -----
@@ -120,11 +135,11 @@ def laplace(
     """
     assert settings.laplace is not None
     precision, origin = _prior_precision(problem, settings)
-    plan = plan_laplace(problem, settings)
+    plan = plan_laplace(problem, settings, dense=dense)
     operator, spectral = operator_of(problem, settings, settings.laplace, regulariser=False), None
     if settings.laplace == "ggn":
         operator = meter.count(operator)
-    if _written_out(problem, settings):
+    if dense:
         spectral = Diagonalised.of(written_out(operator, min(DENSE_BLOCK, operator.dim), monitor))
     elif operator.known is not None:
         spectral = cast(Spectral, operator.known)
@@ -133,7 +148,7 @@ def laplace(
     likelihood -= _constants(problem)
     weights = sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in problem.params.values())
     roots = _roots(problem, settings, operator, spectral, precision, plan.at_once, monitor, warnings)
-    predictive, variances = _predictive(problem, settings, roots, exact=_written_out(problem, settings))
+    predictive, variances = _predictive(problem, settings, roots, exact=dense)
     told = Laplace(
         matrix=settings.laplace, method=method, prior_precision=precision, prior=origin,
         log_evidence=_affine(found.log_det, -0.5, likelihood - 0.5 * precision * weights),
@@ -143,10 +158,6 @@ def laplace(
         effective_parameters=found.effective, predictive=predictive,
     )  # fmt: skip
     return told, {"variance": variances} if settings.arrays else {}
-
-
-def _written_out(problem: Problem, settings: CompareSettings) -> bool:
-    return settings.method == "dense" or (settings.method == "auto" and problem.dim <= DENSE_DIM)
 
 
 def _prior_precision(problem: Problem, settings: CompareSettings) -> tuple[float, Literal["of the loss", "given"]]:
@@ -231,7 +242,7 @@ def _converged(collected: Collected, quad: Quadrature, f: Function, settings: Co
     """The estimate of tr f(C), its interval widened by what the last half of the steps still changed.
 
     The error of a Gauss quadrature of these functions has one sign and falls with the steps (Golub and Meurant 2010,
-    theorem 6.4): what is left is less than that change, where it falls by half at least.
+    chapter 6): what is left is less than that change, where it falls by half at least.
     """
     found = quad.estimate(f, settings.confidence, "slq", scale=quad.dim)
     changes = []
@@ -260,9 +271,9 @@ def _affine(estimate: Estimate, scale: float, offset: float) -> Estimate:
 
 def _output_weights(problem: Problem) -> np.ndarray:
     """The weight of the unit that each output belongs to: [N, ..., C]."""
-    weight, shape = np.asarray(problem.batches.weight, np.float64), example_outputs(problem).shape
-    shape = (problem.batches.num_examples, *shape[1:])
-    return np.broadcast_to(unit_weight(weight, len(shape)), shape)
+    weight = np.asarray(problem.batches.weight, np.float64)
+    shape = (len(weight), *example_outputs(problem).shape[1:])
+    return np.broadcast_to(weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim)), shape)
 
 
 def _constants(problem: Problem) -> float:
@@ -290,22 +301,19 @@ def _roots(
     root = None
     if spectral is not None:
         root = spectral.function(lambda values: 1 / np.sqrt(normaliser * np.maximum(values, 0) + precision))
-    exact = _written_out(problem, settings)
-    key = jax.random.fold_in(jax.random.key(settings.seed), DRAWN)
+    exact = isinstance(spectral, Diagonalised)
+    key, shift = jax.random.fold_in(jax.random.key(settings.seed), DRAWN), precision / normaliser
     total = dim if exact else settings.samples
     for first in range(0, total, at_once):
         count = min(at_once, total - first)
         if root is not None:
-            rows = np.eye(count, dim, first) if exact else jax.random.normal(
-                jax.random.fold_in(key, first), (count, dim), dtype
-            )  # fmt: skip
+            rows = np.eye(count, dim, first) if exact else dim**0.5 * sphere(key, first, count, dim, dtype)
             yield jnp.asarray(root(rows), dtype)
         else:
             # x = (C + sI)⁻¹ y has the covariance (C + sI)⁻¹ if y has C + sI.
-            shift = precision / normaliser
             drawn = leverage.draw(problem, "ggn", shift, settings.seed, first, count)
-            system = LinearOperator(lambda v: operator.matmat(v) + shift * v, dim, operator.dtype, True)  # noqa: B023
-            solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.steps, monitor=monitor)
+            system = LinearOperator(lambda v: operator.matmat(v) + shift * v, dim, operator.dtype, True)
+            solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.cg_steps, monitor=monitor)
             residuals.append(float(np.max(solved.residuals)))
             yield solved.x / normaliser**0.5
         monitor.progress("predictive variance", first + count, total, "vectors")
@@ -314,7 +322,7 @@ def _roots(
     if max(residuals) > 2 * settings.tol:
         warnings.append(
             f"the solves behind the predictive variance have relative residuals up to {max(residuals):.2g} (asked for "
-            f"{settings.tol:.2g}): use more --steps, or --dtype float64"
+            f"{settings.tol:.2g}): use more --cg-steps, or --dtype float64"
         )
 
 

@@ -48,7 +48,7 @@ def step_angles(
 
     Notes
     -----
-    Cost: a solve for each matrix that is not known by its eigenvalues, at most `steps` products.
+    Cost: a solve for each matrix that is not known by its eigenvalues, at most `cg_steps` products.
     """
     down = -np.asarray(gradient, np.float64)
     size = float(np.linalg.norm(down))
@@ -101,7 +101,7 @@ def _solve(
         return out if curvature is None else out + curvature(vectors)
 
     system = LinearOperator(shifted, operator.dim, operator.dtype, operator.psd and not curved)
-    rhs, steps = -gradient[None], min(settings.steps, 4 * operator.dim)
+    rhs, steps = -gradient[None], min(settings.cg_steps, 4 * operator.dim)
     solver, answer = "minres", None
     if system.psd and shift > 0:
         solver, answer = "cg", cg.solve(system, rhs, tol=settings.tol, max_steps=steps, monitor=monitor)
@@ -142,7 +142,7 @@ def _warn(steps: list[Step], rounding: list[float], warnings: list[str]) -> None
         if solve.status != "converged":
             warnings.append(
                 f"the step of {one.name} is not solved for ({solve.status}, relative residual {solve.residual:.2g}): "
-                "its angles are those of what was found; use more --steps, more --damping, or --dtype float64"
+                "its angles are those of what was found; use more --cg-steps, more --damping, or --dtype float64"
             )
         if solve.lowest_curvature < -least:
             uphill = ", and uphill" if one.gradient_cosine < 0 else ""

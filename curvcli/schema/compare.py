@@ -60,7 +60,7 @@ class CompareSettings(AnalysisSettings):
     tol: float = Field(
         default=1e-5, gt=0, description="residual of an eigenpair relative to its matrix, of a step to the gradient"
     )
-    steps: int = Field(default=500, ge=1, description="iterations of a damped step's solve, at most")
+    cg_steps: int = Field(default=500, ge=1, description="iterations of a damped step's solve, at most")
     damping: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(  # pyright: ignore
         default="auto", description="λ of the steps -(A + λI)⁻¹∇J; auto: a tenth of the mean eigenvalue of the ggn"
     )

@@ -85,7 +85,7 @@ def test_usage_errors(project, curv):
 
 def test_forecast_spends_nothing(project, curv):
     exact = curv("compare", "--dry-run").report["forecast"]
-    assert exact["products"] == 3 * 68
+    assert exact["products"] == 3 * 67
     sampled = curv("compare", "--dry-run", "--method", "sampled", "--laplace", "ggn").report["forecast"]
     assert sampled["products"] > exact["products"]
     assert sampled["bytes"] > 0

@@ -6,11 +6,10 @@ from rich.table import Table
 from rich.text import Text
 
 from curvcli.cli.format import Part, estimate, failed, header, number, table
-from curvcli.schema.compare import CompareReport, CompareResult, Laplace
+from curvcli.schema.compare import CompareReport, CompareResult, Laplace, Step
 from curvcli.schema.estimate import Estimate
 
 SHORT = {"empirical-fisher": "emp.fisher", "gradient-covariance": "grad.cov"}
-DIGITS = 3
 
 
 def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
@@ -34,6 +33,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
     parts += [Text(title, style="bold"), _agreement(result), Text("")]
     if (steps := result.step_angles) is not None:
         parts.append(Text(f"steps −(A + λI)⁻¹∇J with λ = {number(steps.damping)} ({steps.reason})"))
+        parts += [Text(f"{one.name}: {said}") for one in steps.steps if (said := _remark(one))]
     if result.laplace is not None:
         parts += [Text(""), Text(f"Laplace with {result.laplace.matrix}", style="bold"), _laplace(result.laplace)]
     foot = f"{result.reason} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
@@ -58,22 +58,24 @@ def _matrices(result: CompareResult) -> Table:
     """Trace, norm, extremes and step of each."""
     grid = Table.grid(padding=(0, 2))
     steps = {one.name: one for one in result.step_angles.steps} if result.step_angles else {}
-    count = max(map(len, result.top_eigenvalues.values()))
-    names = ["", "trace", "‖·‖_F", "λ_1", *([f"λ_{count}"] if count > 1 else [])]
-    names += ["step", "cos to −∇J", ""] if steps else []
+    names = ["", "trace", "‖·‖_F", "λ_1", *(["‖step‖", "cos to −∇J"] if steps else [])]
     grid.add_row(*(Text(name, style="dim", justify="right") for name in names))
     for name in result.matrices:
-        values = [one.value for one in result.top_eigenvalues[name]]
-        cells = [_brief(result.traces[name]), _brief(result.frobenius_norms[name]), f"{values[0]:.4g}"]
-        cells += [f"{values[-1]:.4g}"] if count > 1 else []
-        note = ""
+        cells = [_brief(result.traces[name]), _brief(result.frobenius_norms[name])]
+        cells.append(f"{result.top_eigenvalues[name][0].value:.4g}")
         if name in steps:
-            one = steps[name]
-            cells += [f"{one.norm:.3g}", f"{one.gradient_cosine:.3f}"]
-            indefinite = "indefinite" if one.solve.lowest_curvature < 0 else ""
-            note = indefinite if one.solve.status == "converged" else one.solve.status
-        grid.add_row(Text(SHORT.get(name, name)), *(Text(cell, justify="right") for cell in cells), Text(note))
+            cells += [f"{steps[name].norm:.3g}", f"{steps[name].gradient_cosine:.3f}"]
+        grid.add_row(Text(SHORT.get(name, name)), *(Text(cell, justify="right") for cell in cells))
     return grid
+
+
+def _remark(step: Step) -> str:
+    """What keeps a step from being that of a minimum."""
+    solve = step.solve
+    if solve.status != "converged":
+        return f"step {solve.status}, residual {solve.residual:.1g}"
+    low = number(solve.lowest_curvature)
+    return f"indefinite, an eigenvalue of A + λI is {low} or less" if solve.lowest_curvature < 0 else ""
 
 
 def _brief(found: Estimate) -> str:
