@@ -35,7 +35,9 @@ PROBES = (8, 16, 32, 64)
 def main(runs: int) -> None:
     """The table, as Markdown."""
     jax.config.update("jax_enable_x64", True)
-    print("| A, B | k | trace | norm | distance | relative distance | alignment | half-width of the relative distance |")
+    print(
+        "| A, B | k | trace | norm | distance | relative distance | alignment | half-width of the relative distance |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for first, second in PAIRS:
         one = rotated(SPECTRA[first])

@@ -42,8 +42,8 @@ from curvcli.linalg import cg
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.quadrature import Function, Quadrature
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.quadrature import Function, Quadrature
 from curvcli.linalg.slq import Collected, Slq, quadrature
 from curvcli.linalg.statistics import Law, student_interval
 from curvcli.losses import LOSSES
@@ -130,8 +130,8 @@ def laplace(
     Notes
     -----
     Cost: for the GGN D products where it is written out, a product an output where these are fewer; else 800 products
-    for the determinant, and `samples` solves for the variances. For factors none. Every vector of a root takes a forward
-    derivative of all examples.
+    for the determinant, and `samples` solves for the variances. For factors none. Every vector of a root takes a
+    forward derivative of all examples.
     """
     assert settings.laplace is not None
     precision, origin = _prior_precision(problem, settings)

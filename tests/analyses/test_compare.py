@@ -81,9 +81,7 @@ def test_steps_have_the_regulariser_in_every_matrix(method: str) -> None:
     full["empirical-fisher"] = full["empirical-fisher"] + L2 * np.eye(PROBLEM.dim)
     gradient, damping = gradient_of(PROBLEM), 1.0  # more than the Hessian's lowest eigenvalue
     found = compared(damping=damping, method=method, probes=8, tol=1e-10).result.step_angles
-    steps = {
-        name: -np.linalg.solve(full[name] + damping * np.eye(PROBLEM.dim), gradient) for name in NAMES
-    }
+    steps = {name: -np.linalg.solve(full[name] + damping * np.eye(PROBLEM.dim), gradient) for name in NAMES}
     assert found.gradient_norm == pytest.approx(np.linalg.norm(gradient))
     for one in found.steps:
         step = steps[one.name]

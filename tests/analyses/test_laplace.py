@@ -30,9 +30,7 @@ def regression(count: int = 12) -> tuple[Problem, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(count, 4)), rng.normal(size=count)
     weights = np.linalg.solve(x.T @ x + PRIOR * np.eye(4), x.T @ y)
-    problem = make_problem(
-        lambda p, inputs: inputs @ p["w"], {"w": weights[:, None]}, x, y[:, None], l2=PRIOR / count
-    )
+    problem = make_problem(lambda p, inputs: inputs @ p["w"], {"w": weights[:, None]}, x, y[:, None], l2=PRIOR / count)
     return problem, x, y
 
 
