@@ -28,8 +28,8 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
         parts.append(Text(f"{confidence:.0%} intervals: up to ± {margin:.1g}", style="dim"))
     parts.append(Text(""))
     k = report.settings.k
-    title = f"Above the diagonal: overlap of the top {k} eigenvectors"
-    title += "" if result.step_angles is None else "; below: cosine between the damped steps"
+    title = f"Above: overlap of the top {k} eigenvectors"
+    title += "" if result.step_angles is None else "; below: cosine between damped steps"
     parts += [Text(title, style="bold"), _agreement(result), Text("")]
     if (steps := result.step_angles) is not None:
         parts.append(Text(f"steps −(A + λI)⁻¹∇J with λ = {number(steps.damping)} ({steps.reason})"))
@@ -48,10 +48,7 @@ def _headline(result: CompareResult) -> str:
     (low, far), (high, near) = min(pairs, key=lambda pair: pair[0]), max(pairs, key=lambda pair: pair[0])
     if far is near:
         return f"{near.a} and {near.b}: cosine {high:.3g} as matrices"
-    return (
-        f"{len(result.matrices)} matrices: most alike {near.a} and {near.b} (cosine {high:.3g}), least "
-        f"{far.a} and {far.b} ({low:.2g})"
-    )
+    return f"Most alike: {near.a}, {near.b} (cosine {high:.3g}); least: {far.a}, {far.b} ({low:.2g})"
 
 
 def _matrices(result: CompareResult) -> Table:
