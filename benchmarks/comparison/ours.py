@@ -18,7 +18,7 @@ from curvcli.analyses.tuning import planned, way_of
 from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kronecker import Recipe, Taps, kfac
+from curvcli.curvature.kfac import Recipe, Taps, kfac
 from curvcli.curvature.sums import objective, objective_and_gradient
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator

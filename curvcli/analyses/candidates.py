@@ -12,7 +12,7 @@ import scipy.linalg
 from curvcli.analyses.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.solving import EXACT_OUTPUTS
 from curvcli.curvature import build
-from curvcli.curvature.kronecker import Recipe, diagonal
+from curvcli.curvature.kfac import Recipe, diagonal
 from curvcli.curvature.matrices import check_likelihood
 from curvcli.curvature.ntk import outputs_per_example
 from curvcli.errors import SpecError, UsageError

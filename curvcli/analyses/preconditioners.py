@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kronecker import Kronecker, Recipe, kfac, squared_gradients
+from curvcli.curvature.kfac import Recipe, kfac, squared_gradients
+from curvcli.curvature.kronecker import Kronecker
 from curvcli.curvature.matrices import check_likelihood
 from curvcli.curvature.ntk import outputs_per_example
 from curvcli.problem import Problem

@@ -15,7 +15,7 @@ import jax
 
 from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kronecker import Recipe, Sampling, Sharing, kfac
+from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
 from curvcli.curvature.work import abstract_batch
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator

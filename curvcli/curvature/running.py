@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 import jax
 import numpy as np
 
-from curvcli.curvature.kronecker import Factors, Kronecker, Recipe, Taps, assembled, measured
+from curvcli.curvature.kfac import Factors, Recipe, Taps, assembled, measured
+from curvcli.curvature.kronecker import Kronecker
 from curvcli.curvature.ntk import outputs_per_example
 from curvcli.errors import DataError, UsageError
 from curvcli.problem import Problem

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from curvcli.curvature.kronecker import Recipe, Taps, measured
+from curvcli.curvature.kfac import Recipe, Taps, measured
 from curvcli.curvature.running import Running
 from curvcli.curvature.sums import objective
 from curvcli.errors import DataError, UsageError
