@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from curvcli.analyses.dense import DENSE_BLOCK, written_out
-from curvcli.analyses.solving import EXACT_OUTPUTS
+from curvcli.analyses.preconditioners import EXACT_OUTPUTS
 from curvcli.curvature import build
 from curvcli.curvature.kfac import Recipe, diagonal
 from curvcli.curvature.matrices import check_likelihood
@@ -125,7 +125,8 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
         names = [name for name in DEFAULT if name not in LIKELIHOOD or loss.family is not None]
         why = f"{loss.name} declares no likelihood"
         left_out = {name: why for name in DEFAULT if name not in names}
-    kept, equal = [], []
+    kept: list[ComparedName] = []
+    equal: list[Equal] = []
     for name in names:
         twin = next((one for one in kept if _same(problem, one, name)), None)
         if twin is None:

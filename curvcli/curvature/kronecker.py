@@ -145,5 +145,6 @@ def _applied(pieces: Any, rest: Array, vectors: Array) -> Array:
 
 
 def start_of(layout: Layout, name: str) -> int:
+    """The flat index of a parameter's first entry."""
     place = layout.names.index(name)
     return sum(layout.sizes[:place])
