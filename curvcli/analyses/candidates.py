@@ -113,7 +113,7 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
         Fewer than two are left.
     """
     loss, left_out = problem.loss, {}
-    names = list(settings.matrices)
+    names: list[ComparedName] = list(settings.matrices)
     for name in names:
         if name == "diagonal" and loss.family is None:
             raise SpecError(
@@ -128,7 +128,7 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
     kept: list[ComparedName] = []
     equal: list[Equal] = []
     for name in names:
-        twin = next((one for one in kept if _same(problem, one, name)), None)
+        twin: ComparedName | None = next((one for one in kept if _same(problem, one, name)), None)
         if twin is None:
             kept.append(name)
         else:
