@@ -42,7 +42,7 @@ def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
     passes = result.passes
     foot = (
         f"as much as {passes.in_gradients:.0f} gradients ({passes.products} products, {passes.forward} forward passes, "
-        f"{passes.gradient} gradients) · {cost.seconds:.1f} s"
+        f"{passes.gradient} gradient{'s' * (passes.gradient != 1)}) · {cost.seconds:.1f} s"
     )
     return [*parts, Text(""), Text(foot, style="dim")]
 
