@@ -29,12 +29,17 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     failures: dict[str, str] = {}
     differences: dict[str, float] = {}
     names = ("kfac",) if workload.heavy else ("kfac", "ekfac")  # curvlinops' E-KFAC forms gradients of examples
-    if not workload.heavy:  # a transformer has a backward pass for each of 65,536 outputs
-        for name in names:
-            try:
-                differences[name] = _difference(twin, problem, name)
-            except Exception as error:
-                failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if workload.small is not None:  # the transformer has a backward pass for each of 65,536 outputs
+        small = workloads.WORKLOADS[workload.small]
+        files = workloads.write(workload.small, folder.parent)
+        compared = Twin(small.target, small.kwargs, *workloads.read(files)), ours.load(files, "ggn"), small.apart
+    else:
+        compared = None if workload.heavy else (twin, problem, ())
+    for name in names if compared is not None else ():
+        try:
+            differences[name] = _difference(*compared, name)
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     contestants = []
     for name in names:
         run = ours.factors(problem, "sampled", corrected=name == "ekfac")
@@ -86,12 +91,26 @@ def _curvlinops(twin: Twin, kind: str, name: str) -> tuple[Any, Callable[[], Non
     return operator, run
 
 
-def _difference(twin: Twin, problem: Any, name: str) -> float:
-    """Of the products with a random vector, relatively, by exact factors."""
-    vector = np.random.default_rng(0).normal(size=twin.dim).astype(np.float32)
-    theirs = _curvlinops(twin, "type-2", name)[0] @ torch.from_numpy(twin.from_curv(vector))
+def _difference(twin: Twin, problem: Any, apart: tuple[str, ...], name: str) -> float:
+    """Of the products with a random vector, relatively, by exact factors, on the weights of layers that both have."""
+    operator = _curvlinops(twin, "type-2", name)[0]
+    both, counted = (
+        torch.cat(
+            [
+                torch.full((one.numel(),), taken(one, path))
+                for one, (path, _, _) in zip(twin.params, twin.leaves, strict=True)
+            ]
+        )
+        for taken in (
+            lambda one, path: any(one is other for other in operator._params),
+            lambda one, path: not apart or path.startswith(apart),
+        )
+    )
+    vector = torch.from_numpy(np.random.default_rng(0).normal(size=twin.dim).astype(np.float32)) * (both & counted)
+    theirs = torch.zeros_like(vector)
+    theirs[both] = operator @ vector[both]
     made = ours.factors(problem, "exact", corrected=name == "ekfac")()
-    own = np.asarray(made.function(lambda values: values)(vector[None])[0])
+    own = np.asarray(made.function(lambda values: values)(twin.to_curv(vector.numpy())[None])[0])
     return float(np.linalg.norm(twin.to_curv(theirs.numpy()) - own) / np.linalg.norm(own))
 
 

@@ -37,6 +37,11 @@ class Workload:
         Trained weights; None: drawn at random, by the seed.
     scale
         Of the random weights.
+    small
+        A workload of the same kind on which agreement is seen where this one is too large for it.
+    apart
+        Layers whose outputs no later layer mixes over tokens: on others curvlinops' exact factors let the outputs of
+        different tokens interfere. Empty: all layers.
     """
 
     title: str
@@ -48,6 +53,8 @@ class Workload:
     kwargs: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     scale: float = 1.0
+    small: str | None = None
+    apart: tuple[str, ...] = ()
 
 
 def _digits() -> Data:
@@ -67,9 +74,12 @@ def _classes(count: int, shape: tuple[int, ...], spread: float = 0.5) -> Callabl
     return make
 
 
-def _sequences() -> Data:
-    ids = np.random.default_rng(0).integers(0, 512, (32, 129)).astype(np.int32)
-    return ids[:, :-1], ids[:, 1:]
+def _sequences(count: int, length: int, vocabulary: int) -> Callable[[], Data]:
+    def make() -> Data:
+        ids = np.random.default_rng(0).integers(0, vocabulary, (count, length + 1)).astype(np.int32)
+        return ids[:, :-1], ids[:, 1:]
+
+    return make
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -83,19 +93,25 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "W3": Workload(
         "decoder, 4 layers of width 256, 8 heads, vocabulary 512, 32 sequences of 128", "curvcli.zoo:CharTransformer",
-        _sequences, "transformer", density=(2, 20), heavy=True,
+        _sequences(32, 128, 512), "transformer", density=(2, 20), heavy=True, small="decoder",
         kwargs={"vocabulary": 512, "length": 128, "width": 256, "layers": 4, "heads": 8},
     ),
     "W4": Workload(
         "784-2048-2048-2048-10 tanh MLP, 4,096 inputs", "curvcli.zoo:MLP", _classes(4096, (784,)), "mlp",
         density=(2, 40), heavy=True, kwargs={"features": [2048, 2048, 2048, 10], "activation": "tanh"},
     ),
+    "decoder": Workload(
+        "W3's decoder, 2 layers of width 16, vocabulary 11, 4 sequences of 8", "curvcli.zoo:CharTransformer",
+        _sequences(4, 8, 11), "transformer",
+        kwargs={"vocabulary": 11, "length": 8, "width": 16, "layers": 2, "heads": 2},
+        apart=("CausalSelfAttention_1/projection", "Dense_2", "Dense_3", "logits"),
+    ),
     "flat": Workload(
         "untrained softmax regression 784-10 on 8,192 white inputs: a flat spectrum", "curvcli.zoo:MLP",
         _classes(8192, (784,), spread=0.0), "mlp", kwargs={"features": [10]}, scale=0.01,
     ),
 }  # fmt: skip
-"""By name; `flat` is for the trace alone."""
+"""By name; `flat` is for the trace alone, `decoder` for the agreement of factors."""
 
 TOML = """
 [model]
