@@ -19,6 +19,7 @@ import numpy as np
 from curvcli.analyses.precise import in_float64, network_jaxpr, precision
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.reverse import only_backwards
 from curvcli.curvature.taps import find_layers
 from curvcli.curvature.work import inner_jaxprs
 from curvcli.errors import NumericsError
@@ -150,6 +151,11 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
         notes.append(
             f"the network is piecewise linear (ReLU, max-pooling): the {settings.matrix} leaves out its kinks, "
             "which have no second derivative"
+        )
+    if only_backwards(network_jaxpr(problem)):
+        notes.append(
+            "the network has a custom_vjp without a rule for tangents: derivatives forwards are the transpose of those "
+            "backwards (reverse over reverse), which takes longer"
         )
     if settings.matrix == "ggn" and not problem.loss.known:
         ratio = _lowest_output_curvature(problem, settings.seed)

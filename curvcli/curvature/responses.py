@@ -28,6 +28,7 @@ from curvcli.curvature import products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.outputs import example_losses, weighted_loss
 from curvcli.curvature.products import Functions, LinearMap
+from curvcli.curvature.reverse import with_forward_mode
 from curvcli.losses import Loss, user_loss
 from curvcli.problem import Batch, Params, Problem, PyTree, Regulariser, unit_weight
 
@@ -160,7 +161,7 @@ def _label_term(z: Array, change: Array) -> Array:
 
 def shift_inputs(problem: Problem, change: PyTree) -> Problem:
     """∂J/∂x along Δx, of the inputs' shape."""
-    predict, loss = problem.predict, problem.loss
+    predict, loss = with_forward_mode(problem.predict), problem.loss
 
     def with_tangent(params: Params, frozen: dict, inputs: Any) -> Any:
         return jax.jvp(lambda x: predict(params, frozen, x), inputs[:1], inputs[1:])

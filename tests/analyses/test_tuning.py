@@ -129,16 +129,13 @@ def test_a_timed_way_gives_the_same_matrix(matrix: Any) -> None:
     )  # fmt: skip
 
 
-def test_a_network_that_jax_cannot_differentiate_forwards() -> None:
-    @jax.custom_vjp
-    def identity(z: Any) -> Any:
-        return z
+def test_a_network_that_jax_cannot_differentiate() -> None:
+    def outside(x: Any) -> Any:
+        return jax.pure_callback(lambda z: z, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
-    identity.defvjp(lambda z: (z, None), lambda _, g: (g,))
     problem = make_problem(
-        lambda p, x: identity(x @ p["w"]), {"w": np.eye(3)}, np.ones((4, 3)), np.ones((4, 3)), batch_size=4
+        lambda p, x: outside(x @ p["w"]), {"w": np.eye(3)}, np.ones((4, 3)), np.ones((4, 3)), batch_size=4
     )
-    assert tuning.planned(problem, SETTINGS).way.kept_bytes > 0  # the Hessian needs its backward rule alone
     with pytest.raises(SpecError, match="ggn of this model cannot be computed"):
         tuning.planned(problem, SETTINGS.model_copy(update={"matrix": "ggn"}))
 

@@ -1,0 +1,91 @@
+"""Networks with a `custom_vjp` and no rule for tangents: the same answers as without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from curvcli.analyses.checks import examined
+from curvcli.curvature import along, build
+from curvcli.curvature.kfac import Recipe, kfac
+from curvcli.curvature.responses import shift_inputs
+from curvcli.curvature.reverse import only_backwards, with_forward_mode
+from curvcli.linalg.operator import to_dense
+from curvcli.problem import Problem
+from curvcli.schema.settings import AnalysisSettings
+from tests.problems import mlp, mlp_problem
+
+EPS = float(np.finfo("float64").eps)
+
+
+@jax.custom_vjp
+def tanh(x: Any) -> Any:
+    """As a kernel has it: its own backward pass, and no other."""
+    return jnp.tanh(x)
+
+
+tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g / jnp.cosh(x) ** 2,))
+
+
+def twins() -> tuple[Problem, Problem]:
+    """A network by JAX's tanh, and the same by its own."""
+    problem = mlp_problem(l2=0.1, count=9, batch_size=4)
+    sealed = lambda p, frozen, x: tanh(mlp(p, x)) + 0 * jnp.sum(x)  # noqa: E731
+    plain = lambda p, frozen, x: jnp.tanh(mlp(p, x)) + 0 * jnp.sum(x)  # noqa: E731
+    return replace(problem, predict=plain), replace(problem, predict=sealed)
+
+
+@pytest.mark.parametrize(
+    "matrix", ["hessian", "ggn", "residual", "fisher-mc", "empirical-fisher", "gradient-covariance", "ntk"]
+)
+def test_every_matrix(matrix: Any) -> None:
+    plain, sealed = (to_dense(build(one, matrix)) for one in twins())
+    np.testing.assert_allclose(sealed, plain, atol=1e3 * EPS * np.abs(plain).max())
+
+
+def test_forms_without_the_transpose() -> None:
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(3, twins()[0].dim)))
+    plain, sealed = (build(one, "ggn").forms(vectors) for one in twins())  # type: ignore[misc]
+    np.testing.assert_allclose(sealed, plain, rtol=1e5 * EPS, atol=1e5 * EPS)
+
+
+def test_three_derivatives_along_a_line_and_factors_and_inputs() -> None:
+    plain, sealed = twins()
+    vector = np.random.default_rng(0).normal(size=(1, plain.dim))
+    found = [along.derivatives(one, jnp.asarray(vector)) for one in (plain, sealed)]
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e6 * EPS, atol=1e6 * EPS)
+    values = [kfac(one, Recipe("exact")).eigenvalues() for one in (plain, sealed)]
+    np.testing.assert_allclose(values[1], values[0], atol=1e4 * EPS * values[0].max())
+    change = np.random.default_rng(1).normal(size=np.shape(plain.batches.inputs))
+    slopes = [build(shift_inputs(one, change), "hessian") for one in (plain, sealed)]
+    dense = [to_dense(one) for one in slopes]
+    np.testing.assert_allclose(dense[1], dense[0], atol=1e4 * EPS * np.abs(dense[0]).max())
+
+
+def test_it_is_said_and_passes_the_self_checks() -> None:
+    for problem, told in zip(twins(), (False, True), strict=True):
+        settings = AnalysisSettings(matrix="ggn", dtype="float64")
+        checks, warnings = examined(problem, build(problem, "ggn"), settings, 2)
+        assert all(check.passed for check in checks.values())
+        assert any("reverse over reverse" in warning for warning in warnings) == told
+
+
+def test_a_wrong_backward_pass_is_caught() -> None:
+    wrong = jax.custom_vjp(jnp.tanh)
+    wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (1.1 * g / jnp.cosh(x) ** 2,))
+    problem = replace(mlp_problem(count=9), predict=lambda p, frozen, x: wrong(mlp(p, x)))
+    settings = AnalysisSettings(matrix="ggn", dtype="float64")
+    checks, _ = examined(problem, build(problem, "ggn"), settings, 2)
+    assert not checks["gradient_vs_loss"].passed
+
+
+def test_other_networks_are_left_alone() -> None:
+    assert not only_backwards(jax.make_jaxpr(lambda x: jax.nn.relu(x))(1.0).jaxpr)  # a custom_jvp
+    assert only_backwards(jax.make_jaxpr(jax.jit(lambda x: jax.lax.cond(x > 0, tanh, jnp.sin, x)))(1.0).jaxpr)
+    assert with_forward_mode(jnp.sin) is with_forward_mode(jnp.sin)
