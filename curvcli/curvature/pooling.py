@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
+from curvcli.curvature.rewriting import evaluated
 from curvcli.curvature.work import equations
 
 Array = Any
@@ -40,7 +40,7 @@ def with_fast_pooling(function: Callable[..., Any]) -> Callable[..., Any]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         if not any(_can_be_sliced(equation) for equation in equations(closed.jaxpr)):
             return function(*args)
-        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), _sliced)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return rewritten
@@ -57,33 +57,16 @@ def _can_be_sliced(equation: Any) -> bool:
     )
 
 
-def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
-    """The outputs of a jaxpr, pooling sliced; inner functions that are called once are entered."""
-    values: dict[Any, Any] = {}
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        if _can_be_sliced(equation):
-            given = equation.params
-            outputs = [
-                max_pool(
-                    given["window_dimensions"], given["window_strides"], given["padding"],
-                    given["window_dilation"], *inputs,
-                )
-            ]  # fmt: skip
-        elif equation.primitive.name in ("jit", "pjit"):
-            inner = equation.params["jaxpr"]
-            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
-        else:
-            outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
-            outputs = outputs if equation.primitive.multiple_results else [outputs]
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _sliced(equation: Any, inputs: list[Any]) -> list[Any] | None:
+    """The outputs of a pooling that can be sliced."""
+    if not _can_be_sliced(equation):
+        return None
+    given = equation.params
+    return [
+        max_pool(
+            given["window_dimensions"], given["window_strides"], given["padding"], given["window_dilation"], *inputs
+        )
+    ]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))

@@ -1,7 +1,8 @@
 """Forward mode for networks that only have a reverse mode: a `custom_vjp` without a rule for tangents.
 
-The reverse mode u ↦ Jᵀu is linear, so that its transpose is J. JAX can transpose and differentiate that again, which is
-all that any matrix here asks of a network.
+The reverse mode u ↦ Jᵀu of such a function is linear, so that its transpose is J. Both can be differentiated again, if
+what the function's own forward pass calls is treated in the same way (that it calls the function itself is how JAX's
+documentation has it): the pass is traced, and evaluated equation by equation.
 """
 
 from __future__ import annotations
@@ -13,48 +14,69 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from curvcli.curvature.rewriting import bound, evaluated
 from curvcli.curvature.work import inner_jaxprs
 
 Array = Any
+CALL = "custom_vjp_call"
 
 
 @lru_cache(maxsize=256)
 def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays; where it has a `custom_vjp`, its forward derivative comes from its reverse one.
+    """The same function of arrays; each `custom_vjp` in it has a forward derivative, from its reverse one.
 
-    Equal functions give the same object, so that what was compiled for it serves again.
+    Equal functions give the same object, so that what was compiled for it serves again. Those inside `scan` and
+    `checkpoint` stay as they are.
 
     Notes
     -----
     Cost: a derivative takes a forward and a backward pass, then the transpose of the latter; elsewhere nothing changes.
     """
 
-    @jax.custom_jvp
-    def through(*args: Any) -> Any:
-        return function(*args)
+    def rewritten(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        if not only_backwards(closed.jaxpr):
+            return function(*args)
+        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), _with_tangents)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
-    @through.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        leaves, tree = jax.tree.flatten(primals)
-        moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
-
-        def of_floats(*floats: Array) -> Any:
-            given = dict(zip(moving, floats, strict=True))
-            return function(*jax.tree.unflatten(tree, [given.get(i, leaf) for i, leaf in enumerate(leaves)]))
-
-        values, back = jax.vjp(of_floats, *(leaves[i] for i in moving))
-        along = jax.tree.leaves(tangents)
-        return values, jax.linear_transpose(back, values)(tuple(along[i] for i in moving))[0]
-
-    def chosen(*args: Any) -> Any:
-        return (through if only_backwards(jax.make_jaxpr(function)(*args).jaxpr) else function)(*args)
-
-    return chosen
+    return rewritten
 
 
 def only_backwards(jaxpr: Any) -> bool:
     """Whether a function with a `custom_vjp` is called, which JAX cannot differentiate forwards."""
     return any(
-        one.primitive.name.startswith("custom_vjp_call") or any(only_backwards(inner) for inner in inner_jaxprs(one))
+        one.primitive.name.startswith(CALL) or any(only_backwards(inner) for inner in inner_jaxprs(one))
         for one in jaxpr.eqns
     )
+
+
+def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
+    """The outputs of a call of a `custom_vjp`, differentiable forwards to any order."""
+    if not equation.primitive.name.startswith(CALL):
+        return None
+    body = equation.params["call_jaxpr"]
+    moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+
+    @jax.custom_jvp
+    def through(*given: Any) -> list[Any]:
+        return evaluated(body.jaxpr, body.consts, list(given), _with_tangents)
+
+    @through.defjvp
+    def _(given: Any, tangents: Any) -> Any:
+        values = through(*given)
+
+        def backwards(cotangents: list[Any], *given: Any) -> Any:
+            def of_floats(*floats: Array) -> list[Any]:
+                known = dict(zip(moving, floats, strict=True))
+                return bound(equation, [known.get(i, leaf) for i, leaf in enumerate(given)])
+
+            return jax.vjp(of_floats, *(given[i] for i in moving))[1](cotangents)
+
+        closed = jax.make_jaxpr(backwards)(values, *given)
+        transposed = jax.linear_transpose(
+            lambda one: tuple(evaluated(closed.jaxpr, closed.consts, [*one, *given], _with_tangents)), values
+        )
+        return values, transposed(tuple(tangents[i] for i in moving))[0]
+
+    return through(*inputs)
