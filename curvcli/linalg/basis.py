@@ -60,9 +60,9 @@ def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     return vectors, removed
 
 
-def project_out(basis: Basis, vectors: Array, last: int | None = None) -> tuple[Array, list[Array]]:
-    """One pass of it, or of the `last` chunks alone: classical within a chunk, modified from chunk to chunk."""
-    return timed("orthogonalisation", _project_out, basis, vectors, len(basis.chunks) if last is None else last)
+def project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
+    """One pass of it: classical within a chunk, modified from chunk to chunk."""
+    return timed("orthogonalisation", _project_out, basis, vectors)
 
 
 @jax.jit
@@ -72,10 +72,9 @@ def _norms(vectors: Array) -> Array:
     return jnp.linalg.norm(vectors / jnp.where(peak > 0, peak, 1), axis=-1) * peak[..., 0]
 
 
-def _project_out(basis: Basis, vectors: Array, last: int) -> tuple[Array, list[Array]]:
-    left_alone = max(len(basis.chunks) - last, 0)
-    removed: list[Array] = [np.zeros((*vectors.shape[:-1], CHUNK))] * left_alone
-    for chunk in basis.chunks[left_alone:]:
+def _project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
+    removed = []
+    for chunk in basis.chunks:
         vectors, part = _subtract(chunk, vectors)
         removed.append(part)
     return vectors, removed

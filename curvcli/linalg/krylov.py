@@ -87,7 +87,7 @@ def ritz(space: KrylovSpace) -> Ritz:
 
 
 def extend(operator: LinearOperator, space: KrylovSpace) -> KrylovSpace:
-    """The space with its front taken in. Cost: b products, two block Gram–Schmidt passes, for one vector mostly one.
+    """The space with its front taken in. Cost: b products, two block Gram–Schmidt passes.
 
     Directions of the image whose length is at most the breakdown threshold are rounding: they are dropped, and the new
     front is the shorter for it.
@@ -95,14 +95,19 @@ def extend(operator: LinearOperator, space: KrylovSpace) -> KrylovSpace:
     Notes
     -----
     The image is made orthogonal to V, orthonormal in itself, and both again: a short direction of the block is
-    amplified when it is normalised, and with it what rounding left of it along V. A single vector loses its large
-    components, which lie along the latest rows, first, and then takes a second pass where the first has left little.
+    amplified when it is normalised, and with it what rounding left of it along V.
     Source: Barlow and Smoktunowicz (2013), *Reorthogonalized block classical Gram–Schmidt*.
     """
     basis = space.basis
     for i in range(len(space.front)):
         basis = bases.append(basis, bases.row(space.front, i))
-    block, lower, columns = _apart(basis, operator.matmat(space.front)[None])
+    remainder, first = bases.project_out(basis, operator.matmat(space.front)[None])
+    block, lower = _orthonormal(remainder[0])
+    remainder, second = bases.project_out(basis, block[None])
+    block, again = _orthonormal(remainder[0])
+    lower = np.asarray(lower, np.float64)
+    columns = bases.coefficients(basis, first)[0] + lower @ bases.coefficients(basis, second)[0]
+    lower = lower @ np.asarray(again, np.float64)
     if not (np.all(np.isfinite(lower)) and np.all(np.isfinite(columns))):
         raise not_finite()
 
@@ -117,22 +122,6 @@ def extend(operator: LinearOperator, space: KrylovSpace) -> KrylovSpace:
     outgoing = np.zeros((len(given_up) + len(leaving), old + b))
     outgoing[: len(given_up), :old], outgoing[len(given_up) :, old:] = given_up, leaving
     return KrylovSpace(basis, projected, front, outgoing, norm)
-
-
-def _apart(basis: Basis, images: Array) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Q [b, dim], L [b, b] and C [b, j] with images = C V + L Q, Q having orthonormal rows orthogonal to V."""
-    if images.shape[1] == 1:
-        remainder, latest = bases.project_out(basis, images, last=2)
-        remainder, rest = bases.orthogonalise(basis, remainder)
-        block, lower = _orthonormal(remainder[0])
-        return block, np.asarray(lower, np.float64), bases.coefficients(basis, latest + rest)[0]
-    remainder, first = bases.project_out(basis, images)
-    block, once = _orthonormal(remainder[0])
-    remainder, second = bases.project_out(basis, block[None])
-    block, twice = _orthonormal(remainder[0])
-    lower = np.asarray(once, np.float64)
-    columns = bases.coefficients(basis, first)[0] + lower @ bases.coefficients(basis, second)[0]
-    return block, lower @ np.asarray(twice, np.float64), columns
 
 
 def _directions(block: Array, lower: np.ndarray, threshold: float) -> tuple[Array, np.ndarray]:
