@@ -12,13 +12,13 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from curvcli.curvature.rewriting import evaluated
+from curvcli.curvature.rewriting import Rewrite, rewritten
 from curvcli.curvature.work import equations
 
 Array = Any
@@ -27,23 +27,15 @@ LARGEST = 16
 """Entries of a window, at most."""
 
 
-@lru_cache(maxsize=256)
 def with_fast_pooling(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays, its max-pooling by strided slices; on a CPU, where there is any.
+    """The same function of arrays, its max-pooling by strided slices; on a CPU, where there is any."""
+    return rewritten(function, SLICES)
 
-    Equal functions give the same object, so that what was compiled for it serves again.
-    """
 
-    def rewritten(*args: Any) -> Any:
-        if jax.default_backend() != "cpu" or os.environ.get("CURV_REWRITE") == "0":
-            return function(*args)
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not any(_can_be_sliced(equation) for equation in equations(closed.jaxpr)):
-            return function(*args)
-        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), _sliced)
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
-
-    return rewritten
+def _wanted(jaxpr: Any) -> bool:
+    if jax.default_backend() != "cpu" or os.environ.get("CURV_REWRITE") == "0":
+        return False
+    return any(_can_be_sliced(equation) for equation in equations(jaxpr))
 
 
 def _can_be_sliced(equation: Any) -> bool:
@@ -67,6 +59,9 @@ def _sliced(equation: Any, inputs: list[Any]) -> list[Any] | None:
             given["window_dimensions"], given["window_strides"], given["padding"], given["window_dilation"], *inputs
         )
     ]
+
+
+SLICES = Rewrite(_wanted, _sliced)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))

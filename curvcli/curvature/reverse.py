@@ -8,39 +8,28 @@ documentation has it): the pass is traced, and evaluated equation by equation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from curvcli.curvature.rewriting import bound, evaluated
+from curvcli.curvature.rewriting import Rewrite, bound, evaluated, rewritten
 from curvcli.curvature.work import inner_jaxprs
 
 Array = Any
 CALL = "custom_vjp_call"
 
 
-@lru_cache(maxsize=256)
 def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of arrays; each `custom_vjp` in it has a forward derivative, from its reverse one.
 
-    Equal functions give the same object, so that what was compiled for it serves again. Those inside `scan` and
-    `checkpoint` stay as they are.
+    Those inside `scan` and `checkpoint` stay as they are.
 
     Notes
     -----
     Cost: a derivative takes a forward and a backward pass, then the transpose of the latter; elsewhere nothing changes.
     """
-
-    def rewritten(*args: Any) -> Any:
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not only_backwards(closed.jaxpr):
-            return function(*args)
-        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), _with_tangents)
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
-
-    return rewritten
+    return rewritten(function, TANGENTS)
 
 
 def only_backwards(jaxpr: Any) -> bool:
@@ -80,3 +69,6 @@ def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
         return values, transposed(tuple(tangents[i] for i in moving))[0]
 
     return through(*inputs)
+
+
+TANGENTS = Rewrite(only_backwards, _with_tangents)

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import jax
 from jax.extend import core
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 """`(equation, inputs) -> outputs`, or None where it stays as it is."""
+
+
+class Rewrite(NamedTuple):
+    """What is computed by other means."""
+
+    wanted: Callable[[Any], bool]  # whether anything in a jaxpr is
+    rule: Rule
+
+
+@lru_cache(maxsize=256)
+def rewritten(function: Callable[..., Any], *rewrites: Rewrite) -> Callable[..., Any]:
+    """The same function of arrays, rewritten where there is anything to rewrite.
+
+    Equal functions give the same object, so that what was compiled for it serves again.
+    """
+
+    def adapted(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        rules = [one.rule for one in rewrites if one.wanted(closed.jaxpr)]
+        if not rules:
+            return function(*args)
+
+        def rule(equation: Any, inputs: list[Any]) -> list[Any] | None:
+            return next((outputs for one in rules if (outputs := one(equation, inputs)) is not None), None)
+
+        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), rule)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return adapted
 
 
 def evaluated(jaxpr: Any, consts: list[Any], args: list[Any], rule: Rule) -> list[Any]:

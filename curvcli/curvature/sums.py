@@ -18,8 +18,9 @@ import numpy as np
 
 from curvcli.curvature import products
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.pooling import with_fast_pooling
-from curvcli.curvature.reverse import with_forward_mode
+from curvcli.curvature.pooling import SLICES
+from curvcli.curvature.reverse import TANGENTS
+from curvcli.curvature.rewriting import rewritten
 from curvcli.problem import Batch, Batches, Params, Problem
 
 Array = Any
@@ -98,7 +99,7 @@ def _add(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
 
 def functions(problem: Problem) -> products.Functions:
     """What is static in the problem: `(predict, loss)`, the network with fast pooling and a forward mode."""
-    return with_forward_mode(with_fast_pooling(problem.predict)), problem.loss
+    return rewritten(problem.predict, SLICES, TANGENTS), problem.loss
 
 
 def mean_gradient(problem: Problem, layout: Layout, batches: Iterable[Batch]) -> Array:
