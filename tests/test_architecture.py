@@ -19,14 +19,15 @@ ALLOWED = {
     "errors": set(),
     "xla": set(),
     "stopwatch": set(),
+    "journal": set(),
     "losses": set(),
     "problem": {"losses"},
     "zoo": set(),
     "linalg": {"stopwatch"},
-    "curvature": {"problem", "losses", "linalg", "stopwatch"},
-    "analyses": {"curvature", "problem", "losses", "linalg"},
+    "curvature": {"problem", "losses", "linalg", "stopwatch", "journal"},
+    "analyses": {"curvature", "problem", "losses", "linalg", "journal"},
     "loading": {"problem", "losses"},
-    "cli": {"xla", "stopwatch"},
+    "cli": {"xla", "stopwatch", "journal"},
     "__main__": {"cli"},
 }
 ENGINE = {"jax", "jaxlib", "flax", "orbax", "numpy", "scipy", "optax"}

@@ -1,13 +1,11 @@
 """What does the loss look like on this line, or this plane, through the weights?
 
-The grid is evaluated row by row, each row in one pass over the data. Finished rows can be kept, so that a run that was
-killed goes on where it stopped.
+The grid is evaluated row by row, each row in one pass over the data.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,30 +26,6 @@ from curvcli.schema.landscape import LandscapeResult, LandscapeSettings
 from curvcli.schema.plan import Plan
 
 Array = Any
-Row = list[float | None]
-
-
-class Journal(Protocol):
-    """Where finished rows are kept."""
-
-    def open(self, facts: dict[str, str]) -> dict[str, Row]:
-        """The rows that are there, by name; `facts` are what they must have been computed from."""
-        ...
-
-    def append(self, name: str, row: Row) -> None:
-        """Keep a row."""
-        ...
-
-
-class Forgetful:
-    """A journal that keeps nothing."""
-
-    def open(self, facts: dict[str, str]) -> dict[str, Row]:
-        """No rows."""
-        return {}
-
-    def append(self, name: str, row: Row) -> None:
-        """Nothing."""
 
 
 class Barrier(NamedTuple):
@@ -68,7 +42,6 @@ def run(
     settings: LandscapeSettings,
     given: dict[str, Params],
     monitor: Monitor,
-    journal: Journal | None = None,
 ) -> Answer[LandscapeResult]:
     """True loss and quadratic model on a line or a plane.
 
@@ -76,8 +49,6 @@ def run(
     ----------
     given
         Directions from outside the problem, by the text that asks for them.
-    journal
-        Keeps finished rows, and has those of an earlier run.
 
     Raises
     ------
@@ -113,12 +84,7 @@ def run(
         natural_range(one.norm, float(slope[i]), float(curvature[i]), value, reach) for i, one in enumerate(found)
     ]
     axes = [lines.grid(settings.bounds(i) or natural[i], settings.points) for i in range(len(found))]
-    kept = journal or Forgetful()
-    # The user's code has no digest: a model that has changed since shows itself in the loss.
-    kept_rows = kept.open({"directions and grid": _digest(vectors, axes), "the loss at the weights": f"{value:.4g}"})
-    losses = _evaluated(
-        problem, lines.with_nudge(problem, vectors, settings.seed), axes, kept, kept_rows, monitor, meter, warnings
-    )
+    losses = _evaluated(problem, lines.with_nudge(problem, vectors, settings.seed), axes, monitor, meter, warnings)
     origin = losses.origin if losses.origin is not None else value
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     quadratic = origin + steps @ slopes + 0.5 * np.einsum("...i,ij,...j->...", steps, form, steps)
@@ -187,21 +153,15 @@ class _Losses(NamedTuple):
     noise: float | None
 
 
-def _digest(vectors: Array, axes: list[np.ndarray]) -> str:
-    return hashlib.sha256(np.asarray(vectors).tobytes() + b"".join(axis.tobytes() for axis in axes)).hexdigest()
-
-
 def _evaluated(
     problem: Problem,
     vectors: Array,
     axes: list[np.ndarray],
-    journal: Journal,
-    kept: dict[str, Row],
     monitor: Monitor,
     meter: Meter,
     warnings: list[str],
 ) -> _Losses:
-    """The losses of all rows: those kept, and the others computed and kept."""
+    """The losses of all rows."""
     line, shape = len(axes) == 1, tuple(len(axis) for axis in axes)
     reference, zeros = lines.reference_points(problem, len(axes)), np.zeros(shape[-1])
     # A line is one row, with the weights and the other end; a plane has the weights, and a row for each a.
@@ -212,15 +172,11 @@ def _evaluated(
         rows = {"weights": reference, **{f"a {i}": points for i, points in enumerate(planes)}}
     values: dict[str, np.ndarray] = {}
     for done, (name, points) in enumerate(rows.items()):
-        row = kept.get(name)
-        if row is None:
-            losses = along.losses(problem, vectors, points, stop=monitor.stop)
-            if losses is None:
-                break
-            meter.data_passes += 1
-            row = lines.finite(losses)
-            journal.append(name, row)
-        values[name] = np.array([np.nan if one is None else one for one in row])
+        losses = along.losses(problem, vectors, points, stop=monitor.stop)
+        if losses is None:
+            break
+        meter.data_passes += 1
+        values[name] = np.where(np.isfinite(losses), losses, np.nan)
         monitor.progress("losses", done + 1, len(rows), "rows")
     missing = len(rows) - len(values)
     if missing:

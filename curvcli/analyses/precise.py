@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +48,22 @@ def network_jaxpr(problem: Problem) -> Any:
 
 def precision(problem: Problem) -> float:
     """The largest eps among the floating dtypes that J is computed in: a model, loss or regulariser may set its own."""
+    jaxpr = _objective_jaxpr(problem).jaxpr
+    dtypes = {getattr(v.aval, "dtype", None) for one in equations(jaxpr) for v in one.outvars}
+    return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
+
+
+def code_digest(problem: Problem) -> str:
+    """A digest of what model, loss and regulariser compute, from their traced equations and constants."""
+    closed = _objective_jaxpr(problem)
+    text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions in this process
+    digest = hashlib.sha256(text.encode())
+    for constant in closed.consts:
+        digest.update(np.ascontiguousarray(constant).data)
+    return digest.hexdigest()
+
+
+def _objective_jaxpr(problem: Problem) -> Any:
     functions = problem.predict, problem.loss
 
     def objective(params: Params, frozen: dict, batch: Batch) -> Any:
@@ -53,9 +71,7 @@ def precision(problem: Problem) -> float:
         regulariser = sums.regulariser_function(fn, nest, squared, l2, *rest)
         return batch_loss(functions, params, frozen, batch) + regulariser(params)
 
-    jaxpr = jax.make_jaxpr(objective)(problem.params, problem.frozen, next(iter(problem.batches))).jaxpr
-    dtypes = {getattr(v.aval, "dtype", None) for one in equations(jaxpr) for v in one.outvars}
-    return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
+    return jax.make_jaxpr(objective)(problem.params, problem.frozen, next(iter(problem.batches)))
 
 
 def coarsest(problem: Problem) -> float:

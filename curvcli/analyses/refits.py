@@ -16,6 +16,7 @@ Feizi (2021), *Influence functions in deep learning are fragile*, for what goes 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli import journal
 from curvcli.analyses.agreement import agreement
 from curvcli.analyses.precise import in_float64, precision
 from curvcli.analyses.stationarity import size_of
@@ -32,6 +34,7 @@ from curvcli.curvature import build, queries, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.responses import Parameter
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.trust_region import Minimum, Point, minimise
 from curvcli.problem import Batch, Batches, Problem, PyTree
 from curvcli.schema.settings import AnalysisSettings
@@ -110,10 +113,11 @@ def verify(
     """
     with jax.enable_x64(True):
         precise = in_float64(problem)
-        if any(change.parameter == "label-perturb" for change in changes):
+        moveable = any(change.parameter == "label-perturb" for change in changes)
+        if moveable:
             precise = _with_moveable_labels(precise)
         asked = in_float64(replace(problem, batches=asked)).batches
-        fits = _Fits(precise, asked, measure, monitor, rtol, budget)
+        fits = _Fits(problem, precise, moveable, asked, measure, monitor, rtol, budget)
         with contextlib.suppress(_Stopped):
             fits.run(changes)
     done = len(fits.refits)
@@ -165,7 +169,9 @@ class _Stopped(Exception):
 class _Fits:
     """The control and the refits so far, in float64."""
 
+    original: Problem
     problem: Problem
+    moveable: bool  # whether its labels were made to float
     asked: Batches
     measure: queries.Measure
     monitor: Monitor
@@ -184,9 +190,9 @@ class _Fits:
     def run(self, changes: Sequence[Change]) -> None:
         """All of it; what is found before the monitor stops it is kept."""
         start = np.asarray(self.layout.ravel(self.problem.params))
-        function = self._function(self.problem)
+        function = self._function(None)
         here = function(start)
-        sizes = [_norm(self._function(changed(self.problem, one))(start).gradient - here.gradient) for one in changes]
+        sizes = [_norm(self._function(one)(start).gradient - here.gradient) for one in changes]
         smallest = self.rtol * min((size for size in sizes if size > 0), default=_norm(here.gradient))
         minimum = self._fit(function, start, here, smallest)
         measured = self._measured(minimum.w)
@@ -198,7 +204,7 @@ class _Fits:
         )  # fmt: skip
         for number, change in enumerate(changes, 1):
             self.stage = f"refit {number} of {len(changes)}"
-            function = self._function(changed(self.problem, change))
+            function = self._function(change)
             first = function(minimum.w)
             # What adds nothing is fitted already; what adds less than at the checkpoint, as well as the control.
             added = _norm(first.gradient - minimum.point.gradient)
@@ -224,21 +230,34 @@ class _Fits:
     def _params(self, w: np.ndarray) -> dict[str, Array]:
         return self.layout.unravel(jnp.asarray(w))
 
-    def _function(self, problem: Problem) -> Callable[[np.ndarray], Point]:
-        """J of a problem as a function of w [D], counted and watched."""
+    def _function(self, change: Change | None) -> Callable[[np.ndarray], Point]:
+        """J of the problem with a change as a function of w [D], counted and watched."""
+        problem = self.problem if change is None else changed(self.problem, change)
+        name = ("refit", self.moveable, *(() if change is None else _named(change)))
+
+        # The changed problem is not the one that a journal is about, and has a name of its own there.
+        def first_order(w: np.ndarray) -> np.ndarray:
+            value, gradient = sums.objective_and_gradient(replace(problem, params=self._params(w)), self.layout)
+            return np.append(np.asarray(gradient), value)
 
         def point(w: np.ndarray) -> Point:
-            at = replace(problem, params=self._params(w))
-            value, gradient = sums.objective_and_gradient(at, self.layout)
-            operator = build(at, "hessian")
+            found = journal.whole(first_order, self.original, *name)(w)
             self._count()
+            built: list[LinearOperator] = []
+
+            def image(w: np.ndarray, vector: np.ndarray) -> np.ndarray:
+                if not built:
+                    built.append(build(replace(problem, params=self._params(w)), "hessian"))
+                return np.asarray(built[0].matmat(jnp.asarray(vector[None]))[0])
+
+            recalled = journal.whole(image, self.original, *name, "product")
 
             def product(vector: np.ndarray) -> np.ndarray:
-                image = np.asarray(operator.matmat(jnp.asarray(vector[None]))[0])
+                out = recalled(w, vector)
                 self._count()
-                return image
+                return out
 
-            return Point(value, np.asarray(gradient), product)
+            return Point(float(found[-1]), found[:-1], product)
 
         return point
 
@@ -251,6 +270,11 @@ class _Fits:
 
 def _norm(vector: np.ndarray) -> float:
     return float(np.linalg.norm(vector))
+
+
+def _named(change: Change) -> tuple[object, ...]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(change.by)]
+    return change.example, change.parameter, [hashlib.sha256(leaf.tobytes()).hexdigest() for leaf in leaves]
 
 
 # --- changes: other arrays of the same shapes, so that nothing is compiled again ----------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from curvcli import journal
 from curvcli.analyses import planning, preconditioners
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
 from curvcli.analyses.spectrum import eigenvalue, noise
@@ -22,7 +23,7 @@ from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.linalg.solution import Solution, residual
+from curvcli.linalg.solution import Solution, Status, residual
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.influence import DampingChoice, InfluenceSettings, InfluenceSolve, SolverName
@@ -49,6 +50,8 @@ REGULAR = 16
 BLOCK = 128
 """Right-hand sides in one block, at most."""
 
+STATUSES = get_args(Status)
+
 SCOUTED, SCALE = 6, 7
 """Streams of random vectors within a seed."""
 
@@ -67,6 +70,8 @@ class System:
 
     Parameters
     ----------
+    problem
+        Whose matrix it is.
     matrix
         C, its products counted.
     low
@@ -87,6 +92,7 @@ class System:
         What became of every system.
     """
 
+    problem: Problem
     matrix: LinearOperator
     solver: SolverName
     choice: DampingChoice
@@ -131,12 +137,7 @@ class System:
             tol = self.settings.tol
             loose = np.array([max(tol, GRADIENT) if name == "gradient" else tol for name in names])
             tols = np.full(len(rhs), tol) if one_record else loose
-            starts = range(0, len(rhs), self.at_once)
-            blocks = [self._iterated(rhs[i : i + self.at_once], tols[i : i + self.at_once]) for i in starts]
-            found = Solution(
-                jnp.concatenate([one.x for one in blocks]), [s for one in blocks for s in one.status],
-                *(np.concatenate([getattr(one, name) for one in blocks]) for name in Solution._fields[2:]),
-            )  # fmt: skip
+            found = self._recalled(rhs, tols) if self.each is None else self._in_blocks(rhs, tols)
         if one_record:
             self.records.append(
                 InfluenceSolve(
@@ -176,6 +177,32 @@ class System:
         norm = np.full(count, float(np.abs(shifted).max()))
         return Solution(
             jnp.asarray(x, self.matrix.dtype), status, relative, zero, np.full(count, lowest), norm  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _recalled(self, rhs: Array, tols: np.ndarray) -> Solution:
+        """All systems, those left out that a run with fewer of them has solved (`curvcli.journal`)."""
+        asked = self.settings.model_dump(include={"matrix", "regulariser", "solver", "precondition", "factors", "tol"})
+        name = (self.damping, self.settings.seed, self.settings.max_probes, *asked.values())
+        rows = journal.finished_rows(self.problem, rhs, *name)
+        new = np.array([i for i, row in enumerate(rows) if row is None], int)
+        if not len(new):
+            return _unpacked(np.stack(rows), self.matrix.dtype)
+        found = self._in_blocks(rhs if len(new) == len(rhs) else rhs[new], tols[new])
+        good = np.array([status == "converged" for status in found.status])
+        if good.any():
+            journal.keep_rows(self.problem, rhs[new[good]], _packed(found)[good], *name)
+        if len(new) == len(rhs):
+            return found
+        for i, row in zip(new, _packed(found), strict=True):
+            rows[i] = row
+        return _unpacked(np.stack(rows), self.matrix.dtype)
+
+    def _in_blocks(self, rhs: Array, tols: np.ndarray) -> Solution:
+        starts = range(0, len(rhs), self.at_once)
+        blocks = [self._iterated(rhs[i : i + self.at_once], tols[i : i + self.at_once]) for i in starts]
+        return Solution(
+            jnp.concatenate([one.x for one in blocks]), [s for one in blocks for s in one.status],
+            *(np.concatenate([getattr(one, name) for one in blocks]) for name in Solution._fields[2:]),
         )  # fmt: skip
 
     def _iterated(self, rhs: Array, tols: np.ndarray) -> Solution:
@@ -235,6 +262,19 @@ class System:
         return remarks
 
 
+def _packed(found: Solution) -> np.ndarray:
+    """Solutions and their figures as rows of numbers."""
+    status = [STATUSES.index(one) for one in found.status]
+    figures = np.column_stack([status, found.residuals, found.iterations, found.lowest, found.norm])
+    return np.hstack([figures, np.asarray(found.x, np.float64)])
+
+
+def _unpacked(rows: np.ndarray, dtype: Any) -> Solution:
+    status, residuals, iterations, lowest, norm = rows[:, :5].T
+    names = [STATUSES[int(one)] for one in status]
+    return Solution(jnp.asarray(rows[:, 5:], dtype), names, residuals, iterations.astype(int), lowest, norm)
+
+
 def indefinite(settings: InfluenceSettings, low: float) -> NumericsError:
     """What to raise where conjugate gradients have no solution to give."""
     return NumericsError(
@@ -291,7 +331,7 @@ def prepare(
         stand_in = _damped(named, damping, choice, settings)
         root = stand_in.function(lambda eigenvalues: eigenvalues**-0.5)
     return System(
-        matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
+        problem, matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
         values, vectors, root, factors,
     )  # fmt: skip
 

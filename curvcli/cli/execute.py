@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from curvcli import __version__
 from curvcli.cli import console, output
 from curvcli.cli.options import Request
+from curvcli.cli.reporting import problem_record, profile, what_was_read
 from curvcli.cli.runtime import compile_clock, environment, peak_memory, prepare_jax
+from curvcli.cli.state import State, state
 from curvcli.cli.ways import form, read_way, remembered
 from curvcli.errors import CurvError, UsageError
 from curvcli.schema.inspect import ForecastRecord
-from curvcli.schema.report import Cost, ErrorRecord, ProblemRecord, Profile, Report
+from curvcli.schema.report import Cost, ErrorRecord, Report
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import Stopwatch
 
@@ -92,6 +94,8 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
     for name in (*ARRAY_FILES, *CHECKPOINTS):
         if getattr(settings, name, None):
             _check_file(request, name, Path(getattr(settings, name)))
+    if getattr(settings, "state", None):
+        _check_one(request, "state", "holds the state of")
 
     forms: dict[str, Any] = {}
 
@@ -106,9 +110,7 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
 
 def _check_file(request: Request, name: str, path: Path) -> None:
     """Say before the work that a file beside the report cannot be written."""
-    if len(request.checkpoints) > 1 or request.spec["all_steps"]:
-        option = name.replace("_", "-")
-        raise UsageError(f"--{option} is written for one checkpoint", "run curv once for each of them")
+    _check_one(request, name, "is written for")
     if name in CHECKPOINTS:
         from curvcli.loading.writing import check_target
 
@@ -116,6 +118,11 @@ def _check_file(request: Request, name: str, path: Path) -> None:
     else:
         output.check_writable(path)
         output.check_array_format(path, tables=name == "scores")
+
+
+def _check_one(request: Request, name: str, does: str) -> None:
+    if len(request.checkpoints) > 1 or request.spec["all_steps"]:
+        raise UsageError(f"--{name.replace('_', '-')} {does} one checkpoint", "run curv once for each of them")
 
 
 def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Reply]) -> int:
@@ -225,11 +232,14 @@ def load(
     *,
     timing: Timing = "never",
     forms: dict[str, Any] | None = None,
+    way: Any = None,
 ) -> Loaded:
     """The problem that a command line names, planned.
 
     Parameters
     ----------
+    way
+        How products are computed where no --plan says it.
     timing
         Whether ways of computing products may be timed, where the settings speak of products at all.
     forms
@@ -247,7 +257,7 @@ def load(
     if forms is not None:
         problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
     if isinstance(settings, AnalysisSettings):
-        given = None if settings.plan is None else read_way(Path(settings.plan))
+        given = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)
         problem = planned(problem, settings, given=given, store=store, timing=timing)
     return replace(loaded, problem=problem, warnings=warnings)
@@ -278,22 +288,22 @@ def _one(
     """One report and its exit code."""
     from curvcli.analyses.tuning import way_of
 
-    quiet = request.output["quiet"]
+    quiet, profiling = request.output["quiet"], request.output["profile"]
     started, clock = time.perf_counter(), Stopwatch()
     timing = "always" if getattr(settings, "calibrate", False) else "if worth it"
-    with compile_clock(clock):
-        loaded = load(request, settings, target, timing=timing, forms=forms)
-    loading = time.perf_counter() - started - clock.compiling
-    if request.output["verbose"]:
-        step = "" if loaded.checkpoint.step is None else f", step {loaded.checkpoint.step}"
-        console.note(
-            f"{loaded.checkpoint.path} ({loaded.checkpoint.format}{step}): {loaded.problem.dim} parameters; "
-            f"{loaded.data.path}: {loaded.data.num_examples} examples in batches of {loaded.problem.batches.batch_size}"
-        )
-    watch = console.Watch(settings.time_limit, show=not quiet and console.can_redraw())
-    profiling = request.output["profile"]
-    with compile_clock(clock), clock.running() if profiling else contextlib.nullcontext(), watch.watching():
-        answer = run(loaded, settings, watch)
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(state(Path(settings.state))) if settings.state else None
+        stack.enter_context(compile_clock(clock))
+        loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
+        loading = time.perf_counter() - started - clock.compiling
+        if request.output["verbose"]:
+            console.note(what_was_read(loaded))
+        watch = console.Watch(settings.time_limit, show=not quiet and console.can_redraw())
+        with clock.running() if profiling else contextlib.nullcontext(), watch.watching():
+            if kept is None:
+                answer, recalled = run(loaded, settings, watch), 0
+            else:
+                answer, recalled = _recalling(kept, loaded, settings, watch, run)
     warnings = [*loaded.warnings, *answer.warnings]
     if watch.reason is not None:
         warnings.append(f"stopped early ({watch.reason}): the answer rests on what was reached")
@@ -320,6 +330,7 @@ def _one(
             products=answer.meter.products,
             forms=answer.meter.forms,
             data_passes=answer.meter.data_passes,
+            recalled=recalled,
             seconds=seconds,
             compile_seconds=clock.compiling,
             peak_memory_bytes=peak_memory(),
@@ -337,30 +348,22 @@ def _one(
     return report, EXIT_UNTRUSTED if untrusted else 0
 
 
-def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
-    """Where the seconds went."""
-    parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
-    rest = max(seconds - loading - clock.compiling - sum(parts.values()), 0.0)
-    return Profile(load=loading, compile=clock.compiling, rest=rest, **parts)
+def _recalling(kept: State, loaded: Loaded, settings: Any, watch: console.Watch, run: Run) -> tuple[Answer[Any], int]:
+    """The answer, with what is kept of an earlier run and keeping what is computed, and how much was recalled."""
+    from curvcli.analyses.planning import memory_limit
+    from curvcli.analyses.precise import code_digest
+    from curvcli.analyses.tuning import way_of
 
-
-def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
-    """What the report says of the problem."""
-    problem, spec = loaded.problem, loaded.spec
-    return ProblemRecord(
-        checkpoint=loaded.checkpoint,
-        model=spec.model.target or "",
-        num_params=problem.dim,
-        loss=spec.loss.name or "",
-        reduction=spec.loss.reduction,
-        normaliser=problem.normaliser,
-        l2=spec.loss.l2,
-        regulariser=spec.loss.regulariser,
-        data=loaded.data,
-        loss_value=loss_value,
-        spec=spec,
-        spec_file=loaded.spec_file,
-    )
+    # Blocks are cut by the memory, and another cut rounds otherwise: what the first run might take holds for all.
+    memory = settings.max_memory or kept.memory or memory_limit(None)
+    problem = loaded.problem
+    journal = kept.open(loaded, settings, way_of(problem), memory, code_digest(problem))
+    with journal.open():
+        answer = run(loaded, settings.model_copy(update={"max_memory": memory}), watch)
+    if watch.reason is None:
+        kept.finish()
+    answer.warnings += kept.warnings
+    return answer, journal.recalled
 
 
 def forecast(

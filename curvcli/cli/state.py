@@ -1,133 +1,128 @@
-"""A folder that a run keeps its finished parts in: killed at any moment, the same command goes on from there.
+"""A folder that a run keeps what it computes in: killed at any moment, the same command goes on from there.
 
-`problem.json` says what the parts were computed from; `parts.jsonl` has one part a line, each with a digest. Parts are
-only appended: a line that was cut off by the end of its process is dropped, and nothing before it can be lost.
+`problem.json` says what it was computed from, `problem.copy.json` says it again, and `records` holds the values.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from curvcli import __version__
 from curvcli.cli import output
+from curvcli.cli.records import Records
 from curvcli.cli.runtime import environment
 from curvcli.errors import DataError, OutputError, PermissionDeniedError, StateLockedError
+from curvcli.journal import Journal
+from curvcli.schema.plan import Way
 
-PROBLEM, PARTS, LOCK = "problem.json", "parts.jsonl", "lock"
+PROBLEM, RECORDS, LOCK = ("problem.json", "problem.copy.json"), "records", "lock"
 
-UNESSENTIAL = {"state", "time_limit", "max_memory", "plan", "skip_checks", "threads", "confidence", "rtol"}
-"""Settings that no finished part depends on."""
+UNESSENTIAL = {
+    "state", "time_limit", "max_memory", "plan", "skip_checks", "threads",  # how, not what
+    "vectors", "arrays", "scores", "save", "escape", "save_factors",  # where to
+    "probes", "steps", "tol", "rtol", "confidence", "samples", "queries", "top", "verify", "k", "cg_steps",  # how far
+}  # fmt: skip
+"""Settings that nothing kept depends on: values are found by what they are the answers to."""
 
 Loaded = Any
 """`curvcli.loading.resolve.Loaded`, which only `execute.py` and the commands may import."""
 
 
 class State:
-    """Parts of a result by name, in an open and locked folder.
+    """An open and locked folder.
 
     Parameters
     ----------
     folder
-        Where they are.
-    facts
-        What the parts depend on, by the name that a message calls it.
-    soft
-        The same for what changes only their rounding: a difference is told, not refused.
+        Where it is.
+
+    Attributes
+    ----------
+    way
+        How products were computed so far, which later ones must follow; None in a new folder.
+    memory
+        Bytes that the first run might take: blocks are cut by it, and with them the rounding.
+    warnings
+        What the user should know.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], soft: dict[str, Any]) -> None:
-        self._folder, self._facts, self._soft = folder, facts, soft
-        self._stream: TextIO | None = None
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._records: Records | None = None
+        self._said = _said(folder)
+        self.way = None if self._said is None else Way.model_validate(self._said["way"])
+        self.memory: int | None = None if self._said is None else self._said["memory"]
         self.warnings: list[str] = []
 
-    def open(self, facts: dict[str, str]) -> dict[str, Any]:
-        """The parts that are there.
+    def open(self, loaded: Loaded, settings: Any, way: Way, memory: int, code: str) -> Journal:
+        """What is there for this problem.
 
         Parameters
         ----------
-        facts
-            Further ones, known only now.
+        loaded, settings
+            What values are computed from: weights and data by their digests, the specification, the settings that
+            define numbers.
+        way, memory
+            How products are computed, and the bytes that may be taken.
+        code
+            Digest of the model's, the loss's and the regulariser's computations.
 
         Raises
         ------
         DataError
-            They were computed from something else.
+            What is there was computed from something else.
         """
-        self._compare({"needed": {**self._facts, **facts}, "soft": self._soft})
-        path = self._folder / PARTS
-        parts, length = _read(path)
-        self._stream = path.open("a", encoding="utf-8")
-        # What follows the last whole line was being written when the process ended.
-        self._stream.truncate(length)
-        return parts
+        needed, soft = _facts(loaded, settings, way, code)
+        now = json.loads(json.dumps({"needed": needed, "soft": soft, "way": way.model_dump(), "memory": memory}))
+        path = self._folder / RECORDS
+        if self._said is None:
+            # Values of which nobody can say what they were computed from are none.
+            path.unlink(missing_ok=True)
+            for name in PROBLEM:
+                output.write_file(self._folder / name, json.dumps(now, indent=1, sort_keys=True) + "\n")
+        else:
+            self._compare(self._said, now)
+        self._records = Records(path)
+        return Journal(self._records, loaded.problem)
 
-    def append(self, name: str, row: Any) -> None:
-        """Keep a part: it is on the disk when this returns.
-
-        Raises
-        ------
-        OutputError
-            It could not be written.
-        """
-        assert self._stream is not None
-        try:
-            self._stream.write(_line(name, row))
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"{self._folder} could not be written: {error.strerror}", "check the free space and the permissions"
-            ) from error
+    def finish(self) -> None:
+        """The run came to its end."""
+        assert self._records is not None
+        self._records.finish()
 
     def close(self) -> None:
         """Nothing more will be kept."""
-        if self._stream is not None:
-            self._stream.close()
+        if self._records is not None:
+            self._records.close()
 
-    def _compare(self, now: dict[str, Any]) -> None:
-        path = self._folder / PROBLEM
-        now = json.loads(json.dumps(now))
-        if not path.exists():
-            # Parts of which nobody can say what they were computed from are none.
-            (self._folder / PARTS).unlink(missing_ok=True)
-            output.write_file(path, json.dumps(now, indent=1, sort_keys=True) + "\n")
-            return
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            needed, soft = before["needed"], before["soft"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged", "remove the folder, and the work starts anew") from error
-        changed = _differing(needed, now["needed"])
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        changed = _differing(before["needed"], now["needed"])
         if changed:
             raise DataError(
                 f"{self._folder} holds the state of another run: {', '.join(changed[:4])} changed",
                 "give the same command again, or another --state folder",
             )
         self.warnings += [
-            f"{name} is {now['soft'][name]}, the state was begun with {soft.get(name)}: rows may differ in rounding"
+            f"{name} is {now['soft'][name]}, the state was begun with {before['soft'].get(name)}: "
+            "values may differ in rounding"
             for name in now["soft"]
-            if soft.get(name) != now["soft"][name]
+            if before["soft"].get(name) != now["soft"][name]
         ]
 
 
 @contextlib.contextmanager
-def state(folder: Path, loaded: Loaded, settings: Any) -> Iterator[State]:
+def state(folder: Path) -> Iterator[State]:
     """The folder, made if need be, locked while it is in use.
 
     Parameters
     ----------
     folder
         Its parent must exist.
-    loaded, settings
-        What the parts are computed from: weights and data by their digests, the specification, the settings that
-        define numbers, and the way in which products are computed.
 
     Raises
     ------
@@ -135,6 +130,8 @@ def state(folder: Path, loaded: Loaded, settings: Any) -> Iterator[State]:
         Another process uses it.
     OutputError, PermissionDeniedError
         It cannot be made or written.
+    DataError
+        What it says of itself is damaged.
     """
     try:
         folder.mkdir(exist_ok=True)
@@ -152,24 +149,37 @@ def state(folder: Path, loaded: Loaded, settings: Any) -> Iterator[State]:
             raise StateLockedError(
                 f"{folder} is in use by another process", "wait for it to end, or give another --state folder"
             ) from error
-        kept = State(folder, *_facts(loaded, settings))
+        kept = State(folder)
         try:
             yield kept
         finally:
             kept.close()
 
 
-def _facts(loaded: Loaded, settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the parts depend on, and what only their rounding does."""
-    problem, spec, machine = loaded.problem, loaded.spec, environment(settings)
+def _said(folder: Path) -> dict[str, Any] | None:
+    """What a folder says it was computed from, by its first description that is whole; None where there is none."""
+    there = [path for name in PROBLEM if (path := folder / name).exists()]
+    for path in there:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            said = json.loads(path.read_text(encoding="utf-8"))
+            if said.keys() == {"needed", "soft", "way", "memory"}:
+                return said
+    if there:
+        raise DataError(f"{there[0]} is damaged", "remove the folder, and the work starts anew")
+    return None
+
+
+def _facts(loaded: Loaded, settings: Any, way: Way, code: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What values depend on, and what only their rounding does."""
+    spec, machine = loaded.spec, environment(settings)
     needed = {
         "checkpoint": {"sha256": loaded.checkpoint.sha256, "step": loaded.checkpoint.step},
         "data": {**spec.data.model_dump(mode="json", exclude={"path"}), "sha256": loaded.data.sha256},
         "model": spec.model.model_dump(mode="json"),
         "loss": spec.loss.model_dump(mode="json"),
+        "code of model, loss or regulariser": code,
         "settings": settings.model_dump(mode="json", exclude=UNESSENTIAL),
-        "batch size": problem.batches.batch_size,
-        "application": problem.way.application,
+        "way of computing": way.model_dump(),
         "versions": {"curv": __version__, "jax": machine.jax},
         "device": machine.device,
     }
@@ -186,21 +196,3 @@ def _differing(before: Any, now: Any, name: str = "") -> list[str]:
             for found in _differing(before.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if before == now else [name]
-
-
-def _line(name: str, part: Any) -> str:
-    text = json.dumps([name, part], allow_nan=False)
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n"
-
-
-def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The parts up to the first line that is damaged or cut off, and the bytes they take."""
-    parts, length = {}, 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        digest, _, text = line.partition(b" ")
-        if not line.endswith(b"\n") or digest.decode(errors="replace") != hashlib.sha256(text[:-1]).hexdigest()[:16]:
-            break
-        name, part = json.loads(text)
-        parts[name] = part
-        length += len(line)
-    return parts, length

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli import journal
 from curvcli.curvature import outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
@@ -49,6 +50,11 @@ def losses(
 
     Cost: p forward passes, the data read once; one set of parameters and one batch in flight.
     """
+    evaluated = journal.whole(partial(_losses, problem, stop), problem, "losses")
+    return evaluated(directions, points)
+
+
+def _losses(problem: Problem, stop: Callable[[], Any], directions: Array, points: np.ndarray) -> np.ndarray | None:
     layout, functions = Layout.of(problem.params), sums.functions(problem)
     # Every point is an argument of one program, which does not depend on how many there are.
     along, steps = layout.unravel(directions), list(np.asarray(points, problem.dtype))

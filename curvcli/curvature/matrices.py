@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from curvcli import journal
 from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
@@ -157,7 +158,13 @@ def build(
     # A user's regulariser may curve downwards; the ½·l2·‖w‖² of curv's own does not.
     psd = row.psd(problem.loss) and damping >= 0 and (regulariser is None or problem.regulariser.fn is None)
     forms = pairs.with_rest(data_forms, regulariser, damping)
-    return LinearOperator(matmat, dimension(problem, name), problem.dtype, psd, forms)
+    # With the arguments that the matrix depends on: other products are not to be taken for these.
+    what = (name, damping, regularised, mc_samples, seed)
+    if forms is not None:
+        forms = journal.whole(forms, problem, "forms", *what)
+    return LinearOperator(
+        journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms
+    )
 
 
 def dimension(problem: Problem, name: str) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field
 from curvcli.schema.base import Strict
 from curvcli.schema.plan import Plan
 from curvcli.schema.report import Report, one_line
+from curvcli.schema.settings import FIXED
 from curvcli.schema.spectrum import SpectrumSettings
 
 
@@ -18,6 +19,7 @@ class InspectSettings(SpectrumSettings):
     calibrate: bool = Field(
         default=False, description="time several ways of computing products, and remember the fastest for later runs"
     )
+    state: None = Field(default=None, json_schema_extra=FIXED)  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class ParameterRecord(Strict):

@@ -15,7 +15,6 @@ class LandscapeSettings(LineSettings):
     """What `curv landscape` can be told."""
 
     points: int = Field(default=25, ge=2, description="along each direction, equally spaced over its range")
-    state: str | None = Field(default=None, description="keep finished rows in this folder, and go on from there")
 
     @field_validator("along")
     @classmethod

@@ -74,6 +74,11 @@ class Cost(Strict):
     products: int = Field(description="matrix-vector products")
     forms: int = Field(default=0, description="quadratic forms, half a product each")
     data_passes: int = Field(description="times the data were read: a block of products reads them once")
+    recalled: int = Field(
+        default=0,
+        description="vectors whose products and forms, and points whose losses, came from --state: of those"
+        " counted here, an earlier run has paid for these",
+    )
     seconds: float = Field(description="of the analysis, compilation included")
     compile_seconds: float
     peak_memory_bytes: int

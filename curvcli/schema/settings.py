@@ -76,6 +76,9 @@ class AnalysisSettings(DataSettings):
         default=None, description="compute products as this report of curv inspect, or its plan, says"
     )
     skip_checks: bool = Field(default=False, description="leave out the self-checks")
+    state: str | None = Field(
+        default=None, description="keep what is computed in this folder: killed, the same command goes on from there"
+    )
 
     @property
     def regulariser_included(self) -> bool:

@@ -1,4 +1,4 @@
-"""Grids against the loss itself; barriers; rows that are kept."""
+"""Grids against the loss itself; barriers."""
 
 from __future__ import annotations
 
@@ -21,24 +21,6 @@ from tests.problems import dense_hessian, dense_objective, flat_params, make_pro
 GIVEN = ("array:a", "array:b")
 
 
-class Memory:
-    """A journal that ends the run after some rows, as a kill would."""
-
-    def __init__(self, stop_after: int = 10**6) -> None:
-        self.rows: dict[str, Any] = {}
-        self.opened: list[dict[str, str]] = []
-        self.stop_after = stop_after
-
-    def open(self, facts: dict[str, str]) -> dict[str, Any]:
-        self.opened.append(facts)
-        return dict(self.rows)
-
-    def append(self, name: str, row: Any) -> None:
-        if len(self.rows) == self.stop_after:
-            raise KeyboardInterrupt
-        self.rows[name] = row
-
-
 @pytest.fixture(scope="module")
 def network() -> Problem:
     return mlp_problem(sizes=(3, 4, 3), l2=0.01, batch_size=7)
@@ -49,14 +31,14 @@ def vectors(network: Problem) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(2, network.dim)) * [[1.0], [0.3]]
 
 
-def run(problem: Problem, *along: str, vectors: Any = None, journal: Any = None, **settings: Any) -> Answer[Any]:
+def run(problem: Problem, *along: str, vectors: Any = None, **settings: Any) -> Answer[Any]:
     settings = {"dtype": "float64", "skip_checks": True, "along": list(along), "points": 5, **settings}
     layout = Layout.of(problem.params)
     given = {} if vectors is None else {
         name: layout.unravel(jax.numpy.asarray(row)) for name, row in zip(GIVEN, vectors, strict=True)
     }  # fmt: skip
     monitor = settings.pop("monitor", Silent())
-    return landscape.run(problem, LandscapeSettings(**settings), given, monitor, journal)
+    return landscape.run(problem, LandscapeSettings(**settings), given, monitor)
 
 
 def test_a_plane(network: Problem, vectors: np.ndarray) -> None:
@@ -101,22 +83,6 @@ def test_a_plane_of_one_kind_has_two_directions(network: Problem) -> None:
     result = run(network, "filter-normalized", "filter-normalized", points=2).result
     assert abs(result.cosine) < 0.9
     assert result.a == result.b == [-1, 1]
-
-
-def test_rows_are_kept(network: Problem, vectors: np.ndarray) -> None:
-    whole = run(network, *GIVEN, vectors=vectors)
-    journal = Memory(stop_after=3)
-    with pytest.raises(KeyboardInterrupt):
-        run(network, *GIVEN, vectors=vectors, journal=journal)
-    journal.stop_after = 10**6
-    resumed = run(network, *GIVEN, vectors=vectors, journal=journal)
-    assert resumed.result == whole.result
-    assert resumed.meter.data_passes == whole.meter.data_passes - 3
-    again = run(network, *GIVEN, vectors=vectors, journal=journal)
-    assert again.result == whole.result
-    assert again.meter.data_passes == whole.meter.data_passes - 6
-    run(network, *GIVEN, vectors=vectors[::-1], journal=journal)
-    assert journal.opened[0] == journal.opened[1] != journal.opened[-1]
 
 
 def test_a_run_that_is_stopped(network: Problem, vectors: np.ndarray) -> None:

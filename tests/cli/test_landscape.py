@@ -1,7 +1,4 @@
-"""`curv landscape` as people and scripts use it, and the folder that it keeps its rows in."""
-
-import fcntl
-import json
+"""`curv landscape` as people and scripts use it."""
 
 import jsonschema
 import numpy as np
@@ -48,58 +45,6 @@ def test_the_barrier_between_two_checkpoints(project, curv, schema_of, other):
     np.testing.assert_allclose(result["barrier_above_higher_end"], result["barrier"], rtol=1e-5)
     direct = curv("direction", "--skip-checks", "--dtype", "float64", "--along", f"checkpoint:{other}", "--points", 25)
     assert direct.report["result"]["profile"]["loss"] == result["loss"]
-
-
-def test_state_goes_on_where_it_stopped(project, curv):
-    whole = curv(*FAST, *PLANE).report["result"]
-    first = curv(*FAST, *PLANE, "--state", "kept").report
-    assert first["result"] == whole
-    path = project.folder / "kept/parts.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 5
-    # Killed in the middle of the third row's writing; and a digit of a later line flipped.
-    for damaged in (
-        b"".join(lines[:2]) + lines[2][:40],
-        b"".join([*lines[:2], lines[2].replace(b"1", b"2"), lines[3]]),
-    ):
-        path.write_bytes(damaged)
-        resumed = curv(*FAST, *PLANE, "--state", "kept").report
-        assert json.dumps(resumed["result"]) == json.dumps(whole)
-        assert resumed["cost"]["data_passes"] == first["cost"]["data_passes"] - 2
-        assert path.read_bytes() == b"".join(lines)
-    assert curv(*FAST, *PLANE, "--state", "kept", "--time-limit", 99).report["result"] == whole
-
-
-def test_state_of_something_else_is_refused(project, curv):
-    assert curv(*FAST, *PLANE, "--state", "kept").code == 0
-    assert "settings.seed changed" in curv(*FAST, *PLANE, "--state", "kept", "--seed", 1).error
-    assert (
-        "settings.points" in curv("landscape", "--skip-checks", "--dtype", "float64", *PLANE, "--state", "kept").error
-    )
-    project.checkpoint(Dense_1__bias=np.ones(3, np.float32))
-    changed = curv(*FAST, *PLANE, "--state", "kept")
-    assert (changed.code, "checkpoint.sha256" in changed.error) == (65, True)
-    project.checkpoint()
-    project.data(x=2 * project.x)
-    assert "data.sha256" in curv(*FAST, *PLANE, "--state", "kept").error
-    project.data()
-    (project.folder / "kept/problem.json").write_text("{")
-    assert "damaged" in curv(*FAST, *PLANE, "--state", "kept").error
-    (project.folder / "kept/problem.json").unlink()
-    anew = curv(*FAST, *PLANE, "--state", "kept", "--seed", 1).report["result"]
-    assert anew == curv(*FAST, *PLANE, "--seed", 1).report["result"]
-
-
-def test_state_folders_that_cannot_be_used(project, curv):
-    assert curv(*FAST, *PLANE, "--state", "nowhere/kept").code == 74
-    (project.folder / "file").write_text("")
-    assert curv(*FAST, *PLANE, "--state", "file").code == 74
-    (project.folder / "kept").mkdir()
-    with (project.folder / "kept/lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        locked = curv(*FAST, *PLANE, "--state", "kept")
-    assert (locked.code, "in use" in locked.error) == (73, True)
-    assert curv(*FAST, *PLANE, "--state", "kept", "model.npz", "model.npz").code == 2
 
 
 def test_usage_errors(project, curv):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from curvcli.cli.options import Request, analysis
-from curvcli.errors import UsageError
 from curvcli.schema.landscape import LandscapeReport, LandscapeSettings
 
 
@@ -16,13 +13,11 @@ def landscape(request: Request) -> int:
     [bold]curv landscape run --step 9 --along checkpoint:run@5 | jq .result.barrier[/bold]
 
     The true loss and its quadratic model on a plane through the weights, or on the line to another checkpoint with the
-    height of the barrier between. With --state finished rows are kept, and the same command goes on from there.
+    height of the barrier between.
     """
     from curvcli.cli.execute import execute, forecast
     from curvcli.cli.inputs import given_directions
 
-    if request.settings["state"] is not None and (len(request.checkpoints) > 1 or request.spec["all_steps"]):
-        raise UsageError("--state holds the rows of one checkpoint", "run curv once for each of them")
     if request.output["dry_run"]:
         from curvcli.analyses.landscape import forecast as forecast_landscape
 
@@ -32,14 +27,7 @@ def landscape(request: Request) -> int:
         from curvcli.analyses import landscape
 
         given, warnings = given_directions(loaded, settings)
-        if settings.state is None:
-            answer = landscape.run(loaded.problem, settings, given, watch)
-        else:
-            from curvcli.cli.state import state
-
-            with state(Path(settings.state), loaded, settings) as kept:
-                answer = landscape.run(loaded.problem, settings, given, watch, kept)
-            warnings += kept.warnings
+        answer = landscape.run(loaded.problem, settings, given, watch)
         answer.warnings[:0] = warnings
         return answer
 

@@ -1,0 +1,46 @@
+"""What a report says of the problem, and of where the time went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curvcli.schema.report import ProblemRecord, Profile
+from curvcli.stopwatch import Stopwatch
+
+Loaded = Any
+"""`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
+
+
+def what_was_read(loaded: Loaded) -> str:
+    """Checkpoint and data in a line."""
+    step = "" if loaded.checkpoint.step is None else f", step {loaded.checkpoint.step}"
+    return (
+        f"{loaded.checkpoint.path} ({loaded.checkpoint.format}{step}): {loaded.problem.dim} parameters; "
+        f"{loaded.data.path}: {loaded.data.num_examples} examples in batches of {loaded.problem.batches.batch_size}"
+    )
+
+
+def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
+    """Where the seconds went."""
+    parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
+    rest = max(seconds - loading - clock.compiling - sum(parts.values()), 0.0)
+    return Profile(load=loading, compile=clock.compiling, rest=rest, **parts)
+
+
+def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
+    """What the report says of the problem."""
+    problem, spec = loaded.problem, loaded.spec
+    return ProblemRecord(
+        checkpoint=loaded.checkpoint,
+        model=spec.model.target or "",
+        num_params=problem.dim,
+        loss=spec.loss.name or "",
+        reduction=spec.loss.reduction,
+        normaliser=problem.normaliser,
+        l2=spec.loss.l2,
+        regulariser=spec.loss.regulariser,
+        data=loaded.data,
+        loss_value=loss_value,
+        spec=spec,
+        spec_file=loaded.spec_file,
+    )

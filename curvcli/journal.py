@@ -1,0 +1,200 @@
+"""What earlier runs have computed: a run that was killed recalls it, where it would compute it again.
+
+No algorithm knows of this. A function of vectors is remembered under its name and the fingerprints of the vectors: run
+again, an algorithm asks the same questions in the same order, and is given the same bits until it comes to the first
+question that was never answered. A run with more probes, steps or queries asks the old questions first.
+
+What this process computes is kept for later ones and never given back to itself: a product that is asked for twice, as
+the self-checks do, is computed twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Array = Any
+_open: ContextVar[Journal | None] = ContextVar("journal", default=None)
+
+
+class Store(Protocol):
+    """Rows of arrays by key."""
+
+    def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Any]:
+        """The row under each key, None where there is none.
+
+        A row is taken once: of several under one key, the oldest. `finished`: only from runs that came to their end.
+        """
+        ...
+
+    def holds(self, key: bytes) -> bool:
+        """Whether an earlier run kept anything under a key that was not taken yet."""
+        ...
+
+    def keep(self, keys: Sequence[bytes], rows: Array) -> None:
+        """Keep rows together: later runs find all of them or none."""
+        ...
+
+
+@dataclass
+class Journal:
+    """What was computed of one problem.
+
+    Parameters
+    ----------
+    store
+        Where it is.
+    problem
+        A `Problem`; its weights may be others, for each place has its own name.
+    recalled
+        Rows so far that were there: vectors of products and forms, points of losses.
+    """
+
+    store: Store
+    problem: Any
+    recalled: int = 0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Until the end of the block, what is asked of the problem is looked up here."""
+        token = _open.set(self)
+        try:
+            yield
+        finally:
+            _open.reset(token)
+
+    def covers(self, problem: Any) -> bool:
+        """Whether a problem is the one at hand, but for its weights; other data or arithmetic make another."""
+        mine = self.problem
+        parts = ("frozen", "predict", "nest", "loss", "batches", "normaliser", "regulariser", "way")
+        return problem.dtype == mine.dtype and all(getattr(problem, one) is getattr(mine, one) for one in parts)
+
+
+def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Callable[[Array], Array]:
+    """`function` of a block [k, dim] that maps each row on its own, looked up row by row where a journal is open.
+
+    Parameters
+    ----------
+    problem
+        Whose function it is.
+    name
+        What it is, of plain values: all that the answer depends on beside problem and argument.
+    """
+    journal = _covering(problem)
+    if journal is None:
+        return function
+    place = _place(problem, "rows", *name)
+
+    def recalled(vectors: Array) -> Array:
+        import jax.numpy as jnp
+        import numpy as np
+
+        keys = [_key(place, row) for row in np.asarray(vectors)]
+        found = journal.store.take(keys)
+        missing = [i for i, row in enumerate(found) if row is None]
+        journal.recalled += len(keys) - len(missing)
+        if not missing:
+            return jnp.asarray(np.stack(found))
+        # All rows as they came, where all are missing: another block is another program, and other bits.
+        made = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
+        new = np.asarray(made)
+        journal.store.keep([keys[i] for i in missing], new)
+        if len(missing) == len(keys):
+            return made
+        for i, row in zip(missing, new, strict=True):
+            found[i] = row
+        return jnp.asarray(np.stack(found))
+
+    return recalled
+
+
+def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable[..., Any]:
+    """`function` of arrays, its value looked up as one; None, of a run that is to stop, is not kept.
+
+    Recalled, it counts as many rows as its last argument has, a vector as one.
+    """
+    journal = _covering(problem)
+    if journal is None:
+        return function
+    place = _place(problem, "whole", *name)
+
+    def recalled(*arrays: Array) -> Array:
+        import numpy as np
+
+        key = _key(place, *(np.asarray(one) for one in arrays))
+        (found,) = journal.store.take([key])
+        if found is not None:
+            journal.recalled += len(arrays[-1]) if np.ndim(arrays[-1]) > 1 else 1
+            return found
+        made = function(*arrays)
+        if made is not None:
+            journal.store.keep([key], np.asarray(made)[None])
+        return made
+
+    return recalled
+
+
+def finished_rows(problem: Any, vectors: Array, *name: object) -> list[Any]:
+    """What runs that came to their end have kept by `keep_rows` for these rows; None where nothing.
+
+    A run that was killed must not find its own: it would leave out the questions that led to them, whose answers it
+    would then be given elsewhere.
+    """
+    journal = _covering(problem)
+    if journal is None:
+        return [None] * len(vectors)
+    import numpy as np
+
+    place = _place(problem, "finished", *name)
+    return journal.store.take([_key(place, row) for row in np.asarray(vectors)], finished=True)
+
+
+def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> None:
+    """Keep what belongs to rows, where a journal is open, for `finished_rows` of later runs."""
+    journal = _covering(problem)
+    if journal is None:
+        return
+    import numpy as np
+
+    place = _place(problem, "finished", *name)
+    keys = [_key(place, row) for row in np.asarray(vectors)]
+    new = [i for i, key in enumerate(keys) if not journal.store.holds(key)]
+    if new:
+        journal.store.keep([keys[i] for i in new], np.asarray(values)[new])
+
+
+def _covering(problem: Any) -> Journal | None:
+    journal = _open.get()
+    return journal if journal is not None and journal.covers(problem) else None
+
+
+def _place(problem: Any, *name: object) -> bytes:
+    """Name and weights, in one digest."""
+    import numpy as np
+
+    digest = hashlib.sha256(repr(name).encode())
+    for path, leaf in sorted(problem.params.items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.digest()
+
+
+def _key(place: bytes, *arrays: Any) -> bytes:
+    """A fingerprint of the values of arrays: CRC-32 and the sum of all words, some ten times as fast as SHA-256.
+
+    It tells vectors apart that an algorithm comes by; nobody is meant to forge one.
+    """
+    import numpy as np
+
+    digest = hashlib.sha256(place)
+    for array in arrays:
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        words = data[: data.size // 8 * 8].view(np.uint64)
+        total = int(np.add.reduce(words, dtype=np.uint64))
+        digest.update(repr((array.shape, str(array.dtype), zlib.crc32(data.data), total)).encode())
+    return digest.digest()[:16]
