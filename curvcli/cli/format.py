@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curvcli.schema.estimate import Eigenvalue, Estimate
-from curvcli.schema.report import Report
+from curvcli.schema.report import Cost, Report
 
 Part = Any
 """What rich can print."""
@@ -22,6 +22,13 @@ def number(value: float) -> str:
     ('0.46336', '-1.3869e-06', '0')
     """
     return f"{value:.5g}"
+
+
+def spent(cost: Cost) -> str:
+    """What an answer cost, for the last line of a view."""
+    forms = f", {cost.forms} forms" if cost.forms else ""
+    recalled = f" ({cost.recalled} kept)" if cost.recalled else ""
+    return f"{cost.products} products{forms}{recalled}, {cost.data_passes} data passes, {cost.seconds:.1f} s"
 
 
 def with_error(value: float, margin: float) -> str:

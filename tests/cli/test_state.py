@@ -32,6 +32,7 @@ LONGER = {
     "trace": ("trace", "--method", "hutchinson"),
     "influence": ("influence", "--remove", "--solver", "cg", "--damping", 0.1),
 }
+FILES = ["lock", "problem.copy.json", "problem.json", "records"]
 LARGER = (*COMMANDS["spectrum"], *FAST)
 NOISY = """
 import jax
@@ -158,6 +159,14 @@ def test_a_damaged_description_has_a_copy(project, curv):
     # Values of which nobody can say what they were computed from are not used.
     anew = curv(*PLAIN, "--state", "kept", "--seed", 1).report
     assert anew["cost"]["recalled"] == 0
+
+
+def test_people_see_what_came_from_the_folder(project, curv):
+    curv(*PLAIN, "--state", "kept")
+    (project.folder / "kept/.problem.json.abc").write_text("{")  # of a process killed as it wrote
+    shown = curv(*PLAIN, "--state", "kept", "--format", "text").out
+    assert "8 products (8 kept)" in shown
+    assert sorted(one.name for one in (project.folder / "kept").iterdir()) == FILES
 
 
 def test_folders_that_cannot_be_used(project, curv):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, estimate, failed, header, number, table
+from curvcli.cli.format import Part, estimate, failed, header, number, spent, table
 from curvcli.schema.compare import CompareReport, CompareResult, Laplace, Step
 from curvcli.schema.estimate import Estimate
 
@@ -36,7 +36,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
         parts += [Text(f"{one.name}: {said}") for one in steps.steps if (said := _remark(one))]
     if result.laplace is not None:
         parts += [Text(""), Text(f"Laplace with {result.laplace.matrix}", style="bold"), _laplace(result.laplace)]
-    foot = f"{result.reason} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = f"{result.reason} · {spent(cost)}"
     return [*parts, Text(foot, style="dim")]
 
 

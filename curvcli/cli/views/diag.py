@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, failed, header, number, table, with_error
+from curvcli.cli.format import Part, failed, header, number, spent, table, with_error
 from curvcli.schema.diag import DiagReport, DiagResult, Pruning
 
 MOST_LAYERS = 12
@@ -19,8 +19,7 @@ def view(report: DiagReport, width: int, unicode: bool) -> list[Part]:
         parts += [Text(""), Text(_verdict(result.prune)), table(_changes(result.prune))]
     if result.path is not None:
         parts += [Text(""), Text(f"entries and standard errors in {result.path}")]
-    spent = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
-    foot = f"{result.method} ({result.reason}) · {spent}"
+    foot = f"{result.method} ({result.reason}) · {spent(cost)}"
     return [*parts, Text(""), Text(foot, style="dim")]
 
 

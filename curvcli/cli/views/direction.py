@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, eigenvalue, failed, header, number, shortened, table
+from curvcli.cli.format import Part, eigenvalue, failed, header, number, shortened, spent, table
 from curvcli.cli.plot_text import line_plot
 from curvcli.schema.direction import DirectionReport, DirectionResult
 
@@ -26,7 +26,7 @@ def view(report: DirectionReport, width: int, unicode: bool) -> list[Part]:
         headline += number(steepest.rayleigh_quotient)
         parts = [Text(headline, style="bold"), header(report), *failed(report), Text(""), _table(shown)]
         parts += [Text(f"undefined: {one.direction}: {one.reason}") for one in result.undefined]
-    foot = f"{cost.products} products, {cost.forms} forms, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = spent(cost)
     return [*parts, Text(foot, style="dim")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, failed, header, number
+from curvcli.cli.format import Part, failed, header, number, spent
 from curvcli.schema.eigs import Eigenpair, EigsReport
 
 SHOWN = 20
@@ -26,7 +26,7 @@ def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
     if result.vectors is not None:
         parts.append(Text(f"vectors in {result.vectors}"))
     how = "all eigenvalues, exact" if result.method == "dense" else f"block Lanczos, {result.restarts} restarts"
-    foot = f"{how} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = f"{how} · {spent(cost)}"
     return [*parts, Text(foot, style="dim")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, estimate, failed, header, number, table
+from curvcli.cli.format import Part, estimate, failed, header, number, spent, table
 from curvcli.schema.influence import Entry, InfluenceReport, InfluenceResult, Ranking
 
 MOST_QUERIES, MOST_ENTRIES = 4, 5
@@ -26,7 +26,7 @@ def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
         parts += [_groups(result), Text("")]
     parts += _beside(result)
     where = f" · scores in {report.settings.scores}" if report.settings.scores else ""
-    foot = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s{where}"
+    foot = f"{spent(cost)}{where}"
     return [*parts, Text(foot, style="dim")]
 
 

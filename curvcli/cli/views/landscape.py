@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, failed, header, number, shortened, table
+from curvcli.cli.format import Part, failed, header, number, shortened, spent, table
 from curvcli.cli.plot_text import line_plot, shade_map
 from curvcli.schema.landscape import LandscapeReport, LandscapeResult
 
@@ -15,7 +15,7 @@ def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
     result, cost = report.result, report.cost
     parts = [Text(_headline(result), style="bold"), header(report), *failed(report), Text(""), _directions(result)]
     parts += [table(_facts(result)), Text(""), *_picture(result, width, unicode)]
-    foot = f"{cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = spent(cost)
     return [*parts, Text(foot, style="dim")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, eigenvalue, failed, header, number, table
+from curvcli.cli.format import Part, eigenvalue, failed, header, number, spent, table
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.saddle import Adam, GradientDescent, SaddleReport, SaddleResult
 
@@ -20,7 +20,7 @@ def view(report: SaddleReport, width: int, unicode: bool) -> list[Part]:
     if result.escape is not None:
         parts += [Text(""), Text(f"moved checkpoint in {result.escape}")]
     how = "all eigenvalues, exact" if result.method == "dense" else "random-start Lanczos"
-    foot = f"{how} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = f"{how} · {spent(cost)}"
     return [*parts, Text(""), Text(foot, style="dim")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, header, number, table
+from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, header, number, spent, table
 from curvcli.cli.plot_text import density_plot
 from curvcli.schema.spectrum import SpectrumReport
 
@@ -39,7 +39,7 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
         "hutchinson": "Lanczos quadrature",
         "xtrace": "deflated Lanczos quadrature",
     }
-    foot = f"{method[result.method]} · {cost.products} products, {cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = f"{method[result.method]} · {spent(cost)}"
     plot = density_plot(result.density, result.dim, width=min(width, 100), height=9, unicode=unicode)
     title = f"{report.matrix}: eigenvalues per unit, logarithmic"
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, estimate, failed, header, number, table, with_error
+from curvcli.cli.format import Part, estimate, failed, header, number, spent, table, with_error
 from curvcli.schema.trace import TraceReport
 
 MOST_LAYERS = 14
@@ -25,8 +25,7 @@ def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
     if costs:
         parts += [Text(""), Text(f"more products for a trace within {', '.join(costs)}")]
     cost = report.cost
-    forms = f"{cost.forms} forms, " if cost.forms else ""
-    foot = f"{cost.products} products, {forms}{cost.data_passes} data passes, {cost.seconds:.1f} s"
+    foot = spent(cost)
     return [*parts, Text(f"{result.method}: {result.reason} · {foot}", style="dim")]
 
 
