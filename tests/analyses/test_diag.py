@@ -233,6 +233,7 @@ def test_pruning_by_hand(network: tuple[Problem, np.ndarray]) -> None:
     assert 0 < prune.resolution < 1e-12
 
 
+@pytest.mark.slow
 def test_the_prediction_of_sampled_pruning_covers(network: tuple[Problem, np.ndarray]) -> None:
     problem, truth = network
     w, held = np.asarray(flat_params(problem)), 0

@@ -23,6 +23,7 @@ OWN = replace(FREE, loss=user_loss("own", LOSSES["softmax_cross_entropy"].value)
 # --- samples ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["remove", "label_perturb", "input_perturb"])
 def test_standard_errors_of_sampled_self_influence_cover(mode: str) -> None:
     asked: dict[str, Any] = {} if mode == "remove" else {mode: True}

@@ -89,6 +89,7 @@ def test_a_large_one_from_random_vectors(kind: str) -> None:
     assert (found.bound is None) == (values.min() < 0)
 
 
+@pytest.mark.slow
 def test_the_bound_holds_as_often_as_it_says() -> None:
     """A single eigenvalue at −εU, of a spectrum that hides it: seldom missed, where it may be missed once in five."""
     values = np.r_[-0.05, np.linspace(0, 1, 1599) ** 8]
