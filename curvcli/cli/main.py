@@ -29,6 +29,7 @@ COMMANDS = {
     "step": "a Newton, Gauss-Newton, natural, K-FAC or Hessian-free step, previewed and judged",
     "compare": "Hessian, GGN, Fisher, empirical Fisher, K-FAC, E-KFAC and diagonal side by side; --laplace",
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
+    "diff": "two reports of one analysis, number by number: what changed, and what may be chance",
     "init": "write a curv.toml and prove it by evaluating the loss",
     "schema": "the JSON Schema of a report or of curv.toml",
 }

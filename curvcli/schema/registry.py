@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
+from curvcli.schema.diff import DiffRecord
 from curvcli.schema.direction import DirectionReport
 from curvcli.schema.eigs import EigsReport
 from curvcli.schema.influence import InfluenceReport
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "step": StepReport,
     "compare": CompareReport,
     "inspect": InspectReport,
+    "diff": DiffRecord,
     "forecast": ForecastRecord,
     "error": ErrorRecord,
     "curv.toml": ProblemSpec,

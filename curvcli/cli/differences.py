@@ -1,0 +1,185 @@
+"""Two reports compared: which numbers changed by more than their intervals allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from curvcli.errors import DataError, NotFoundError, UsageError
+from curvcli.schema.diff import Difference, DiffRecord, Setting, Side
+from curvcli.schema.registry import SCHEMAS
+from curvcli.schema.report import load_json
+
+CURVES = {"density", "cumulative", "nodes", "weights", "profile", "solves", "refits", "scores", "top", "a", "b", "plan"}
+"""Parts of results that are no single numbers, or say how the others were found."""
+
+EXPECTED = {
+    "path",
+    "state",
+    "output",
+    "threads",
+    "time_limit",
+    "max_memory",
+    "plan",
+    "probes",
+    "loss_value",
+    "sha256",
+    "step",
+}
+"""What may differ without a word: the two reports are of two points, and may have been asked for differently."""
+
+
+def compared(first: Path, second: Path) -> DiffRecord:
+    """The differences of two reports of the same analysis.
+
+    Raises
+    ------
+    NotFoundError, DataError
+        A file is missing, or no report.
+    UsageError
+        They are of two analyses.
+    """
+    a, b = read(first), read(second)
+    if a["schema"] != b["schema"]:
+        raise UsageError(
+            f"{first} is {a['schema']}, and {second} is {b['schema']}", "compare two reports of the same analysis"
+        )
+    data_are_shared = a["problem"]["data"]["sha256"] == b["problem"]["data"]["sha256"]
+    rows = list(_differences("", a["result"], b["result"], data_are_shared))
+    found = [row for row in rows if row.change != 0 or row.interval is not None]
+    chance = sum(1 - _confidence(a, b) for row in found if row.kind == "estimate" and row.significant is not None)
+    about = ("problem", "matrix", "settings", "environment")
+    return DiffRecord(
+        analysis=a["schema"], a=_side(first, a), b=_side(second, b), differences=found,
+        significant=sum(bool(row.significant) for row in found), by_chance=chance,
+        settings=[one for part in about for one in _settings(part, a.get(part), b.get(part))],
+        untrusted=a["untrusted"] or b["untrusted"],
+    )  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report as it was written.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    DataError
+        It holds no report, or several.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a report", "give what curv wrote with -o FILE") from error
+    try:
+        found = [load_json(line) for line in lines]
+    except ValueError:
+        try:
+            found = [load_json("\n".join(lines))]  # as jq prints it
+        except ValueError as error:
+            raise DataError(f"{path} is no JSON: {error}", "give what curv wrote with -o FILE") from error
+    if len(found) != 1:
+        raise DataError(f"{path} holds {len(found)} reports", f"take one of them out: sed -n 1p {path} > one.json")
+    report = found[0]
+    name = str(report.get("schema", "")) if isinstance(report, dict) else ""
+    schema = SCHEMAS.get(name.removeprefix("curv.").partition("/")[0])
+    if schema is None or "result" not in schema.model_fields:
+        raise DataError(f"{path} is no report of an analysis", "give what curv wrote with -o FILE")
+    try:
+        schema.model_validate(report)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"{path} is no report that this version of curv knows: {place}", "make it again with this version"
+        ) from error
+    return report
+
+
+def _differences(name: str, a: Any, b: Any, shared: bool) -> Iterator[Difference]:
+    """All numbers and words of two results, by the names that they have in both."""
+    if _is_uncertain(a) and _is_uncertain(b):
+        yield _uncertain(name, a, b, shared)
+    elif isinstance(a, dict) and isinstance(b, dict):
+        for key in a:
+            if key in b and key not in CURVES:
+                yield from _differences(f"{name}.{key}" if name else key, a[key], b[key], shared)
+    elif isinstance(a, list) and isinstance(b, list):
+        others = {_label(one, i): one for i, one in enumerate(b)}
+        for i, one in enumerate(a):
+            if isinstance(one, dict) and (label := _label(one, i)) in others:
+                yield from _differences(f"{name}[{label}]", one, others[label], shared)
+    elif _is_number(a) and _is_number(b):
+        yield _row(name, "number", a, b, None)
+    elif a != b and not {type(a), type(b)} & {dict, list}:
+        yield _words(name, a, b)
+
+
+def _uncertain(name: str, a: dict[str, Any], b: dict[str, Any], shared: bool) -> Difference:
+    """The change of a number with an interval, and where the true change lies.
+
+    Of estimates the distances of the limits are added in quadrature (Zou and Donner 2008), which keeps the coverage of
+    skewed intervals too; probes that both runs have in common make it wider than need be. What a residual proves of
+    eigenvalues holds for each of them, so those distances add as they are.
+    """
+    kind = "eigenvalue" if "residual" in a else "estimate"
+    change = b["value"] - a["value"]
+    below = b["value"] - b["interval"][0], a["interval"][1] - a["value"]
+    above = b["interval"][1] - b["value"], a["value"] - a["interval"][0]
+    add = sum if kind == "eigenvalue" else lambda parts: math.hypot(*parts)
+    # Examples that were left out make an error of their own, unless both runs left out the same.
+    data = [0.0] if shared else [1.96 * (one.get("data_stderr") or 0.0) for one in (a, b)]
+    low, high = add(below), add(above)
+    return _row(name, kind, a["value"], b["value"], (change - math.hypot(low, *data), change + math.hypot(high, *data)))
+
+
+def _words(name: str, a: Any, b: Any) -> Difference:
+    return Difference(name=name, kind="text", a=a, b=b, change=None, relative=None, interval=None, significant=None)
+
+
+def _row(name: str, kind: Any, a: Any, b: Any, interval: tuple[float, float] | None) -> Difference:
+    change = b - a
+    return Difference(
+        name=name, kind=kind, a=a, b=b, change=change, relative=change / abs(a) if a else None, interval=interval,
+        significant=None if interval is None else not interval[0] <= 0 <= interval[1],
+    )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_uncertain(value: Any) -> bool:
+    return isinstance(value, dict) and {"value", "interval"} <= value.keys()
+
+
+def _label(one: Any, index: int) -> Any:
+    """What an entry of a list is called in both results: its name, else its place."""
+    if not isinstance(one, dict):
+        return index
+    if {"a", "b"} <= one.keys() and isinstance(one["a"], str):
+        return f"{one['a']}, {one['b']}"
+    return one.get("name") or one.get("of") or one.get("direction") or index
+
+
+def _confidence(a: dict[str, Any], b: dict[str, Any]) -> float:
+    return min(one["settings"].get("confidence", 0.95) for one in (a, b))
+
+
+def _side(path: Path, report: dict[str, Any]) -> Side:
+    checkpoint = report["problem"]["checkpoint"]
+    return Side(path=str(path), checkpoint=checkpoint["path"], step=checkpoint["step"], matrix=report["matrix"])
+
+
+def _settings(name: str, a: Any, b: Any) -> Iterator[Setting]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys() - EXPECTED):
+            if key not in EXPECTED:
+                yield from _settings(f"{name}.{key}", a.get(key), b.get(key))
+    elif a != b:
+        yield Setting(name=name, a=a, b=b)
