@@ -31,6 +31,7 @@ COMMANDS = {
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
     "diff": "two reports of one analysis, number by number: what changed, and what may be chance",
     "init": "write a curv.toml and prove it by evaluating the loss",
+    "doctor": "versions, devices, cache, memory, and how fast this machine is",
     "schema": "the JSON Schema of a report or of curv.toml",
 }
 """Every command is `curvcli/cli/commands/NAME.py` with a function of that name."""

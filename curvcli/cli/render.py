@@ -11,12 +11,13 @@ from typing import Any, TextIO
 from rich.console import Console, Group
 
 from curvcli.schema.diff import DiffRecord
+from curvcli.schema.doctor import DoctorRecord
 from curvcli.schema.report import Report
 
 WIDEST = 110
 
 
-def render(report: Report[Any, Any] | DiffRecord, stream: TextIO) -> str:
+def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO) -> str:
     """The summary of a report, or of another record that has a view, for the stream that it will be written to."""
     dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
     styled = stream.isatty() and not dumb

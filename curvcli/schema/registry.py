@@ -8,6 +8,7 @@ from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
 from curvcli.schema.diff import DiffRecord
 from curvcli.schema.direction import DirectionReport
+from curvcli.schema.doctor import DoctorRecord
 from curvcli.schema.eigs import EigsReport
 from curvcli.schema.influence import InfluenceReport
 from curvcli.schema.inspect import ForecastRecord, InspectReport
@@ -32,6 +33,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "compare": CompareReport,
     "inspect": InspectReport,
     "diff": DiffRecord,
+    "doctor": DoctorRecord,
     "forecast": ForecastRecord,
     "error": ErrorRecord,
     "curv.toml": ProblemSpec,

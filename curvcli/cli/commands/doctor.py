@@ -1,0 +1,33 @@
+"""`curv doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+
+def doctor(
+    format: Annotated[
+        Literal["json", "text"] | None, typer.Option(help="default: text on a terminal, else json")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores)")] = None,
+) -> int:
+    """[bold]curv doctor[/bold]
+
+    Versions, devices, threads, cache, memory, and a second of Hessian products: what to send along with a report of a
+    fault, and why curv may be slow here.
+    """
+    from curvcli.cli import output
+    from curvcli.cli.health import examined
+    from curvcli.cli.render import render
+    from curvcli.cli.runtime import prepare_jax
+
+    with output.own_stdout() as stdout:
+        prepare_jax("float32", threads, cache=True)
+        from curvcli.analyses import machine
+
+        record = examined(threads, machine.sums_rightly(), machine.memory(), machine.speed())
+        as_text = format == "text" or (format is None and stdout.isatty())
+        output.write_line(stdout, render(record, stdout) if as_text else record.to_json())
+    return 0

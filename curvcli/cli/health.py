@@ -1,0 +1,56 @@
+"""What there is on this machine, and what of it will be in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib import metadata
+
+from curvcli import __version__
+from curvcli.cli import cache
+from curvcli.schema.doctor import Cache, DoctorRecord, Memory, Speed
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pydantic", "typer", "rich",
+    "pyarrow", "safetensors", "optax",
+)  # fmt: skip
+"""Those that curv stands on, then those of its extras."""
+
+LEAST = 1 << 30
+"""Bytes without which little can be analysed."""
+
+
+def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Speed) -> DoctorRecord:
+    """Everything that `curv doctor` tells, from what was measured of this machine."""
+    import jax
+
+    count = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    kept = _cache()
+    problems = []
+    if not sums_rightly:
+        problems.append("XLA sums wrongly here (jax issue 39103): upgrade jaxlib, or leave XLA_FLAGS to curv")
+    if kept is None:
+        problems.append("no folder for compiled programs can be had: set CURV_CACHE_DIR to one that you can write")
+    if memory.limit < LEAST:
+        problems.append(f"only {memory.limit / 1e6:.0f} MB may be taken: close other programs, or use --max-memory")
+    return DoctorRecord(
+        curv=__version__, python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}",
+        packages={name: _version(name) for name in PACKAGES},
+        devices=[f"{one.platform} {one.device_kind}" for one in jax.local_devices()], threads=count,
+        cache=kept, memory=memory, speed=speed, problems=problems,
+    )  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None
+
+
+def _cache() -> Cache | None:
+    plans = cache.folder("plans")
+    if plans is None or not os.access(plans, os.W_OK):
+        return None
+    files = [path.stat().st_size for path in plans.parent.rglob("*") if path.is_file()]
+    return Cache(path=str(plans.parent), bytes=sum(files), files=len(files))
