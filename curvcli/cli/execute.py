@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from curvcli import __version__
-from curvcli.cli import console, output
+from curvcli.cli import console, following, output
 from curvcli.cli.options import Request
 from curvcli.cli.reporting import problem_record, profile, what_was_read
 from curvcli.cli.runtime import compile_clock, environment, peak_memory, prepare_jax
@@ -179,6 +179,10 @@ def _targets(request: Request) -> Iterator[Target]:
     for argument in request.checkpoints or [None]:
         if not every:
             yield Target(argument, step, argument or "")
+            continue
+        if (how := following.active()) is not None:
+            steps = how.steps(partial(checkpoint_steps, Path(argument or "")))
+            yield from (Target(argument, one, argument or "") for one in steps)
             continue
         try:
             _, _, path = locate(request, argument)

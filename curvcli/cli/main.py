@@ -28,6 +28,7 @@ COMMANDS = {
     "influence": "which training examples, labels and inputs drive a prediction; which labels look wrong",
     "step": "a Newton, Gauss-Newton, natural, K-FAC or Hessian-free step, previewed and judged",
     "compare": "Hessian, GGN, Fisher, empirical Fisher, K-FAC, E-KFAC and diagonal side by side; --laplace",
+    "watch": "each step of a training run as it is written, by any of the above",
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
     "diff": "two reports of one analysis, number by number: what changed, and what may be chance",
     "init": "write a curv.toml and prove it by evaluating the loss",
@@ -35,6 +36,9 @@ COMMANDS = {
     "schema": "the JSON Schema of a report or of curv.toml",
 }
 """Every command is `curvcli/cli/commands/NAME.py` with a function of that name."""
+
+STEPWISE = tuple(COMMANDS)[: tuple(COMMANDS).index("watch")]
+"""Analyses of one checkpoint, which can be of each step."""
 
 HELP = """[bold]curv spectrum model.ckpt --model net.py:CNN --data digits.npz --loss softmax_cross_entropy[/bold]
 
@@ -65,7 +69,9 @@ def build_app(chosen: str | None) -> typer.Typer:
     app.callback(help=_paragraphs(HELP))(_root)
     for name, summary in COMMANDS.items():
         function = _load(name) if chosen in (None, name) else lambda: None
-        app.command(name, short_help=summary, help=_paragraphs(function.__doc__ or ""))(function)
+        # `watch` hands on what it does not know.
+        more = {"allow_extra_args": True, "ignore_unknown_options": True} if name == "watch" else {}
+        app.command(name, short_help=summary, help=_paragraphs(function.__doc__ or ""), context_settings=more)(function)
     return app
 
 

@@ -13,7 +13,7 @@ def doctor(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores)")] = None,
 ) -> int:
-    """[bold]curv doctor[/bold]
+    """[bold]curv doctor --format json | jq .speed[/bold]
 
     Versions, devices, threads, cache, memory, and a second of Hessian products: what to send along with a report of a
     fault, and why curv may be slow here.

@@ -1,0 +1,40 @@
+"""`curv watch`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def watch(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="the root of an Orbax checkpoint manager")],
+    analysis: Annotated[str, typer.Argument(metavar="[ANALYSIS]", help="the command to run on each step")] = "spectrum",
+    every: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="between two looks at DIR")] = 5.0,
+    idle: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="end after so long without a new step (default: never)"),
+    ] = None,
+    until: Annotated[int | None, typer.Option(metavar="STEP", help="end with this step")] = None,
+    new: Annotated[bool, typer.Option("--new", help="leave out the steps that are there already")] = False,
+) -> int:
+    """[bold]curv watch runs/7/checkpoints saddle --learning-rate 0.01 --until 5000 >> saddle.jsonl[/bold]
+
+    [bold]curv watch runs/7/checkpoints --matrix ggn | jq -c '.problem.checkpoint.step, .result.lambda_max.value'[/bold]
+
+    Analyses each step of a training run as it is written: one JSON line a step, programs compiled once. Whatever else
+    is given goes to the analysis. A step that Orbax has not committed is left alone.
+    """
+    from curvcli.cli.following import Following, following
+    from curvcli.cli.main import STEPWISE, build_app
+    from curvcli.errors import UsageError
+
+    extra = list(context.args)
+    if analysis.startswith("-"):  # an option of the analysis, which has taken its place
+        extra, analysis = [analysis, *extra], "spectrum"
+    if analysis not in STEPWISE:
+        raise UsageError(f"{analysis!r} is no analysis of checkpoints", f"one of: {', '.join(STEPWISE)}")
+    with following(Following(every, idle, until, new)):
+        line = [analysis, folder, "--all-steps", *extra]
+        return build_app(analysis)(line, prog_name="curv", standalone_mode=False)
