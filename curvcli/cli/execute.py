@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -406,7 +407,7 @@ def write_spec(request: Request) -> int:
         )
     settings = request.parsed_settings()
     file = request.output["output"] or Path("curv.toml")
-    if file.exists():
+    if os.path.lexists(file):
         raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
     output.check_writable(file)
     with output.own_stdout() as stdout:
@@ -419,6 +420,8 @@ def write_spec(request: Request) -> int:
         value, _ = finite_objective(loaded.problem)
         found, _, path = locate(request, target.argument)
         document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
+        if settings.pin:
+            _pin(document, loaded, path, settings)
         output.write_file(file, tomli_w.dumps(document))
         problem = loaded.problem
         output.write_line(
@@ -427,3 +430,18 @@ def write_spec(request: Request) -> int:
             f"normaliser {problem.normaliser:g}",
         )
     return 0
+
+
+def _pin(document: dict[str, dict[str, Any]], loaded: Loaded, checkpoint: Path, settings: Any) -> None:
+    """Put the digests of what was read into the tables of a curv.toml."""
+    from curvcli.loading.checkpoint import checkpoint_steps
+
+    if settings.num_examples is not None:
+        raise UsageError("--pin: the digest is of all examples", "leave out --num-examples")
+    if checkpoint_steps(checkpoint):
+        raise UsageError(
+            f"--pin: {checkpoint} holds several steps, and a digest is of one",
+            f"name the step's own folder, such as {checkpoint / str(loaded.checkpoint.step)}",
+        )
+    document["checkpoint"]["sha256"] = loaded.checkpoint.sha256
+    document["data"]["sha256"] = loaded.data.sha256

@@ -100,7 +100,7 @@ def read_way(path: Path) -> Way:
         return Way.model_validate(found)
     except OSError as error:
         raise UsageError(f"--plan {path}: {error.strerror}", "write one: curv inspect CKPT -o plan.json") from error
-    except (ValueError, AttributeError) as error:  # pydantic's errors are ValueErrors
+    except (ValueError, AttributeError, RecursionError) as error:  # pydantic's errors are ValueErrors
         needs = "batch_size, application (vmap or map) and residuals (kept or fresh)"
         raise UsageError(
             f"--plan {path}: not a plan", f"it needs {needs}; curv inspect CKPT -o plan.json writes one"

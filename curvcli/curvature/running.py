@@ -122,7 +122,10 @@ class Running:
         for name, entries in diagonal.items():
             if entries.size != problem.params[name].size:
                 raise DataError(f"--factors-from: diagonal/{name} has {entries.size} entries", "it is another's")
-        self.averaged, self.count = Factors(layers, diagonal), int(arrays.get("updates", 1))
+        updates = arrays.get("updates", np.array(1))
+        if updates.shape != () or updates.dtype.kind not in "iu" or updates < 1:
+            raise DataError("--factors-from: `updates` is no count", "give a file written by --save-factors")
+        self.averaged, self.count = Factors(layers, diagonal), int(updates)
 
 
 def _blend(old: Factors, new: Factors, kept: float) -> Factors:
@@ -130,9 +133,10 @@ def _blend(old: Factors, new: Factors, kept: float) -> Factors:
 
 
 def _taken(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    if name not in arrays or not np.all(np.isfinite(arrays[name])):
+    array = arrays.get(name)
+    if array is None or array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
         raise DataError(f"--factors-from: no finite array {name!r}", "give a file written by --save-factors")
-    return np.asarray(arrays[name], np.float64)
+    return np.asarray(array, np.float64)
 
 
 def fingerprint(problem: Problem) -> np.ndarray:

@@ -6,7 +6,6 @@ Nothing is unpickled. Arrays in a folder of .npy files stay on disk as memory ma
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import stat
 import zipfile
@@ -15,29 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from curvcli.errors import CurvError, DataError, NotFoundError, SpecError, UsageError
 from curvcli.loading import tables
-from curvcli.loading.tables import Source, choose, listed, reading
+from curvcli.loading.access import is_there, reading
+from curvcli.loading.arrays import Key, check_dtype, check_shapes, check_values, of, plain, read_mask
+from curvcli.loading.tables import Source, choose, listed
 from curvcli.schema.spec import DataSpec
 
-_BLOCK = 64 * 2**20  # bytes of an array looked at together
 _ROLES = ("inputs", "targets", "mask")
 _TARGET = re.compile(r"[\w./-]+:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SUFFIXES = (".npz", ".npy", ".csv", ".parquet")
 _GIVE = "give .npz, .csv, .parquet, a folder of .npy or .parquet files, a Hugging Face folder or pkg.mod:fn"
 _BATCH = "give (inputs, targets), (inputs, targets, mask), a dict of arrays, or an iterable of these"
-
-
-class _Key(NamedTuple):
-    """What an array is for, its name, and whether the model is to get it in a dict."""
-
-    role: str
-    name: str
-    in_dict: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,8 @@ def load_dataset(
     call_target
         Imports and returns the object that `pkg.mod:function` names.
     num_examples
-        Take the first so many; by default all. Only these are checked, and are in the digest.
+        Take the first so many; by default all. Only these are checked, and are in the digest; but where the
+        specification has a digest, all are read and compared with it first.
 
     Returns
     -------
@@ -108,15 +101,22 @@ def load_dataset(
         raise SpecError("no data is named", "give --data, or `path` under [data] in curv.toml")
     if num_examples is not None and num_examples < 1:
         raise UsageError(f"--num-examples {num_examples}: at least 1 is needed", "give a positive number")
+    limit = num_examples if spec.sha256 is None else None
     if _is_target(path, base):
-        counted, noun, arrays = False, "array", _from_target(spec, path, call_target, num_examples)
+        counted, noun, arrays = False, "array", _from_target(spec, path, call_target, limit)
     else:
         source = _open(base / path, path, spec.split)
         noun, keys = source.noun, _keys(spec, path, source)
         counted = noun == "array"  # tables are read no further than needed
-        stored = source.read(list(dict.fromkeys(key.name for key in keys)), num_examples)
+        stored = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
         arrays = {key: stored[key.name] for key in keys}
-    total = _check_shapes(path, noun, arrays)
+    total = check_shapes(path, noun, arrays)
+    digest = check_values(path, noun, arrays) if limit is None else ""
+    if spec.sha256 not in (None, digest):
+        raise DataError(
+            f"{path} is not what curv.toml was written for: its digest is {digest[:12]}…",
+            "the data changed or are damaged; remove [data] sha256 if the change was meant",
+        )
     if num_examples is not None:
         if num_examples > total:
             raise UsageError(
@@ -124,13 +124,13 @@ def load_dataset(
                 f"give at most {total}, or leave the option out to take all",
             )
         arrays = {key: array[:num_examples] for key, array in arrays.items()}
-    digest = _check_values(path, noun, arrays)
-    arrays = {key: _plain(array) for key, array in arrays.items()}
+        digest = check_values(path, noun, arrays)
+    arrays = {key: plain(array) for key, array in arrays.items()}
     return Dataset(
         inputs=_inputs(arrays, stacked=noun == "column"),
         tabular=noun == "column",
-        targets=_targets(path, _of("targets", arrays)),
-        mask=_mask(path, _of("mask", arrays)),
+        targets=_targets(path, of("targets", arrays)),
+        mask=read_mask(path, of("mask", arrays)),
         num_examples=num_examples or total,
         total=total if counted or num_examples is None else None,
         path=path,
@@ -138,15 +138,12 @@ def load_dataset(
     )
 
 
-def _keys(spec: DataSpec, path: str, source: Source) -> list[_Key]:
+def _keys(spec: DataSpec, path: str, source: Source) -> list[Key]:
     """The arrays that are wanted of a source."""
-    chosen = {role: choose(path, source, role, name) for role in _ROLES if (name := getattr(spec, role))}
-    return [_Key(role, name, len(names) > 1) for role, names in chosen.items() for name in names]
-
-
-def _of(role: str, arrays: dict[_Key, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one role, by name."""
-    return {key.name: array for key, array in arrays.items() if key.role == role}
+    chosen = {
+        role: choose(path, source, role, name) for role in _ROLES if (name := getattr(spec, role)) or role != "mask"
+    }
+    return [Key(role, name, len(names) > 1) for role, names in chosen.items() for name in names]
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -154,7 +151,7 @@ def _of(role: str, arrays: dict[_Key, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _is_target(path: str, base: Path) -> bool:
     """Whether a source is `pkg.mod:function` or `file.py:function`, and no file has that name."""
-    return bool(_TARGET.fullmatch(path)) and not path.endswith(_SUFFIXES) and not (base / path).exists()
+    return bool(_TARGET.fullmatch(path)) and not path.endswith(_SUFFIXES) and not is_there(base / path)
 
 
 def _open(file: Path, path: str, split: str | None) -> Source:
@@ -188,7 +185,7 @@ def _open_folder(folder: Path, path: str, split: str | None) -> Source:
         return _npy_source(arrays, path, split)
     if parts := [file for file in files if file.suffix == ".parquet"]:
         return tables.parquet_source(parts, path, split)
-    if split and (folder / split).is_dir():
+    if split and split == Path(split).name != ".." and (folder / split).is_dir():
         return _open_folder(folder / split, path, None)
     if (folder / "data").is_dir():  # as a clone of a data set's repository has it
         return _open_folder(folder / "data", path, split)
@@ -235,7 +232,7 @@ def _npz_member(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarray
     with archive.open(member) as stream:
         header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = header(stream)
-        _check_dtype(where, dtype)
+        check_dtype(where, dtype)
         size, stored = prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - stream.tell()
         if size != stored:
             raise DataError(f"{where} should have {size} bytes and has {stored}", "write the file again")
@@ -275,10 +272,10 @@ def _users_code(path: str) -> Iterator[None]:
 
 def _from_target(
     spec: DataSpec, path: str, call_target: Callable[[str], Any], limit: int | None
-) -> dict[_Key, np.ndarray]:
+) -> dict[Key, np.ndarray]:
     """What a function of the user returns, gathered."""
     target = call_target(path)
-    gathered: dict[_Key, list[np.ndarray]] = {}
+    gathered: dict[Key, list[np.ndarray]] = {}
     with _users_code(path):
         made = target() if callable(target) else target
         count = 0
@@ -310,7 +307,7 @@ def _batches(path: str, made: Any) -> Iterable[Any]:
     raise SpecError(f"{path}: gave {type(made).__name__}, not data", _BATCH)
 
 
-def _named(spec: DataSpec, path: str, batch: Any) -> dict[_Key, np.ndarray]:
+def _named(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
     """The arrays of one batch."""
     if isinstance(batch, Mapping):
         batch = {str(name): value for name, value in batch.items()}
@@ -323,13 +320,13 @@ def _named(spec: DataSpec, path: str, batch: Any) -> dict[_Key, np.ndarray]:
                     f"{path}: gave {len(batch)} arrays without names, where `{key}` cannot be found",
                     f"remove `{key}` under [data], or return a dict of named arrays",
                 )
-        found = {_Key(role, role, False): value for role, value in zip(_ROLES, batch, strict=False)}
+        found = {Key(role, role, False): value for role, value in zip(_ROLES, batch, strict=False)}
     else:
         raise SpecError(f"{path}: gave {type(batch).__name__} as a batch", _BATCH)
-    arrays: dict[_Key, np.ndarray] = {}
+    arrays: dict[Key, np.ndarray] = {}
     for key, value in found.items():
         if isinstance(value, Mapping):
-            arrays |= {_Key(key.role, str(name), True): np.asarray(part) for name, part in value.items()}
+            arrays |= {Key(key.role, str(name), True): np.asarray(part) for name, part in value.items()}
         else:
             arrays[key] = np.asarray(value)
     return arrays
@@ -337,7 +334,7 @@ def _named(spec: DataSpec, path: str, batch: Any) -> dict[_Key, np.ndarray]:
 
 def _add_batch(where: str, array: np.ndarray, gathered: list[np.ndarray], count: int) -> None:
     """Append an array that differs from the ones before it in its first axis only."""
-    _check_dtype(where, array.dtype)
+    check_dtype(where, array.dtype)
     if not array.ndim:
         raise DataError(f"{where} is a single number", "give batches: arrays whose first axis counts examples")
     if gathered and array.shape[1:] != gathered[0].shape[1:]:
@@ -348,82 +345,9 @@ def _add_batch(where: str, array: np.ndarray, gathered: list[np.ndarray], count:
     gathered.append(array)
 
 
-def _check_dtype(where: str, dtype: np.dtype) -> None:
-    """Refuse what is not boolean, integer or real."""
-    if dtype.hasobject:
-        raise DataError(
-            f"{where} holds Python objects (in a file, a pickle), not numbers",
-            "store numbers, with lists padded to one length: a.astype(np.float32)",
-        )
-    if dtype.kind not in "biuf" and dtype.name != "bfloat16":
-        raise DataError(f"{where} has the dtype {dtype}, not numbers", "convert it to integers or floats")
-
-
-def _check_shapes(path: str, noun: str, arrays: dict[_Key, np.ndarray]) -> int:
-    """How many examples all the arrays have."""
-    if not (_of("inputs", arrays) and _of("targets", arrays)):
-        raise DataError(f"{path}: gave no inputs or no targets", "give at least one example")
-    first, total = next((key.name, array.shape[:1]) for key, array in arrays.items())
-    for key, array in arrays.items():
-        where = f"{path}: {noun} {key.name!r}"
-        _check_dtype(where, array.dtype)
-        if not array.ndim:
-            raise DataError(f"{where} is a single number", "its first axis must count the examples")
-        if not array.size:
-            raise DataError(f"{where} is empty, of the shape {array.shape}", "give at least one example")
-        if array.shape[:1] != total:
-            raise DataError(
-                f"{where} has {len(array)} examples, and {first!r} has {total[0]}",
-                "give inputs, targets and mask of one length, in the same order",
-            )
-    return total[0]
-
-
-def _check_values(path: str, noun: str, arrays: dict[_Key, np.ndarray]) -> str:
-    """Refuse NaN and infinity, and take the digest, in one pass over blocks."""
-    digest = hashlib.sha256()
-    for key, array in arrays.items():
-        header = (key.role, key.name, array.dtype.name, array.dtype.str, array.shape)
-        digest.update(repr(header).encode("utf-8", "surrogatepass"))
-        count, first = 0, 0
-        step = max(1, _BLOCK * len(array) // array.nbytes)
-        for start in range(0, len(array), step):
-            block = array[start : start + step]
-            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
-            if array.dtype.kind in "biu" or (finite := np.isfinite(block)).all():
-                continue
-            if not count:
-                first = start + int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
-            count += int(finite.size - np.count_nonzero(finite))
-        if count:
-            raise DataError(
-                f"{path}: {noun} {key.name!r} has {count} values that are NaN or infinite, "
-                f"the first in row {first} (counting from 0)",
-                "remove or replace them",
-            )
-    return digest.hexdigest()
-
-
-def _mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Weights: one array, none negative, not all zero."""
-    if not arrays:
-        return None
-    name, mask = next(iter(arrays.items()))
-    where = f"{path}: mask {name!r}"
-    if len(arrays) > 1 or mask.ndim > 2:
-        told = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
-        raise DataError(told, "give one array of weights, [N] or [N, T]")
-    if (negative := (mask < 0).reshape(len(mask), -1).any(axis=1)).any():
-        told = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
-        raise DataError(told, "use weights of 0 and above")
-    if not mask.any():
-        raise DataError(f"{where} is 0 everywhere", "give some example a weight above 0")
-    return mask
-
-
-def _inputs(arrays: dict[_Key, np.ndarray], *, stacked: bool) -> Any:
+def _inputs(arrays: dict[Key, np.ndarray], *, stacked: bool) -> Any:
     """One array, a dict of several, or the columns of a table side by side: [N, F]."""
-    inputs = _of("inputs", arrays)
+    inputs = of("inputs", arrays)
     if stacked and all(array.ndim == 1 for array in inputs.values()):
         return np.stack(list(inputs.values()), axis=1)
     in_dict = any(key.in_dict for key in arrays if key.role == "inputs")
@@ -441,10 +365,3 @@ def _targets(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
             "name one array as `targets` under [data] (or --targets)",
         )
     return np.stack(targets, axis=1)
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The same numbers in a dtype that JAX takes: of this machine's byte order, and not bfloat16."""
-    if array.dtype.name == "bfloat16":
-        return array.astype(np.float32)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

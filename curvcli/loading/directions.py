@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.errors import DataError, NotFoundError, SpecError
+from curvcli.loading.access import is_there, reading
+from curvcli.loading.arrays import check_dtype
 from curvcli.loading.checkpoint import find_params, load_checkpoint
 from curvcli.loading.model import user_code
 from curvcli.loading.resolve import Loaded, checkpoint_path
@@ -62,6 +64,7 @@ def _checked(text: str, leaves: Leaves, params: Params) -> Params:
     for name, weight in params.items():
         if name not in leaves:
             raise DataError(f"{text}: there is no {name!r}", f"it has: {', '.join(sorted(leaves)[:8]) or 'no arrays'}")
+        check_dtype(f"{text}: {name!r}", np.asarray(leaves[name]).dtype)
         leaf = np.asarray(leaves[name], np.float64)
         if leaf.shape != weight.shape:
             raise DataError(
@@ -83,7 +86,7 @@ def _to_checkpoint(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves
     """The difference of another checkpoint's parameters and these."""
     path, step = argument, None
     head, separator, tail = argument.rpartition("@")
-    if separator and tail.isdecimal() and not Path(argument).exists():
+    if separator and tail.isdecimal() and not is_there(Path(argument)):
         path, step = head, int(tail)
     chosen = loaded.spec.checkpoint.params
     tree = load_checkpoint(checkpoint_path(path, None, Path.cwd()), step=step, params=chosen).tree
@@ -115,7 +118,7 @@ def _saved(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
     """Arrays by parameter path, as `curv diag --arrays` writes them, or a row of those of `--vectors`."""
     path, row = argument, None
     head, separator, tail = argument.rpartition("#")
-    if separator and tail.isdecimal() and not Path(argument).exists():
+    if separator and tail.isdecimal() and not is_there(Path(argument)):
         path, row = head, int(tail)
     arrays = read_arrays(Path(path))
     rows = {name.removeprefix("vectors/"): leaf for name, leaf in arrays.items() if name.startswith("vectors/")}
@@ -140,22 +143,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises
     ------
-    NotFoundError, DataError
-        It is not there, or no such file.
+    NotFoundError, PermissionDeniedError, DataError
+        It is not there, may not be read, or is no such file.
     """
-    if not path.is_file():
+    if not is_there(path, file=True):
         raise NotFoundError(f"no array file {path}", "give an .npz or .safetensors file with arrays by parameter path")
-    try:
+    with reading(f"{path}: no file of arrays"):
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 
             return load_file(path)
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:
-        raise DataError(
-            f"{path}: no file of arrays ({type(error).__name__}: {str(error)[:120]})", "write it with numpy.savez"
-        ) from error
 
 
 def _tangent(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:

@@ -10,8 +10,11 @@ import jax
 import numpy as np
 
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
+from curvcli.loading.access import is_there, reading
+from curvcli.loading.arrays import computed_dtype
 from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.labels import check_mask, fit_targets
+from curvcli.loading.model import user_code
 from curvcli.loading.resolve import Loaded
 from curvcli.problem import Batches, PyTree
 from curvcli.schema.spec import DataSpec
@@ -57,7 +60,7 @@ def _test_split(loaded: Loaded) -> Dataset | None:
     spec = loaded.spec.data
     if spec.split == TEST or not spec.path or _is_function(loaded, spec.path):
         return None
-    wanted = spec.model_copy(update={"split": TEST})
+    wanted = spec.model_copy(update={"split": TEST, "sha256": None})
     try:
         return _load(loaded, wanted)
     except (SpecError, NotFoundError) as error:
@@ -69,7 +72,7 @@ def _test_split(loaded: Loaded) -> Dataset | None:
 
 
 def _is_function(loaded: Loaded, path: str) -> bool:
-    return ":" in path and not (loaded.targets.base / path).exists()
+    return ":" in path and not is_there(loaded.targets.base / path)
 
 
 def _load(loaded: Loaded, spec: DataSpec) -> Dataset:
@@ -87,7 +90,9 @@ def _fitted(loaded: Loaded, found: Dataset) -> Batches:
                 f"{ours.dtype}{list(ours.shape[1:])}",
                 "write both splits alike",
             )
+        computed_dtype("inputs of the test split", theirs, problem.dtype)
     labels = found.targets
+    computed_dtype("targets of the test split", labels, problem.dtype)
     if labels.ndim == 1 and loaded.outputs.shape[1:] == (1,) and train.targets.ndim == 2:
         labels = labels[:, None]
     labels, mask = fit_targets(problem.loss, loaded.outputs, labels, found.mask, loaded.spec.loss.ignore_label)
@@ -157,12 +162,10 @@ def read_groups(path: Path, count: int) -> np.ndarray:
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
+    if not is_there(path, file=True):
         raise NotFoundError(f"no file {path}", "give an .npy or .npz file, or text with one label a line")
-    try:
+    with reading(f"{path}: not UTF-8 text"):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not text ({type(error).__name__})", "give one label a line, in UTF-8") from error
 
 
 def read_change(path: Path, loaded: Loaded, mode: str) -> PyTree:
@@ -194,17 +197,17 @@ def _fit(path: Path, change: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             f"{path}: the change has the shape {list(change.shape)}, what it changes {list(shape)}",
             "give a number for each, 0 where nothing changes",
         )
-    if not np.issubdtype(change.dtype, np.number) or not np.all(np.isfinite(change)):
+    if change.dtype.kind not in "biuf" or not np.all(np.isfinite(change)):
         raise DataError(f"{path}: the change is not finite numbers", "give finite numbers")
     return np.asarray(change, np.float64)
 
 
 def _array(path: Path, name: str) -> np.ndarray:
     """The array of an .npy file; of an .npz the one of this name, or its only one."""
-    if not path.is_file():
+    if not is_there(path, file=True):
         raise NotFoundError(f"no file {path}", "give an .npy or .npz file")
-    try:
-        found = np.load(path, allow_pickle=False)
+    with reading(f"{path}: no array"), path.open("rb") as stream:
+        found = np.load(stream, allow_pickle=False)
         if isinstance(found, np.ndarray):
             return found
         with found as archive:
@@ -213,10 +216,6 @@ def _array(path: Path, name: str) -> np.ndarray:
             if len(archive.files) == 1:
                 return archive[archive.files[0]]
             names = archive.files
-    except Exception as error:
-        raise DataError(
-            f"{path}: no array ({type(error).__name__}: {str(error)[:120]})", "write it with numpy.save or numpy.savez"
-        ) from error
     raise DataError(f"{path}: no array {name!r}; there are {', '.join(names) or 'none'}", f"name one of them {name}")
 
 
@@ -234,8 +233,28 @@ def hyper_functions(loaded: Loaded, texts: list[str]) -> dict[str, Callable[...,
         if not separator:
             continue
         function = loaded.targets.load(target)
+        form = "fn(outputs, targets, theta)" if kind == "loss" else "fn(params, theta)"
         if not callable(function):
-            form = "fn(outputs, targets, theta)" if kind == "loss" else "fn(params, theta)"
             raise SpecError(f"--hyper {text}: {target} is no function", f"it should be {form}")
+        _try_out(loaded, text, kind, form, function)
         found[text] = function
     return found
+
+
+def _try_out(loaded: Loaded, text: str, kind: str, form: str, function: Callable[..., Any]) -> None:
+    """Call it on shapes alone: it returns what the loss, or a regulariser, does."""
+    problem = loaded.problem
+    theta = jax.ShapeDtypeStruct((), problem.dtype)
+    if kind == "loss":
+        batch = next(iter(problem.batches.resized(1)))
+        outputs = jax.ShapeDtypeStruct((1, *loaded.outputs.shape[1:]), problem.dtype)
+        wanted = jax.eval_shape(problem.loss.value, outputs, batch.targets).shape
+        given = (outputs, batch.targets, theta)
+    else:
+        wanted, given = (), (problem.nest({**problem.frozen["params"], **problem.params}), theta)
+    made = user_code(f"--hyper {text}", jax.eval_shape, function, *given)
+    if getattr(made, "shape", None) != wanted:
+        raise SpecError(
+            f"--hyper {text} returns shape {list(getattr(made, 'shape', ()))}, not {list(wanted)}",
+            f"it should be {form} -> what {'the loss' if kind == 'loss' else 'a regulariser'} returns",
+        )

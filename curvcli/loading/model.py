@@ -92,7 +92,11 @@ def make_network(spec: ModelSpec, target: Any, params: PyTree, rest: dict[str, P
 
 def _instantiate(spec: ModelSpec, target: Any) -> tuple[str, Any]:
     """The kind of a target, and its instance (linen), constructor (nnx) or function (apply)."""
-    kind = spec.kind or _kind_of(target, spec.kwargs)
+    plain = _kind_of(target, spec.kwargs)
+    kind = spec.kind or plain
+    if plain in ("linen", "nnx") and kind != plain:
+        told = f"{spec.target} is no {kind} module: it is a {plain} one"
+        raise SpecError(told, f"give --kind {plain}, or leave it out")
     if kind == "apply":
         return kind, _apply_function(target, spec.kwargs)
     make = _constructor(target, spec.kwargs)
@@ -191,6 +195,10 @@ def _advice(what: str, error: BaseException) -> str:
         return "check --loss: it is called as fn(outputs, targets) with arrays of a batch; --debug shows where"
     if what == "the likelihood":
         return "check [loss] likelihood: it is called as fn(outputs, key) with a batch of one; --debug shows where"
+    if what.startswith("--hyper"):
+        return "it is called as fn(outputs, targets, theta) for loss:, fn(params, theta) for regulariser:; see --debug"
+    if what.startswith("the transformation"):
+        return "check --along tangent: it is called as T(params, s) with the model's parameters; --debug shows where"
     if what == "the regulariser":
         return "check [loss] regulariser: it is called as fn(params) with the model's parameters; --debug shows where"
     if "rng" in text.lower() and ("dropout" in text.lower() or "PRNG" in text):

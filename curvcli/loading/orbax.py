@@ -193,7 +193,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         checkpoint / "_METADATA",
     ):
         # It only adds to what was read, so an unreadable one is left out.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             custom = json.loads(file.read_text("utf-8")).get("custom_metadata")
             found.update(custom if isinstance(custom, dict) else {})
     return found
@@ -254,7 +254,7 @@ def _items(folder: Path) -> dict[str, Path]:
 def _expect_items(step: Path, skip: Callable[[str], bool]) -> None:
     """Refuse a step folder that lacks an array item it was written with."""
     handlers: Any = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         handlers = json.loads((step / "_CHECKPOINT_METADATA").read_text("utf-8")).get("item_handlers")
     names = handlers if isinstance(handlers, dict) else {}
     for name, handler in names.items():

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
+from curvcli.loading.access import is_there
+from curvcli.loading.arrays import computed_dtype
 from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
 from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.labels import check_mask, fit_targets
 from curvcli.loading.model import Network, make_network, user_code
-from curvcli.loading.spec_file import NAME, FoundSpec
+from curvcli.loading.spec_file import NAME, FoundSpec, pinned
 from curvcli.loading.targets import Targets
 from curvcli.loading.trees import flatten_tree
 from curvcli.losses import LOSSES, Loss, user_loss
@@ -28,7 +30,6 @@ from curvcli.schema.settings import DataSettings
 from curvcli.schema.spec import ProblemSpec
 
 PROVISIONAL_BATCH = 64
-INT32 = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,17 @@ def load_problem(
                 f"no {table} is given",
                 f"use --{table}, or [{table}] {key} in curv.toml (curv init writes one)",
             )
+    spec = pinned(spec, found, checkpoint)
     stored = load_checkpoint(checkpoint, step=step, params=spec.checkpoint.params)
     if spec.checkpoint.sha256 and spec.checkpoint.sha256 != stored.sha256:
         raise DataError(
             f"{checkpoint} is not what curv.toml was written for: its digest is {stored.sha256[:12]}…",
             "the file changed or is damaged; remove [checkpoint] sha256 if the change was meant",
         )
+    targets.check_path(spec.data.path or "")
     data = load_dataset(spec.data, base=found.base, call_target=targets.load, num_examples=settings.num_examples)
     dtype = np.dtype(settings.dtype)
-    inputs = jax.tree.map(lambda array: _checked(array, dtype), data.inputs)
+    inputs = jax.tree.map(lambda array: _batch_of("inputs", array, dtype), data.inputs)
     network = _network(spec, targets, stored, inputs)
     params, fixed = _choose(network.params, settings)
     problem, outputs, warnings = _assemble(spec, targets, network, params, fixed, data, dtype, inputs)
@@ -136,22 +139,11 @@ def functions_of(problem: Problem) -> dict[str, Any]:
     return {name: getattr(problem, name) for name in ("predict", "nest", "loss", "regulariser")}
 
 
-def _checked(array: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one array for a batch; whole numbers must fit the device's 32 bits."""
-    if np.issubdtype(array.dtype, np.floating):
-        kind = dtype
-    elif array.dtype.itemsize > 4:
-        for start in range(0, len(array), 1 << 16):
-            block = np.asarray(array[start : start + (1 << 16)])
-            if block.size and (block.min() < INT32.min or block.max() > INT32.max):
-                raise DataError(
-                    f"an integer in rows {start} … {start + len(block) - 1} of the data does not fit 32 bits",
-                    "number the ids from 0 on",
-                )
-        kind = np.dtype(np.int32)
-    else:
-        kind = array.dtype
-    return jax.ShapeDtypeStruct((min(PROVISIONAL_BATCH, len(array)), *array.shape[1:]), kind)
+def _batch_of(what: str, array: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one array for a batch."""
+    return jax.ShapeDtypeStruct(
+        (min(PROVISIONAL_BATCH, len(array)), *array.shape[1:]), computed_dtype(what, array, dtype)
+    )
 
 
 def _network(spec: ProblemSpec, targets: Targets, stored: Checkpoint, inputs: Any) -> Network:
@@ -165,7 +157,7 @@ def _network(spec: ProblemSpec, targets: Targets, stored: Checkpoint, inputs: An
 
 
 def _compare(stored: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Every parameter of the model is in the checkpoint, in its shape, and none is left over."""
+    """Every parameter of the model is in the checkpoint, in its shape and kind of number, and none is left over."""
     hint = "check --model and --model-arg (and [checkpoint] params) against how the checkpoint was trained"
     problems = []
     for name in sorted(expected.keys() | stored.keys()):
@@ -178,9 +170,17 @@ def _compare(stored: dict[str, Any], expected: dict[str, Any]) -> None:
             problems.append(f"{name} {list(stored[name].shape)} is not the model's")
         elif tuple(stored[name].shape) != tuple(expected[name].shape):
             problems.append(f"{name} is {list(stored[name].shape)}, the model has {list(expected[name].shape)}")
+        elif _kind(stored[name]) != _kind(expected[name]):  # float16 for float32 is how weights are stored
+            problems.append(f"{name} holds {stored[name].dtype}, the model has {expected[name].dtype}")
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise DataError("checkpoint and model differ: " + "; ".join(problems[:4]) + more, hint)
+
+
+def _kind(leaf: Any) -> Any:
+    """Whether it holds real numbers, complex ones, integers or truth values."""
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
+    return next((kind for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), leaf.dtype)
 
 
 def _choose(params: dict[str, Any], settings: DataSettings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -197,6 +197,11 @@ def _choose(params: dict[str, Any], settings: DataSettings) -> tuple[dict[str, A
             found |= hits
         return found
 
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size for leaf in params.values()):
+        raise DataError(
+            "the checkpoint holds no real numbers to differentiate by: its parameters are integers",
+            "name the subtree of the weights: [checkpoint] params",
+        )
     chosen = matches(settings.params) if settings.params else set(params)
     chosen -= matches(settings.exclude)
     chosen = {name for name in chosen if jnp.issubdtype(params[name].dtype, jnp.floating) and params[name].size}
@@ -221,15 +226,8 @@ def _assemble(
     inputs: Any,
 ) -> tuple[Problem, jax.ShapeDtypeStruct, list[str]]:
     """Outputs, loss, targets, mask and normaliser fitted together."""
-
-    def cast(leaf: Any) -> Any:
-        return jnp.asarray(leaf, dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.asarray(leaf)
-
-    arrays: Params = {name: cast(leaf) for name, leaf in params.items()}
-    frozen = {
-        "params": {name: cast(leaf) for name, leaf in fixed.items()},
-        "collections": jax.tree.map(cast, network.collections),
-    }
+    arrays: Params = _cast(params, dtype)
+    frozen = {"params": _cast(fixed, dtype), "collections": _cast(network.collections, dtype)}
     loss, predict, labels = _loss(spec, targets), _predict(network.call), data.targets
     outputs = user_code("the model", jax.eval_shape, predict, arrays, frozen, inputs)
     if outputs.ndim == 1 and loss.known:
@@ -260,6 +258,28 @@ def _assemble(
         if getattr(value, "shape", None) != ():
             raise SpecError(f"the regulariser {spec.loss.regulariser} does not return one number", "return a scalar")
     return problem, outputs, _remarks(spec, data, loss, problem)
+
+
+def _cast(tree: Any, dtype: np.dtype) -> Any:
+    """The stored numbers in the arithmetic of the analysis.
+
+    Raises
+    ------
+    DataError
+        One becomes infinite by it.
+    """
+
+    def one(path: Any, leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(leaf)
+        with np.errstate(over="ignore"):
+            made = np.asarray(leaf).astype(dtype)
+        if leaf.dtype.itemsize > dtype.itemsize and np.any(np.isinf(made) & np.isfinite(leaf)):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise DataError(f"a number of '{name}' does not fit {dtype.name}", "use --dtype float64")
+        return jnp.asarray(made)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _predict(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -348,7 +368,7 @@ def _check_likelihood(loss: Loss, outputs: Any, labels: Any) -> None:
 def _unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
     """The shape of the losses of one batch, which must start with the axis of examples."""
     batch = outputs.shape[0]
-    units = user_code("the loss", jax.eval_shape, loss.value, outputs, _checked(labels, outputs.dtype))
+    units = user_code("the loss", jax.eval_shape, loss.value, outputs, _batch_of("targets", labels, outputs.dtype))
     if not getattr(units, "shape", ()) or units.shape[0] != batch:
         raise SpecError(
             f"the loss {loss.name} returns shape {list(getattr(units, 'shape', ()))}, not one loss an example",
@@ -391,7 +411,7 @@ def checkpoint_path(argument: str | None, spec: ProblemSpec | None, base: Path) 
     """
     if argument is not None:
         path = Path(argument)
-        if not path.exists():
+        if not is_there(path):
             near = difflib.get_close_matches(path.name, _neighbours(path), 1)
             hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
             raise NotFoundError(f"no checkpoint {path}", hint)

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from curvcli.errors import NotFoundError, PermissionDeniedError, SpecError
+from curvcli.loading.access import is_there
 from curvcli.loading.orbax import step_number
-from curvcli.schema.spec import ProblemSpec
+from curvcli.schema.spec import DataSpec, ProblemSpec
 
 NAME = "curv.toml"
 
@@ -52,14 +53,14 @@ def find_spec(
     """
     here = Path.cwd()
     if explicit is not None:
-        if not explicit.is_file():
+        if not is_there(explicit, file=True):
             raise NotFoundError(f"no specification {explicit}", "check the path given to --spec")
         return _read(explicit, trusted=True)
     carried = carried_spec(checkpoint, metadata) if checkpoint is not None else None
     if carried is not None:
         return carried
     for folder in (here, *here.parents):
-        if (folder / NAME).is_file():
+        if _is_file(folder / NAME):
             return _read(folder / NAME, trusted=True)
     return FoundSpec({}, here, "the command line", trusted=True)
 
@@ -72,7 +73,7 @@ def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]
     folders = [checkpoint, *(place.parents[: 1 + (step != place)] if step else [])]
     for path in (*(folder / NAME for folder in folders), place.with_name(place.name + f".{NAME}")):
         if _is_file(path):
-            return _read(path, trusted=path.parent.resolve() == Path.cwd().resolve())
+            return _read(path, trusted=path.name == NAME and path.parent.resolve() == Path.cwd().resolve())
     embedded = metadata(checkpoint).get("curv") if checkpoint.is_dir() else None
     if isinstance(embedded, dict):
         return FoundSpec(embedded, checkpoint, f"the metadata of {checkpoint}", trusted=False)
@@ -92,7 +93,10 @@ def _read(path: Path, *, trusted: bool) -> FoundSpec:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
         raise PermissionDeniedError(f"{path} may not be read", "check its permissions") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an integer of 5000 digits, 1000 brackets
         raise SpecError(
             f"{path} is not valid TOML: {error}", "mend the line named, or write it anew: curv init"
         ) from error
@@ -118,11 +122,29 @@ def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> Probl
             if key == "kwargs" and isinstance(entry.get("kwargs", {}), dict):
                 entry["kwargs"] = {**entry.get("kwargs", {}), **value}
             elif key != "kwargs":
+                if table == "data" and "sha256" in entry and not _is_stored(found, key, value):
+                    del entry["sha256"]  # of other arrays than those asked for now
                 entry[key] = value
     try:
-        return ProblemSpec.model_validate(values)
+        return ProblemSpec.model_validate(values, strict=True)  # a number in quotes is no number
     except ValidationError as error:
         raise SpecError(*_told(error, found.origin)) from error
+
+
+def _is_stored(found: FoundSpec, key: str, value: Any) -> bool:
+    """Whether the file's own `[data]` says the same."""
+    stored = found.values["data"].get(key, DataSpec.model_fields[key].default)
+    if key == "path" and isinstance(stored, str):
+        return value == stored or os.path.realpath(found.base / stored) == os.path.realpath(value)
+    return value == stored
+
+
+def pinned(spec: ProblemSpec, found: FoundSpec, checkpoint: Path) -> ProblemSpec:
+    """The specification without the digest of another checkpoint than the one that is read."""
+    named = found.base / (spec.checkpoint.path or "")
+    if spec.checkpoint.path is None or os.path.realpath(named) == os.path.realpath(checkpoint):
+        return spec
+    return spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"sha256": None})})
 
 
 def _told(error: ValidationError, origin: str) -> tuple[str, str]:

@@ -7,8 +7,8 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -17,15 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from curvcli.errors import (
-    CurvError,
-    DataError,
-    MemoryLimitError,
-    NotFoundError,
-    PermissionDeniedError,
-    SpecError,
-    require,
-)
+from curvcli.errors import DataError, SpecError, require
+from curvcli.loading.access import reading
 
 _CELLS_AT_ONCE = 400_000  # text cells of a .csv held at a time
 _SPLIT_IN_NAME = re.compile(r"(train|test|valid|validation|val|dev)(?![a-z])")
@@ -92,38 +85,6 @@ def _missing(path: str, source: Source, role: str, name: str) -> SpecError:
         hint = set_it + (f": did you mean {close[0]!r}?" if close else "")
     there = f"there are {listed(source.names)}" if source.names else "there are none"
     return SpecError(f"{path}: no {source.noun} {name!r} for the {role}; {there}", hint)
-
-
-@contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Turn whatever a decoder raises about a foreign file into an error that names the file.
-
-    Raises
-    ------
-    PermissionDeniedError, NotFoundError, MemoryLimitError, DataError
-        In place of what was raised inside.
-    """
-    try:
-        yield
-    except CurvError:
-        raise
-    except PermissionError as error:
-        raise PermissionDeniedError(
-            f"{path}: permission denied", "make it readable for this user (chmod u+r), or run as its owner"
-        ) from error
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: is not there", "check that the data was copied completely") from error
-    except MemoryError as error:
-        raise MemoryLimitError(
-            f"{path}: does not fit into memory",
-            "store the arrays as a folder of .npy files, which is read piece by piece",
-        ) from error
-    # Decoders raise anything at all on bytes that they do not expect: TypeError, struct.error, zlib.error.
-    except Exception as error:
-        raise DataError(
-            f"{path}: cannot be read: {type(error).__name__}: {error}",
-            "the file is truncated, damaged or of another format: write or copy it again",
-        ) from error
 
 
 # --- .csv -------------------------------------------------------------------------------------------------
@@ -302,10 +263,10 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
     if (folder / "dataset_dict.json").is_file():
         splits = _strings(_json(folder / "dataset_dict.json", path).get("splits"))
         split = split or (splits[0] if len(splits) == 1 else None)
-        if split not in splits:
+        if split not in splits or split != Path(split).name or split == "..":
             asked = f"no split {split!r}; there are" if split else "holds several splits:"
             raise SpecError(f"{path}: {asked} {listed(splits)}", 'set `split` under [data], such as split = "train"')
-        folder, path = folder / Path(split).name, f"{path}/{split}"
+        folder, path = folder / split, f"{path}/{split}"
         state = _json(folder / "state.json", path)
     else:
         file = folder / "state.json"

@@ -7,13 +7,15 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from curvcli.errors import NotFoundError, SpecError
+from curvcli.loading.access import is_there, reading
 
-SAFE_PREFIX = "curvcli.zoo:"
+ZOO = "curvcli.zoo"
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,37 @@ class Targets:
         module_name, separator, attribute = target.rpartition(":")
         if not separator or not module_name or not attribute:
             raise SpecError(f"{target!r} is not a target", "write it as package.module:attribute or file.py:attribute")
-        asked = self.trusted or (self.named is not None and target not in self.named)
-        if not asked and not target.startswith(SAFE_PREFIX):
+        asked = self._asked(target)
+        if not asked and module_name != ZOO:
             raise self._refusal(target)
         found = self._attribute(self._module(module_name, target), module_name, attribute, target)
         # What the zoo itself imports (a module, a function of another) is not of the zoo.
-        if not asked and getattr(found, "__module__", None) != SAFE_PREFIX.rstrip(":"):
+        if not asked and getattr(found, "__module__", None) != ZOO:
             raise self._refusal(target)
         return found
+
+    def check_path(self, path: str) -> None:
+        """Refuse data that a checkpoint's own specification names far from it, directly or by a symbolic link.
+
+        Raises
+        ------
+        SpecError
+            The path leads out of the folder that holds the specification's own folder, and nobody trusts it.
+        """
+        if self._asked(path):
+            return
+        near = Path(os.path.realpath(self.base)).parent
+        with reading(path):
+            for place in _with_links(self.base / path):
+                if not Path(os.path.realpath(place)).is_relative_to(near):
+                    raise SpecError(
+                        f"{self.origin} names data outside of {near}: {path}",
+                        "it lies beside the checkpoint and may name nothing further off; read it, then give --trust",
+                    )
+
+    def _asked(self, name: str) -> bool:
+        """Whether the user wants this target or path: trusts the file that names it, or named it himself."""
+        return self.trusted or (self.named is not None and name not in self.named)
 
     def _refusal(self, target: str) -> SpecError:
         return SpecError(
@@ -78,6 +103,8 @@ class Targets:
         try:
             if name.endswith(".py"):
                 return self._file((self.base if self.trusted else Path.cwd()) / name)
+            if name == ZOO:  # needs no other folder
+                return importlib.import_module(name)
             # A folder that is not trusted must not stand in for an installed package.
             for folder in (str(Path.cwd()), str(self.base)) if self.trusted else (str(Path.cwd()),):
                 if folder not in sys.path:
@@ -94,7 +121,7 @@ class Targets:
     def _file(self, path: Path) -> Any:
         """A module from a file; its folder joins the path, so that it can import its neighbours."""
         path = path.resolve()
-        if not path.is_file():
+        if not is_there(path, file=True):
             raise NotFoundError(
                 f"no file {path.name} in {path.parent}", "give the path of the Python file with the model"
             )
@@ -114,6 +141,13 @@ class Targets:
             del sys.modules[name]
             raise
         return module
+
+
+def _with_links(place: Path) -> Iterator[Path]:
+    """The path, and every symbolic link inside if it is a folder."""
+    yield place
+    for folder, folders, names in os.walk(place):
+        yield from (Path(folder, name) for name in folders + names if Path(folder, name).is_symlink())
 
 
 def _import_advice(error: BaseException) -> str:

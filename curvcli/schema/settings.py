@@ -45,6 +45,15 @@ class DataSettings(Strict):
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores)")
 
 
+class InitSettings(DataSettings):
+    """What `curv init` can be told."""
+
+    pin: bool = Field(
+        default=False,
+        description="write the digests of weights and data too, so that a change of either is an error",
+    )
+
+
 class AnalysisSettings(DataSettings):
     """Shared by the analyses of a matrix."""
 

@@ -49,6 +49,7 @@ class DataSpec(Strict):
     mask: str | None = Field(
         default=None, description="name of an array of weights, [N] or [N, T]; 0 leaves a token out"
     )
+    sha256: str | None = Field(default=None, description="if given, all examples together must have this digest")
 
 
 class LossSpec(Strict):

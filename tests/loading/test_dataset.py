@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from curvcli import errors
-from curvcli.loading import dataset
+from curvcli.loading import arrays
 from tests.loading.datasets import RELAXED, X, Y, csv_file, fails, load, npz_with, same
 
 # --- .npz ---------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def npy_folder(tmp_path: Path, **arrays: np.ndarray) -> None:
 
 
 def test_npy_folder_stays_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_BLOCK", 40)
+    monkeypatch.setattr(arrays, "_BLOCK", 40)
     npy_folder(tmp_path, x=X, y=Y, x_test=X[:2], y_test=Y[:2])
     (tmp_path / "curv.toml").touch()
     found = load(tmp_path, ".")
@@ -256,7 +256,7 @@ def test_npy_folder_stays_on_disk(tmp_path, monkeypatch):
 
 
 def test_npy_folder_not_finite_in_a_later_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_BLOCK", 16)
+    monkeypatch.setattr(arrays, "_BLOCK", 16)
     bad = X.copy()
     bad[4] = np.nan
     npy_folder(tmp_path, x=bad, y=Y)

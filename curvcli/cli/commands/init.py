@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from curvcli.cli.options import Request, analysis
-from curvcli.schema.settings import DataSettings
+from curvcli.schema.settings import InitSettings
 
 
-@analysis(DataSettings)
+@analysis(InitSettings)
 def init(request: Request) -> int:
     """[bold]curv init model.ckpt --model net.py:CNN --data digits.npz --loss softmax_cross_entropy[/bold]
 

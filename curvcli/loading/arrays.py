@@ -1,0 +1,135 @@
+"""Named arrays of examples: what each is for, and whether its shape and its numbers can be used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from curvcli.errors import DataError
+
+_BLOCK = 64 * 2**20  # bytes of an array looked at together
+_INT32 = np.iinfo(np.int32)
+
+
+class Key(NamedTuple):
+    """What an array is for, its name, and whether the model is to get it in a dict."""
+
+    role: str
+    name: str
+    in_dict: bool
+
+
+def of(role: str, arrays: dict[Key, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one role, by name."""
+    return {key.name: array for key, array in arrays.items() if key.role == role}
+
+
+def check_dtype(where: str, dtype: np.dtype) -> None:
+    """Refuse what is not boolean, integer or real."""
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds Python objects (in a file, a pickle), not numbers",
+            "store numbers, with lists padded to one length: a.astype(np.float32)",
+        )
+    if dtype.kind not in "biuf" and dtype.name != "bfloat16":
+        raise DataError(f"{where} has the dtype {dtype}, not numbers", "convert it to integers or floats")
+
+
+def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
+    """How many examples all the arrays have."""
+    if not (of("inputs", arrays) and of("targets", arrays)):
+        raise DataError(f"{path}: gave no inputs or no targets", "give at least one example")
+    first, total = next((key.name, array.shape[:1]) for key, array in arrays.items())
+    for key, array in arrays.items():
+        where = f"{path}: {noun} {key.name!r}"
+        check_dtype(where, array.dtype)
+        if not array.ndim:
+            raise DataError(f"{where} is a single number", "its first axis must count the examples")
+        if not array.size:
+            raise DataError(f"{where} is empty, of the shape {array.shape}", "give at least one example")
+        if array.shape[:1] != total:
+            raise DataError(
+                f"{where} has {len(array)} examples, and {first!r} has {total[0]}",
+                "give inputs, targets and mask of one length, in the same order",
+            )
+    return total[0]
+
+
+def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
+    """Refuse NaN and infinity, and take the digest, in one pass over blocks."""
+    digest = hashlib.sha256()
+    for key, array in arrays.items():
+        header = (key.role, key.name, array.dtype.name, array.dtype.str, array.shape)
+        digest.update(repr(header).encode("utf-8", "surrogatepass"))
+        count, first = 0, 0
+        for start, block in _blocks(array):
+            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+            if array.dtype.kind in "biu" or (finite := np.isfinite(block)).all():
+                continue
+            if not count:
+                first = start + int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
+            count += int(finite.size - np.count_nonzero(finite))
+        if count:
+            raise DataError(
+                f"{path}: {noun} {key.name!r} has {count} values that are NaN or infinite, "
+                f"the first in row {first} (counting from 0)",
+                "remove or replace them",
+            )
+    return digest.hexdigest()
+
+
+def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows at a time, and the number of the first of them: memory-mapped arrays may be larger than memory."""
+    step = max(1, _BLOCK * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), step):
+        yield start, np.asarray(array[start : start + step])
+
+
+def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
+    """The type in which an array of the data reaches the model: `dtype` for reals, at most 32 bits for integers.
+
+    Raises
+    ------
+    DataError
+        A number does not fit: a real would become infinite, an integer another one.
+    """
+    real = np.issubdtype(array.dtype, np.floating)
+    if array.dtype.itemsize <= (dtype.itemsize if real else 4):
+        return dtype if real else array.dtype
+    low, high = (np.finfo(dtype).min, np.finfo(dtype).max) if real else (_INT32.min, _INT32.max)
+    for start, block in _blocks(array):
+        if block.size and (block.min() < low or block.max() > high):
+            row = start + int(np.argmax(((block < low) | (block > high)).reshape(len(block), -1).any(axis=1)))
+            raise DataError(
+                f"the {what} have a number in row {row} (counting from 0) that does not fit "
+                f"{dtype.name if real else '32 bits'}",
+                "scale the data, or use --dtype float64" if real else "number the ids from 0 on",
+            )
+    return dtype if real else np.dtype(np.int32)
+
+
+def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Weights: one array, none negative, not all zero."""
+    if not arrays:
+        return None
+    name, mask = next(iter(arrays.items()))
+    where = f"{path}: mask {name!r}"
+    if len(arrays) > 1 or mask.ndim > 2:
+        told = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
+        raise DataError(told, "give one array of weights, [N] or [N, T]")
+    if (negative := (mask < 0).reshape(len(mask), -1).any(axis=1)).any():
+        told = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
+        raise DataError(told, "use weights of 0 and above")
+    if not mask.any():
+        raise DataError(f"{where} is 0 everywhere", "give some example a weight above 0")
+    return mask
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a dtype that JAX takes: of this machine's byte order, and not bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
