@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
         code = build_app(None if completing else chosen)(list(arguments), prog_name="curv", standalone_mode=False)
         return int(code or 0)
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
         if not message:  # no command: the help was shown
             return UsageError.exit_code
         hint = f"see: curv {chosen} --help".replace("  ", " ")
@@ -110,6 +110,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error = OutputError("no space is left on the device that is written to", "free some, or write elsewhere")
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            error = UsageError(f"{error.filename}: the name is too long for a file", "give a shorter one")
         return console.report_error(console.as_told(error), debug=debug)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -264,10 +265,10 @@ def parse_size(text: str | int) -> int:
     >>> parse_size("4GB"), parse_size("1.5 KiB"), parse_size("100")
     (4000000000, 1536, 100)
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+    match = len(str(text)) < 100 and re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
     if not match or match[2].lower() not in _SIZES:
         raise UsageError(f"--max-memory {text}: not a size", "write it as 4GB, 512MiB or a number of bytes")
-    return int(Decimal(match[1]) * _SIZES[match[2].lower()])
+    return min(int(Decimal(match[1]) * _SIZES[match[2].lower()]), sys.maxsize)
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:
@@ -285,7 +286,7 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
             raise UsageError(f"--model-arg {pair}: not of the form K=V", "for example --model-arg 'features=[128, 10]'")
         try:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             bare = text.strip().strip("()")
             list_meant = "," in bare
             value = f"[{bare}]" if list_meant else f'"{bare}"'

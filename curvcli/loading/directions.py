@@ -86,7 +86,7 @@ def _to_checkpoint(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves
     """The difference of another checkpoint's parameters and these."""
     path, step = argument, None
     head, separator, tail = argument.rpartition("@")
-    if separator and tail.isdecimal() and not is_there(Path(argument)):
+    if separator and _is_count(tail) and not is_there(Path(argument)):
         path, step = head, int(tail)
     chosen = loaded.spec.checkpoint.params
     tree = load_checkpoint(checkpoint_path(path, None, Path.cwd()), step=step, params=chosen).tree
@@ -110,6 +110,11 @@ def _to_checkpoint(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves
     }
 
 
+def _is_count(text: str) -> bool:
+    """Whether it is a whole number, and not one that no file has rows or steps for."""
+    return text.isdecimal() and len(text) < 20
+
+
 def _equal(theirs: Any, ours: Any) -> bool:
     return bool(np.array_equal(np.asarray(theirs).astype(ours.dtype), np.asarray(ours)))
 
@@ -118,7 +123,7 @@ def _saved(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
     """Arrays by parameter path, as `curv diag --arrays` writes them, or a row of those of `--vectors`."""
     path, row = argument, None
     head, separator, tail = argument.rpartition("#")
-    if separator and tail.isdecimal() and not is_there(Path(argument)):
+    if separator and _is_count(tail) and not is_there(Path(argument)):
         path, row = head, int(tail)
     arrays = read_arrays(Path(path))
     rows = {name.removeprefix("vectors/"): leaf for name, leaf in arrays.items() if name.startswith("vectors/")}

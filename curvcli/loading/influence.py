@@ -254,7 +254,8 @@ def _try_out(loaded: Loaded, text: str, kind: str, form: str, function: Callable
         wanted, given = (), (problem.nest({**problem.frozen["params"], **problem.params}), theta)
     made = user_code(f"--hyper {text}", jax.eval_shape, function, *given)
     if getattr(made, "shape", None) != wanted:
+        what = f"shape {list(made.shape)}" if hasattr(made, "shape") else f"a {type(made).__name__}"
         raise SpecError(
-            f"--hyper {text} returns shape {list(getattr(made, 'shape', ()))}, not {list(wanted)}",
+            f"--hyper {text} returns {what}, not shape {list(wanted)}",
             f"it should be {form} -> what {'the loss' if kind == 'loss' else 'a regulariser'} returns",
         )

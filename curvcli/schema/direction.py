@@ -14,7 +14,7 @@ from curvcli.schema.report import Report
 class DirectionSettings(LineSettings):
     """What `curv direction` can be told."""
 
-    points: int = Field(default=21, ge=2, description="of the profile, equally spaced over the range")
+    points: int = Field(default=21, ge=2, le=1_000_000, description="of the profile, equally spaced over the range")
     arrays: str | None = Field(
         default=None, description="write the vectors and the outputs' derivatives here: FILE.npz or .safetensors"
     )

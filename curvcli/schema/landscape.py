@@ -14,7 +14,7 @@ from curvcli.schema.report import Report
 class LandscapeSettings(LineSettings):
     """What `curv landscape` can be told."""
 
-    points: int = Field(default=25, ge=2, description="along each direction, equally spaced over its range")
+    points: int = Field(default=25, ge=2, le=10_000, description="along each direction, equally spaced over its range")
 
     @field_validator("along")
     @classmethod

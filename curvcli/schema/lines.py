@@ -36,6 +36,10 @@ RANGES = {
 """Default ranges; those of the others, whose length means nothing, depend on the curvature along them."""
 
 
+FARTHEST = 1e30
+"""The largest multiple of a vector; float32 ends at 3e38."""
+
+
 class Along(NamedTuple):
     """A direction as asked for."""
 
@@ -79,7 +83,7 @@ def parse_range(text: str) -> tuple[float, float]:
     Raises
     ------
     ValueError
-        They are no two finite numbers in ascending order.
+        They are no two numbers in ascending order, or too large for float32.
 
     >>> parse_range("-0.5:1.5")
     (-0.5, 1.5)
@@ -88,8 +92,8 @@ def parse_range(text: str) -> tuple[float, float]:
         low, high = (float(part) for part in text.split(":"))
     except ValueError:
         low, high = math.nan, math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError("write it as LO:HI, two numbers with LO < HI")
+    if not -FARTHEST <= low < high <= FARTHEST:
+        raise ValueError(f"write it as LO:HI, two numbers with LO < HI, within ±{FARTHEST:g}")
     return low, high
 
 

@@ -59,7 +59,7 @@ class AnalysisSettings(DataSettings):
 
     matrix: MatrixName = Field(default="hessian", description="which curvature matrix")
     mc_samples: int = Field(
-        default=1, ge=1, description="label samples an example, or token, for fisher-mc, kfac, ekfac"
+        default=1, ge=1, le=1_000_000, description="label samples an example, or token, for fisher-mc, kfac, ekfac"
     )
     factors: Literal["exact", "sampled", "empirical"] = Field(
         default="sampled",
