@@ -3,55 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.cli.broken import MODELS, refuses, spec, truncate
+
 FAST = ("spectrum", "--skip-checks")
 NAN = np.full(8, np.nan, np.float32)
 WIDE = np.ones((8, 4), np.float32)
-
-MODELS = """
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from curvcli.zoo import MLP
-
-
-class Raises(MLP):
-    def __call__(self, x):
-        raise ValueError("no such luck")
-
-
-class Exits(MLP):
-    def __call__(self, x):
-        raise SystemExit(0)
-
-
-class Stops(nn.Module):
-    features: tuple
-
-    @nn.compact
-    def __call__(self, x):
-        x = jnp.tanh(nn.Dense(8, name="Dense_0")(x))
-        return nn.Dense(3, name="Dense_1")(x) * jax.lax.stop_gradient(1 + jnp.sum(x**2, axis=-1, keepdims=True))
-
-
-class Tuple(MLP):
-    def __call__(self, x):
-        return super().__call__(x), x
-
-
-class Broken(MLP):
-    def __call__(self, x):
-        return jnp.log(-jnp.abs(super().__call__(x)) - 1)
-
-
-def not_a_model(x):
-    return 3
-"""
-
-
-def spec(old, new):
-    """A changed curv.toml."""
-    return lambda project: project.write("curv.toml", (project.folder / "curv.toml").read_text().replace(old, new))
-
 
 CASES = {
     "no probes": (2, ("--probes", 0), None, "--probes 0"),
@@ -109,22 +65,10 @@ CASES = {
 }
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_an_error_is_two_lines_and_a_code(project, curv, case):
     code, arguments, prepare, *texts = CASES[case]
-    project.write("models.py", MODELS)
-    if prepare is not None:
-        prepare(project)
-    answered = curv(*FAST, *arguments)
-    assert answered.code == code, answered.err
-    for text in texts:
-        assert text in answered.error
-    assert "Traceback" not in answered.err
-    assert "bug of curv" not in answered.err
+    refuses(project, curv, code, (*FAST, *arguments), prepare, texts)
 
 
 @pytest.mark.parametrize(
