@@ -53,7 +53,7 @@ def options() -> Callable[[str], list[str]]:
 
 
 @pytest.mark.parametrize("command", ANALYSES)
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_of_any_option(
     command: str, data: st.DataObject, options: Any, curv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

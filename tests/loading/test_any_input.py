@@ -23,7 +23,9 @@ from curvcli.schema.settings import DataSettings
 from tests.loading import models
 from tests.loading.models import VALUES, X, spec_for, write_data
 
-RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+RELAXED = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 LAYERS = models.list_params()
 
 
