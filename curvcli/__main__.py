@@ -1,6 +1,18 @@
-"""`python -m curvcli` is `curv`."""
+"""`curv`, and `python -m curvcli`: signals are seen to before anything large is imported."""
 
-from curvcli.cli.main import console_main
+import sys
+
+from curvcli.cli import console, interrupts
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    console.fill_closed_streams()
+    interrupts.current.guard()
+    from curvcli.cli.main import run
+
+    console.finish(run(sys.argv[1:]))
+
 
 if __name__ == "__main__":
-    console_main()
+    main()

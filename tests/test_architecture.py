@@ -20,18 +20,19 @@ ALLOWED = {
     "xla": set(),
     "stopwatch": set(),
     "journal": set(),
+    "atomic": set(),
     "losses": set(),
     "problem": {"losses"},
     "zoo": set(),
     "linalg": {"stopwatch"},
     "curvature": {"problem", "losses", "linalg", "stopwatch", "journal"},
     "analyses": {"curvature", "problem", "losses", "linalg", "journal"},
-    "loading": {"problem", "losses"},
-    "cli": {"xla", "stopwatch", "journal"},
+    "loading": {"problem", "losses", "atomic"},
+    "cli": {"xla", "stopwatch", "journal", "atomic"},
     "__main__": {"cli"},
 }
 ENGINE = {"jax", "jaxlib", "flax", "orbax", "numpy", "scipy", "optax"}
-LIGHT = ("schema", "errors", "xla")
+LIGHT = ("schema", "errors", "xla", "atomic")
 """Standard library and pydantic only."""
 
 

@@ -139,7 +139,7 @@ def _sampled(
     looks = look_schedule(settings.max_probes, settings.rtol)
     trace = None
     for look in looks:
-        while len(collected.tridiagonals) < look and (monitor.stop() is None or not collected.tridiagonals):
+        while len(collected.tridiagonals) < look and (not collected.tridiagonals or monitor.stop() is None):
             count = min(at_once, look - len(collected.tridiagonals))
             runs.round(operator, key, count, collected, monitor, settings.max_probes * steps)
         quadrature = slq.quadrature(collected, key, operator)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
+from curvcli.cli import interrupts
 from curvcli.errors import CurvError, InternalError, SpecError
 
 
@@ -84,9 +83,7 @@ def finish(code: int) -> None:
 
 
 class Watch:
-    """The monitor of a run at a terminal: progress on stderr, a deadline, Ctrl-C.
-
-    The first Ctrl-C (or SIGTERM) asks the run to stop at the next step and answer with what it has; the second ends it.
+    """The monitor of a run at a terminal: progress on stderr, a deadline, Ctrl-C (see `interrupts`).
 
     Parameters
     ----------
@@ -98,13 +95,13 @@ class Watch:
 
     def __init__(self, time_limit: float | None, show: bool) -> None:
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.signal: int | None = None
         self.reason: str | None = None
         self._show, self._bar, self._task, self._stage = show, None, None, ""
 
     def stop(self) -> str | None:
-        """Why to stop, if there is a reason."""
-        if self.signal is not None:
+        """Why to stop, if there is a reason. A run that asks has an answer, should it be told to stop."""
+        interrupts.current.answerable = True
+        if interrupts.current.number is not None:
             self.reason = "interrupted"
         elif self.deadline is not None and time.monotonic() > self.deadline:
             self.reason = "time limit"
@@ -135,24 +132,9 @@ class Watch:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Catch signals and clear the progress line at the end."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                if self._bar is not None:
-                    self._bar.console.show_cursor()
-                os._exit(128 + number)
-            self.signal = number
-
+        """Clear the progress line at the end."""
         try:
-            for number in before:
-                with contextlib.suppress(ValueError):  # not in the main thread: a test, or an embedding program
-                    signal.signal(number, handle)
             yield
         finally:
-            for number, handler in before.items():
-                with contextlib.suppress(ValueError):
-                    signal.signal(number, handler)
             if self._bar is not None:
                 self._bar.stop()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from curvcli import __version__
-from curvcli.cli import console, following, output
+from curvcli.cli import console, following, interrupts, output
 from curvcli.cli.options import Request
-from curvcli.cli.reporting import problem_record, profile, what_was_read
+from curvcli.cli.reporting import files_read, problem_record, profile, what_was_read
 from curvcli.cli.runtime import compile_clock, environment, peak_memory, prepare_jax
 from curvcli.cli.state import State, state
 from curvcli.cli.ways import form, read_way, remembered
@@ -123,7 +123,18 @@ def _check_file(request: Request, name: str, path: Path) -> None:
 
 def _check_one(request: Request, name: str, does: str) -> None:
     if len(request.checkpoints) > 1 or request.spec["all_steps"]:
-        raise UsageError(f"--{name.replace('_', '-')} {does} one checkpoint", "run curv once for each of them")
+        raise UsageError(f"{_option(name)} {does} one checkpoint", "run curv once for each of them")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _written(request: Request, settings: Any) -> dict[str, Path]:
+    """The files that a command line asks for, by their options."""
+    named = {_option(name): getattr(settings, name, None) for name in (*ARRAY_FILES, *CHECKPOINTS)}
+    named["-o"] = request.output["output"]
+    return {option: Path(path) for option, path in named.items() if path is not None and path not in output.STDOUT}
 
 
 def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Reply]) -> int:
@@ -136,24 +147,23 @@ def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Rep
         output.check_writable(file)
     as_text = kind == "text" or (kind is None and sys.stdout is not None and sys.stdout.isatty())
     several = len(request.checkpoints) > 1 or request.spec["all_steps"]
-    codes, lines = [], []
-    with output.own_stdout(needed=as_text or file is None) as stdout:
+    codes: list[int] = []
+    received = interrupts.current
+    to_file = contextlib.nullcontext() if file is None else output.ReportFile(file)
+    with output.own_stdout(needed=as_text or file is None) as stdout, to_file as reports:
         prepare_jax(settings.dtype, settings.threads, cache=not options["no_cache"])
-        try:
-            for target in _targets(request):
-                reply = _tried(answer, target, debug=options["debug"]) if several else answer(target)
-                codes.append(reply.code)
-                lines.append(reply.line)
-                if as_text and reply.text is not None:
-                    output.write_line(stdout, reply.text(stdout))
-                elif file is None and not as_text:
-                    output.write_line(stdout, reply.line)
-                if reply.code >= 128:
-                    break
-        finally:
-            # Whatever ended the loop, finished reports are kept.
-            if file is not None and lines:
-                output.write_file(file, "\n".join(lines) + "\n")
+        for target in _targets(request):
+            received.answerable = False
+            reply = _tried(answer, target, debug=options["debug"]) if several else answer(target)
+            codes.append(reply.code)
+            if reports is not None:
+                reports.add(reply.line)
+            if as_text and reply.text is not None:
+                output.write_line(stdout, reply.text(stdout))
+            elif reports is None and not as_text:
+                output.write_line(stdout, reply.line)
+            if received.number is not None:
+                return 128 + received.number
     return next((code for code in codes if code), 0)
 
 
@@ -301,6 +311,7 @@ def _one(
         stack.enter_context(compile_clock(clock))
         loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
         loading = time.perf_counter() - started - clock.compiling
+        output.check_distinct(_written(request, settings), files_read(loaded))
         if request.output["verbose"]:
             console.note(what_was_read(loaded))
         watch = console.Watch(settings.time_limit, show=not quiet and console.can_redraw())
@@ -348,8 +359,6 @@ def _one(
     if not quiet:
         for message in warnings:
             console.warn(message)
-    if watch.signal is not None:
-        return report, 128 + watch.signal
     return report, EXIT_UNTRUSTED if untrusted else 0
 
 

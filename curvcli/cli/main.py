@@ -7,7 +7,6 @@ import importlib
 import inspect
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -124,10 +123,3 @@ def unknown_command(name: str) -> UsageError:
         f"no command {name!r}",
         f"did you mean: curv {near[0]}" if near else f"the commands are: {', '.join(COMMANDS)}",
     )
-
-
-def console_main() -> None:
-    """The entry point of the `curv` script."""
-    console.fill_closed_streams()
-    code = run(sys.argv[1:])
-    console.finish(code)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from curvcli import atomic
 from curvcli.errors import OutputError, SpecError, UsageError
 
 STDOUT = {Path(name) for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")}
@@ -76,7 +76,20 @@ def write_line(stream: TextIO, text: str) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, then renamed.
+    """Write a file whole or not at all; see `opened`.
+
+    Raises
+    ------
+    OutputError
+        The folder is missing or not writable, or the disk is full.
+    """
+    with opened(path) as stream:
+        stream.write(content if isinstance(content, bytes) else _encoded(content))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written whole or not at all: what is there is replaced when the block ends without an error.
 
     A link's target is replaced and the link kept; a device or FIFO is written to, never renamed over.
 
@@ -85,30 +98,78 @@ def write_file(path: Path, content: str | bytes) -> None:
     OutputError
         The folder is missing or not writable, or the disk is full.
     """
-    target = path.resolve()
-    data = content if isinstance(content, bytes) else content.encode("utf-8", errors=SURROGATES)
+    with _told(path), path.open("wb") if _is_special(path) else atomic.replacing(path) as stream:
+        yield stream
+
+
+class ReportFile:
+    """A file of reports, one a line: each is on the disk when `add` returns, and the file ends with a whole line.
+
+    What the file held before is replaced by the first line. A device or FIFO stays open until the block ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: FileIO | None = None
+
+    def __enter__(self) -> ReportFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def add(self, line: str) -> None:
+        """One report more.
+
+        Raises
+        ------
+        OutputError
+            It could not be written; the lines before it are still there.
+        """
+        data = _encoded(line + "\n")
+        with _told(self._path):
+            if self._stream is None:
+                special = _is_special(self._path)
+                if not special:
+                    with atomic.replacing(self._path) as stream:
+                        stream.write(data)
+                self._stream = self._path.open("ab", buffering=0)
+                if not special:
+                    return
+            _append(self._stream, data)
+
+
+def _append(stream: FileIO, data: bytes) -> None:
+    """Write all of it; of a file on a disk, all or nothing."""
+    state = os.fstat(stream.fileno())
+    regular = stat.S_ISREG(state.st_mode)
     try:
-        if _is_special(path):
-            with path.open("wb") as stream:
-                stream.write(data)
-            return
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
-            os.chmod(name, stat.S_IMODE(mode))  # noqa: PTH101
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        rest = memoryview(data)
+        while rest:
+            rest = rest[stream.write(rest) :]
+        if regular:
+            os.fsync(stream.fileno())
+    except OSError:
+        if regular:
+            stream.truncate(state.st_size)
+        raise
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors=SURROGATES)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses, as an error that names the file. A closed pipe stays a BrokenPipeError."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OutputError(
-            f"{path} could not be written: {error.strerror}",
+            f"{path} could not be written: {error.strerror or error}",
             "check the folder, its permissions and the free space",
         ) from error
 
@@ -121,15 +182,42 @@ def check_writable(path: Path) -> None:
     OutputError
         The folder is missing or not writable, or the path is a folder.
     """
-    folder = path.resolve().parent
+    target = Path(os.path.realpath(path))
+    folder = target.parent
     if path.is_dir():
         raise OutputError(f"{path} could not be written: it is a folder", "give the name of a file")
+    if target.is_symlink():
+        raise OutputError(f"{path} could not be written: its links lead in a circle", "give the name of a file")
     if _is_special(path):
         return
     if not folder.is_dir():
         raise OutputError(f"{path} could not be written: its folder does not exist", f"mkdir -p {path.parent}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path} could not be written: its folder is not writable", "write it elsewhere: -o FILE")
+
+
+def check_distinct(written: dict[str, Path], read: dict[str, Path]) -> None:
+    """Say before the work that a file would replace what is analysed, or another file that is written.
+
+    Parameters
+    ----------
+    written, read
+        By the option that names it; by what it is.
+
+    Raises
+    ------
+    UsageError
+        It would.
+    """
+    for option, path in written.items():
+        for name, source in read.items():
+            if path.exists() and source.exists() and path.samefile(source) and not _is_special(path):
+                raise UsageError(f"{option} {path} would replace {name}", "give the name of another file")
+    places: dict[str, str] = {}
+    for option, path in written.items():
+        other = places.setdefault(os.path.realpath(path), option)
+        if other != option and not _is_special(path):
+            raise UsageError(f"{other} and {option} name the same file", "give each a file of its own")
 
 
 ARRAY_FORMATS = (".npz", ".safetensors")
@@ -170,20 +258,18 @@ def write_arrays(path: Path, arrays: dict[str, Any], axes: dict[str, list[str]])
     """
     import numpy as np
 
-    if path.suffix == TABLE_FORMAT:
-        data = _long_table(arrays, axes)
-    elif path.suffix == ".safetensors":
-        from safetensors.numpy import save
+    with opened(path) as stream:
+        if path.suffix == TABLE_FORMAT:
+            _write_table(stream, arrays, axes)
+        elif path.suffix == ".safetensors":
+            from safetensors.numpy import save
 
-        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    else:
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        data = buffer.getvalue()
-    write_file(path, data)
+            stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        else:
+            np.savez(stream, **arrays)
 
 
-def _long_table(arrays: dict[str, Any], axes: dict[str, list[str]]) -> bytes:
+def _write_table(stream: BinaryIO, arrays: dict[str, Any], axes: dict[str, list[str]]) -> None:
     """An array in long form: a row for each entry, its indices beside it; arrays of the same axes share the rows."""
     import numpy as np
     import pyarrow
@@ -194,17 +280,9 @@ def _long_table(arrays: dict[str, Any], axes: dict[str, list[str]]) -> bytes:
     index = np.indices(shape, dtype=np.int32).reshape(len(shape), -1)
     columns = dict(zip(axes[first], index, strict=True))
     columns |= {name: arrays[name].reshape(-1) for name in axes if axes[name] == axes[first]}
-    sink = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns), sink)
-    return sink.getvalue()
+    parquet.write_table(pyarrow.table(columns), stream)
 
 
 def _is_special(path: Path) -> bool:
     """Whether it is a device or a pipe (which `/dev/fd/63` can be without resolving to a path)."""
     return path.exists() and not stat.S_ISREG(path.stat().st_mode)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

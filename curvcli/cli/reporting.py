@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from curvcli.schema.report import ProblemRecord, Profile
@@ -44,3 +45,13 @@ def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
         spec=spec,
         spec_file=loaded.spec_file,
     )
+
+
+def files_read(loaded: Loaded) -> dict[str, Path]:
+    """The files that a problem was read from, by what they are."""
+    paths = {
+        "the checkpoint": loaded.checkpoint.path,
+        "the data": loaded.data.path,
+        "the specification": loaded.spec_file,
+    }
+    return {name: Path(path) for name, path in paths.items() if path is not None}

@@ -42,7 +42,10 @@ class Monitor(Protocol):
     """Who watches a run: the terminal's progress, a deadline, an interrupt, a test's counter."""
 
     def stop(self) -> str | None:
-        """Why to stop now (`time limit`, `interrupted`), or None to go on."""
+        """Why to stop now (`time limit`, `interrupted`), or None to go on.
+
+        Asked only where there is something to answer with: a run that has not asked yet is ended, not stopped.
+        """
         ...
 
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:

@@ -20,7 +20,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from curvcli import atomic
 from curvcli.errors import CurvError, DataError, NumericsError, OutputError, SpecError, UsageError
 from curvcli.loading import files, orbax
 from curvcli.loading.checkpoint import is_auxiliary, leaves, load_checkpoint, locate, params_location
@@ -108,12 +108,14 @@ def write_checkpoint(
     tree = load_checkpoint(source, step=step, params=params).tree
     changed, warnings = _changed(tree, moved, source, params)
     try:
-        with _folder_beside(target) as folder:
+        with atomic.folder_beside(target) as folder:
             written = folder / target.name
             _WRITERS[kind](found, written, changed)
             _check_written(written, dict(leaves(tree)) | dict(changed), params)
             with _told_as(warnings):
                 _write_spec(source, found, written, target)
+            for path in folder.rglob("*"):  # the names are not to be there before the numbers
+                atomic.sync(path)
             check_target(target)
             for path in (_sidecar(written), written):
                 if path.exists():
@@ -137,16 +139,6 @@ def write_moved(loaded: Loaded, moved: Mapping[str, Any], target: Path) -> list[
 def _sidecar(path: Path) -> Path:
     """Where the specification of a file lies."""
     return path.with_name(f"{path.name}.{NAME}")
-
-
-@contextlib.contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the target's own file system."""
-    folder = Path(tempfile.mkdtemp(".tmp", f".{target.name}.", target.absolute().parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # What changes
@@ -246,7 +238,7 @@ def _write_msgpack(source: Path, target: Path, changed: Changed) -> None:
             return [exchanged(value, (*keys, str(index))) for index, value in enumerate(node)]
         return node
 
-    _write_bytes(target, msgpack_serialize(exchanged(msgpack_restore(source.read_bytes())), in_place=True))
+    target.write_bytes(msgpack_serialize(exchanged(msgpack_restore(source.read_bytes())), in_place=True))
 
 
 def _write_safetensors(source: Path, target: Path, changed: Changed) -> None:
@@ -262,12 +254,11 @@ def _write_safetensors(source: Path, target: Path, changed: Changed) -> None:
             assert len(data) == end - start
             stream.seek(8 + length + start)
             stream.write(data)
-        _flush(stream)
 
 
 def _write_npz(source: Path, target: Path, changed: Changed) -> None:
     """Copy the members of the archive, but for those of the arrays."""
-    with zipfile.ZipFile(source) as old, target.open("wb") as stream, zipfile.ZipFile(stream, "w") as new:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         tree = files.nest((name.removesuffix(".npy") for name in old.namelist()), source)
         arrays = {f"{_at(tree, keys)}.npy": array for keys, array in changed.items()}
         for member in old.infolist():
@@ -279,19 +270,6 @@ def _write_npz(source: Path, target: Path, changed: Changed) -> None:
             plain = array.view(f"V{array.dtype.itemsize}") if array.dtype.kind == "V" else array
             with new.open(member, "w", force_zip64=True) as out:
                 np.lib.format.write_array(out, plain, allow_pickle=False)
-        stream.flush()
-
-
-def _write_bytes(target: Path, data: bytes) -> None:
-    """Write a file through to the disk, so that the rename after it does not come first."""
-    with target.open("wb") as stream:
-        stream.write(data)
-        _flush(stream)
-
-
-def _flush(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 _WRITERS: dict[str, Callable[[Path, Path, Changed], None]] = {
@@ -328,4 +306,4 @@ def _write_spec(source: Path, found: Path, written: Path, target: Path) -> None:
         spec, checkpoint=target, base=carried.base, folder=folder, copied=found if found.is_dir() else None
     )
     place = written / NAME if written.is_dir() else _sidecar(written)
-    _write_bytes(place, tomli_w.dumps(document).encode())
+    place.write_bytes(tomli_w.dumps(document).encode())

@@ -19,6 +19,7 @@ from curvcli.loading.checkpoint import find_params, leaves, load_checkpoint, loc
 from curvcli.loading.spec_file import find_spec, merge
 from curvcli.loading.trees import flatten_tree
 from curvcli.loading.writing import check_target, write_checkpoint
+from tests.full_disk import file_size_limit
 from tests.loading.layouts import (
     LAYOUTS,
     PARAMS,
@@ -274,7 +275,7 @@ def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["msgpack", "orbax"])
-@pytest.mark.parametrize("place", ["_check_written", "_write_spec", "tempfile.mkdtemp"])
+@pytest.mark.parametrize("place", ["_check_written", "_write_spec", "atomic.sync"])
 def test_a_failure_leaves_nothing_behind(source, place, tmp_path, monkeypatch):
     path = msgpack(tmp_path / "a") if source == "msgpack" else standard(tmp_path / "a", tree())
 
@@ -284,6 +285,26 @@ def test_a_failure_leaves_nothing_behind(source, place, tmp_path, monkeypatch):
     monkeypatch.setattr(f"curvcli.loading.writing.{place}", full)
     with pytest.raises(OutputError, match="No space left") as caught:
         write_checkpoint(path, MOVED, tmp_path / "b")
+    assert caught.value.exit_code == 74
+    assert names_in(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("layout", ["msgpack", "orbax", "npz", "safetensors"])
+def test_a_full_disk_leaves_nothing_behind(layout, tmp_path):
+    source = tmp_path / "a"
+    if layout == "orbax":
+        standard(source, tree())
+    elif layout == "msgpack":
+        msgpack(source)
+    else:
+        flat = flatten_tree({"params": PARAMS})
+        with source.open("wb") as stream:
+            if layout == "npz":
+                np.savez(stream, **flat)
+            else:
+                stream.write(pytest.importorskip("safetensors.numpy").save(flat))
+    with file_size_limit(100), pytest.raises(OutputError, match="could not be written") as caught:
+        write_checkpoint(source, MOVED, tmp_path / "b")
     assert caught.value.exit_code == 74
     assert names_in(tmp_path) == ["a"]
 
