@@ -20,7 +20,7 @@ import numpy as np
 import scipy.special
 
 from curvcli.linalg.hutchinson import Segments
-from curvcli.linalg.lanczos import not_finite
+from curvcli.linalg.lanczos import check_powers, not_finite
 from curvcli.linalg.statistics import Law, degrees_of_freedom
 
 Array = Any
@@ -106,6 +106,7 @@ class Moments:
 
     def add(self, tests: Array, images: Array) -> None:
         """Signs [b, D] and their images."""
+        check_powers(float(jnp.max(jnp.abs(images))) / images.shape[1] ** 0.5, images.dtype)
         found = _block(self.layout.ends, tests, images)
         mean, squares, gram, cross = (np.asarray(one, np.float64) for one in found)
         if not np.all(np.isfinite(squares)):

@@ -241,14 +241,14 @@ class _Measured(NamedTuple):
 
 def _pair_means(k: Sketch, two: Remainder, left: np.ndarray, right: np.ndarray, shift: float) -> _Measured:
     """Given Q without either image, the two test vectors are independent of it: pairs as good as Hutchinson's."""
-    scale = two.dim / np.sqrt(two.norm[:, 0] * two.norm[:, 1])
+    scale = two.dim / np.sqrt(two.norm[:, 0]) / np.sqrt(two.norm[:, 1])  # norms may be the smallest of all numbers
     v = (k.omega[left, right] - np.einsum("pr,pr->p", two.p[:, 0], two.p[:, 1])) * scale
     cross = 0.5 * _cross(k, two, left, right) * scale
     gram = np.einsum("pq,pq->p", two.c[:, 0], two.c[:, 1]) + _quadratic(two.p[:, 0], k.rest, two.p[:, 1])
     gram = gram * scale - 2 * shift * cross + shift**2 * v
     cross = cross - shift * v
     body = two.dim[:, None] * np.maximum(two.image - 2 * shift * two.rayleigh + shift**2, 0)
-    centred = gram - body.mean() * v / two.dim
+    centred = gram - body.mean() * v / np.where(two.dim > 0, two.dim, 1)
     means = Pairs(
         len(left), float(np.mean(body.prod(1))), float(np.mean(cross**2)), float(np.mean(cross * centred)),
         float(np.mean(centred**2)),

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.linalg.lanczos import check_powers
 from curvcli.linalg.quadratic import Block
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, over_pairs, square_law
 
@@ -68,6 +69,7 @@ class Samples:
 
     def add(self, v: Array, image: Array) -> None:
         """Unit vectors [b, D] of the space and their images A v."""
+        check_powers(float(jnp.max(jnp.abs(image))), image.dtype)
         if self.center is None:
             # All sums are of A − cI: what a multiple of the identity adds to the samples is known, not sampled, and
             # nothing cancels. The c of the first block depends on its probes; the bias is a 1/D-th part of their error.

@@ -143,6 +143,30 @@ def not_finite() -> NumericsError:
     )
 
 
+def check_powers(peak: float, dtype: Any) -> None:
+    """Refuse images whose squares (in float64, on the host: their squares' squares) are beyond the arithmetic.
+
+    Parameters
+    ----------
+    peak
+        The largest magnitude in the images of unit vectors.
+
+    Raises
+    ------
+    NumericsError
+        Laws of errors would be zero or infinite, where they are not.
+    """
+    info, root = np.finfo(dtype), 2 if np.finfo(dtype).bits < 64 else 4
+    low, high = (float(one) ** (1 / root) for one in (info.tiny / info.eps, info.max * info.eps))
+    if not np.isfinite(peak):
+        raise not_finite()
+    if peak and not low <= peak <= high:
+        raise NumericsError(
+            f"products of the matrix are of size {peak:.1g}, and their powers are not finite or lost in {info.dtype}",
+            "try --dtype float64, or scale the loss",
+        )
+
+
 def breakdown(norm: Any, dtype: Any) -> Any:
     """The β below which a Krylov space counts as invariant, for ‖A‖ ≈ `norm`."""
     return 32 * np.finfo(dtype).eps * norm

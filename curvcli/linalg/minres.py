@@ -98,6 +98,10 @@ class Minres:
         flat = running & (slope <= np.maximum(self.tol * lanczos.norm, breakdown(lanczos.norm, operator.dtype)))
         moving = running & ~flat
         length = np.where(moving, np.hypot(corner, beta), 1.0)
+        # Systems that have ended get no further: their numbers would grow beyond all floats.
+        corner, beta, upper, above, diagonal = (
+            np.where(moving, one, 0.0) for one in (corner, beta, upper, above, diagonal)
+        )
         cosine, sine = corner / length, beta / length
         residual = np.where(moving, sine * state.residual, state.residual)
         phi = np.where(moving, cosine * state.residual, 0.0)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.lanczos import check_powers
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.statistics import Law, SquareLaw
@@ -97,7 +98,9 @@ class Forms:
             vectors = sphere(self.key, FIRST + self.drawn, count, self.operator.dim, self.operator.dtype)
             missing = self.at_once - count if self.blocks else 0  # one compiled shape
             forms = self.forms(jnp.pad(vectors, ((0, missing), (0, 0))))[:count, :count]
-            self.blocks.append(Block(*(np.asarray(part, np.float64) for part in (_inner(vectors), forms))))
+            block = Block(*(np.asarray(part, np.float64) for part in (_inner(vectors), forms)))
+            check_powers(float(np.abs(block.forms).max()), np.float64)
+            self.blocks.append(block)
             self.padding += missing
             self.monitor.progress("trace", self.drawn, self.planned)
 

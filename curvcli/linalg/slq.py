@@ -16,7 +16,7 @@ from curvcli.linalg import basis as bases
 from curvcli.linalg import krylov
 from curvcli.linalg.bounds import Measure
 from curvcli.linalg.iterate import Monitor, Offset, iterate
-from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal
+from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal, check_powers
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadrature import ENOUGH_STEPS, NO_OUTLIERS, Outliers, Quadrature, leave_one_out
@@ -128,6 +128,7 @@ def _keep_outliers(collected: Collected, state: LanczosState, probe: int, tridia
 def quadrature(collected: Collected, key: Array, operator: LinearOperator) -> Quadrature:
     """The quadrature of all probes so far, deflated where outliers were kept."""
     measures, dim = collected.measures, operator.dim
+    check_powers(max(float(np.abs(m.nodes).max()) for m in measures), np.float64)
     outliers = [NO_OUTLIERS] * len(measures)
     if collected.outliers:
         outliers = _outliers(collected, key, dim, operator.dtype)

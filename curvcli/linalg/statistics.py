@@ -129,7 +129,8 @@ def positive_interval(law: Law, count: float, alpha: float) -> tuple[float, floa
     if law.dof <= 0:
         return law.value * widest[0], law.value * widest[1]
     stretch = float(scipy.special.stdtrit(law.dof, alpha / 2) / scipy.special.ndtri(alpha / 2))
-    low, high = (_chi_square_factor(nu, p) ** stretch for p in (alpha / 2, 1 - alpha / 2))
+    with np.errstate(over="ignore"):  # what is too large for a float is cut off by the widest
+        low, high = np.power([_chi_square_factor(nu, p) for p in (alpha / 2, 1 - alpha / 2)], stretch).tolist()
     return law.value * max(low, widest[0]), law.value * min(high, widest[1])
 
 
