@@ -18,9 +18,9 @@ import numpy as np
 
 from curvcli.analyses import eigs, planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.candidates import Candidate, Choice, candidates, choose, diagonalised
+from curvcli.analyses.candidates import Candidate, Choice, candidates, choose, diagonalised, recipe_of
 from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, factor_rows
 from curvcli.analyses.eigs import EigsPlan, Pairs
 from curvcli.analyses.laplace import laplace, plan_laplace
 from curvcli.analyses.reading import Reader
@@ -39,7 +39,7 @@ from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
 from curvcli.schema.report import Check
-from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 Array = Any
 
@@ -143,13 +143,15 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
             )
         return ComparePlan("dense", min(DENSE_BLOCK, dim), whole + more.bytes, costly * dim + more.products)
     known = min(count * min(settings.k + 1, dim), dim)
+    factors = factor_rows(problem, recipe_of(problem, settings)) if {*FACTORED} & {*choice.names} else 0
     asked = _eigs_settings(settings, dim)
     basis = eigs.memory_plan(problem, asked).bytes
     even = -(-settings.max_probes // -(-settings.max_probes // BLOCK))
     # Kept: the top vectors, and their orthonormal span; in flight: an image of a block under every matrix, differences.
     block = planning.plan_vectors(
-        problem, dim, rows=2 * known, block=-(-even * (count + 2) // 6), max_memory=settings.max_memory
-    )
+        problem, dim, rows=2 * known + factors, block=-(-even * (count + 2) // 6), max_memory=settings.max_memory,
+        growing=planning.Growing("use -k {}", settings.k, 2 * count),
+    )  # fmt: skip
     at_once = max(min(even, 6 * block.at_once // (count + 2)), 2)  # pairs of vectors tell the error
     products = costly * (settings.max_probes + known + 3 * asked.k + 20 + settings.cg_steps // 5) + more.products
     return ComparePlan("sampled", at_once, max(block.bytes, basis) + more.bytes, products)
@@ -158,7 +160,8 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
 def forecast(problem: Problem, settings: CompareSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products: a solve is counted as 100."""
     plan = memory_plan(problem, settings, choose(problem, settings))
-    cost = planning.forecast(products=plan.products, data_passes=-(-plan.products // plan.at_once), bytes=plan.bytes)
+    passes = -(-plan.products // plan.at_once)
+    cost = planning.forecast(products=plan.products, data_passes=passes, bytes=plan.bytes, programs="many parts")
     return planning.cut(problem, plan.at_once), cost
 
 

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from curvcli.analyses import planning
-from curvcli.curvature import dimension
+from curvcli.analyses.preconditioners import recipe_of
+from curvcli.curvature import dimension, kfac
 from curvcli.curvature.gram import Gram, build_gram, output_rows
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
@@ -81,10 +82,23 @@ def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> plannin
     return planning.plan_vectors(problem, rows, rows=held, block=block, max_memory=max_memory)
 
 
-def plan_factors(problem: Problem, max_memory: int | None) -> planning.MemoryPlan:
-    """What the eigenvalues and a few vectors of a factored matrix take; its factors are at most as large as the layers'
-    widths squared."""
-    return planning.plan_vectors(problem, problem.dim, rows=8, block=FEW, max_memory=max_memory)
+def factor_rows(problem: Problem, recipe: kfac.Recipe) -> int:
+    """The bytes of Kronecker factors, and of what they are made of, as vectors of parameters."""
+    return -(-kfac.held_bytes(problem, recipe) // (problem.dim * problem.dtype.itemsize))
+
+
+def plan_factors(
+    problem: Problem, settings: AnalysisSettings, *, rows: int = FEW, block: int = FEW
+) -> planning.MemoryPlan:
+    """What a factored matrix takes, and beside it so many vectors: its eigenvalues, and what is asked for.
+
+    Raises
+    ------
+    MemoryLimitError
+        They do not fit.
+    """
+    rows += factor_rows(problem, recipe_of(settings))
+    return planning.plan_vectors(problem, problem.dim, rows=rows, block=block, max_memory=settings.max_memory)
 
 
 def outputs_written_out(

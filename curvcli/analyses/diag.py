@@ -136,7 +136,7 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
     method = resolved_method(settings, side.rows)
     if method == "dense" and side.name == "factors":
-        return plan_factors(problem, settings.max_memory)
+        return plan_factors(problem, settings)
     if method == "dense" and side.name == "outputs":
         return plan_outputs(problem, side.rows, settings.max_memory)
     count = min(settings.max_probes, dim)
@@ -144,7 +144,10 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     # each half as many as the products.
     rows = {"dense": 2, "hutchinson": 8}.get(method, 2 * count + 8)
     block = min(DENSE_BLOCK if method == "dense" else BLOCK, count if method != "dense" else dim)
-    return planning.plan_vectors(problem, dim, rows=rows, block=block, max_memory=settings.max_memory)
+    fewer = None
+    if method not in ("dense", "hutchinson"):
+        fewer = planning.Growing("use --probes {}, or --method hutchinson", count, 2, least=4)
+    return planning.plan_vectors(problem, dim, rows=rows, block=block, max_memory=settings.max_memory, growing=fewer)
 
 
 def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:

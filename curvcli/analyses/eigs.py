@@ -16,7 +16,7 @@ import numpy as np
 from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, plan_factors, written_out
 from curvcli.analyses.spectrum import noise, tolerance
 from curvcli.analyses.subsampling import eigenvalue_stderr
 from curvcli.curvature import build_for, dimension
@@ -132,7 +132,7 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
     whole = 3 * 8 * dim**2
     affordable = settings.probes is None or settings.probes >= dim
     if settings.matrix in FACTORED and settings.method != "lanczos":
-        plan = planning.plan_vectors(problem, dim, rows=4 * k, block=BLOCK, max_memory=settings.max_memory)
+        plan = plan_factors(problem, settings, rows=4 * k, block=BLOCK)
         return EigsPlan("dense", 0, plan.at_once, plan.bytes)
     small = (dim <= DENSE_DIM or wanted >= dim) and affordable and whole <= limit
     if settings.method == "dense" or (settings.method == "auto" and small):
@@ -147,21 +147,25 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
     vector = dim * problem.dtype.itemsize
     working = planning.working_bytes(problem, dim)
 
-    def needed(capacity: int, widest: int) -> int:
+    def needed(capacity: int, widest: int, pairs: int = k) -> int:
         # The basis, beside it what a restart keeps or the vectors handed back; a block in flight.
         rows = -(-capacity // CHUNK) * CHUNK
-        beside = max(rows * 3 // 5 + CHUNK, k) + (2 * k if settings.vectors else 0)
+        beside = max(rows * 3 // 5 + CHUNK, pairs) + (2 * pairs if settings.vectors else 0)
         return vector * (rows + beside + 6 * widest) + working(widest)
 
-    least = k + k // 4 + LEAST_ROWS
+    def least_rows(pairs: int) -> int:
+        return pairs + pairs // 4 + LEAST_ROWS
+
+    least = least_rows(k)
     for widest in (eigen.WIDEST, BLOCK):
         fitting = [rows for rows in (*range(wanted, least, -CHUNK), least) if needed(rows, widest) <= limit]
         if fitting:
             return EigsPlan("lanczos", fitting[0], widest, needed(fitting[0], widest))
+    fewer = planning.largest(lambda pairs: needed(least_rows(pairs), BLOCK, pairs) <= limit, k)
     raise MemoryLimitError(
         f"a basis of {least} vectors takes {planning.human_bytes(needed(least, BLOCK))}, "
         f"the limit is {planning.human_bytes(limit)}",
-        "use a smaller -k, --params for a block of the parameters, or a smaller --batch-size",
+        (f"use -k {fewer}; or " if fewer else "") + planning.SMALLER,
     )
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -41,14 +42,24 @@ def cut(problem: Problem, at_once: int) -> Plan:
     )
 
 
-RUNTIME_BYTES = 190_000_000
-"""What compilation and compiled programs take beside the arrays. Measured on a CPU: 160 to 250 MB, whether the arrays
-take 50 MB or 300."""
+RUNTIME_BYTES = {"one matrix": 270_000_000, "step": 290_000_000, "many parts": 335_000_000}
+"""What compilation and compiled programs take beside the arrays: more, the more programs there are. Measured on a CPU
+by `benchmarks/memory.py`."""
 
 
-def forecast(*, products: int, data_passes: int, bytes: int, seconds: float | None = None) -> Forecast:
+def forecast(
+    *,
+    products: int,
+    data_passes: int,
+    bytes: int,
+    seconds: float | None = None,
+    programs: Literal["one matrix", "step", "many parts"] = "one matrix",
+) -> Forecast:
     """What an analysis will take beyond a bare process; `bytes` are those of its arrays."""
-    return Forecast(products=products, data_passes=data_passes, bytes=bytes + RUNTIME_BYTES, seconds=seconds)
+    runtime = RUNTIME_BYTES[programs]
+    return Forecast(
+        products=products, data_passes=data_passes, bytes=bytes + runtime, runtime_bytes=runtime, seconds=seconds
+    )
 
 
 def plan_lanczos(
@@ -76,7 +87,7 @@ def plan_lanczos(
         # A block of k vectors: the bases, and six blocks in flight in a step.
         return count * vector * (rows + 6) + working(count)
 
-    fitting = _largest(lambda count: needed(count) <= limit, probes)
+    fitting = largest(lambda count: needed(count) <= limit, probes)
     if fitting == 0:
         spare = (limit - working(1)) // vector - 6
         smaller = spare // CHUNK * CHUNK
@@ -102,17 +113,30 @@ def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:
     # A vector of the kernel goes through the parameters: a sum, its correction, a term.
     pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
     batch = problem.batches.batch_size * network_work(problem).bytes + pulled
-    one_by_one = problem.way.application == "map" and dim == problem.dim
-    return lambda count: resident + problem.way.kept_bytes + ((1 if one_by_one else count) + 3) * batch
+    # One after the other, or in pieces; a vector of the kernel goes with its whole block.
+    most = 1 if problem.way.application == "map" else problem.way.width
+    together = (lambda count: min(count, most)) if dim == problem.dim else (lambda count: count)
+    return lambda count: resident + problem.way.kept_bytes + (together(count) + 3) * batch
 
 
-def plan_vectors(problem: Problem, dim: int, *, rows: int, block: int, max_memory: int | None) -> MemoryPlan:
+class Growing(NamedTuple):
+    """A setting that the number of vectors kept grows with."""
+
+    hint: str  # what to do about it, `{}` standing for the largest value that fits
+    value: int
+    each: int  # vectors for 1 of it
+    least: int = 1  # the smallest value that makes sense
+
+
+def plan_vectors(
+    problem: Problem, dim: int, *, rows: int, block: int, max_memory: int | None, growing: Growing | None = None
+) -> MemoryPlan:
     """Vectors in a block, beside `rows` vectors of length dim that are kept.
 
     Raises
     ------
     MemoryLimitError
-        Not even blocks of one vector fit.
+        Not even blocks of one vector fit; the hint names the largest value of `growing` with which they do.
     """
     limit, working = memory_limit(max_memory), working_bytes(problem, dim)
     vector = dim * problem.dtype.itemsize
@@ -120,14 +144,25 @@ def plan_vectors(problem: Problem, dim: int, *, rows: int, block: int, max_memor
     def needed(count: int) -> int:
         return (rows + 6 * count) * vector + working(count)
 
-    fitting = _largest(lambda count: needed(count) <= limit, block)
+    fitting = largest(lambda count: needed(count) <= limit, block)
     if fitting == 0:
         raise MemoryLimitError(
             f"{rows + 6} vectors of {dim:,} numbers and a batch take {human_bytes(needed(1))}, "
             f"the limit is {human_bytes(limit)}",
-            "use fewer --probes, --method hutchinson, a smaller --batch-size, or --params",
+            _fewer(growing, rows - max((limit - working(1)) // vector - 6, 0)) + SMALLER,
         )
     return MemoryPlan(fitting, needed(fitting))
+
+
+SMALLER = "use a smaller --batch-size, or --params for a block of the parameters"
+
+
+def _fewer(growing: Growing | None, excess: int) -> str:
+    """A hint at the value of a setting with which so many vectors less are kept; empty where there is none."""
+    if growing is None:
+        return ""
+    value = growing.value - -(-excess // growing.each)
+    return growing.hint.format(value) + "; or " if value >= growing.least else ""
 
 
 def plan_dense(dim: int, block: int, max_memory: int | None) -> MemoryPlan:
@@ -142,12 +177,13 @@ def plan_dense(dim: int, block: int, max_memory: int | None) -> MemoryPlan:
     if needed > limit:
         raise MemoryLimitError(
             f"the matrix written out ({dim:,} rows) takes {human_bytes(needed)}, the limit is {human_bytes(limit)}",
-            "use --method xtrace, or --params for a block of the parameters",
+            "use another --method than dense, or --params for a block of at most "
+            f"{int((limit / (3 * 8)) ** 0.5):,} parameters",
         )
     return MemoryPlan(block, needed)
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
+def largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest count ≤ most that fits; 0 if none does."""
     low, high = 0, most
     while low < high:

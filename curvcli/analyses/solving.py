@@ -13,7 +13,7 @@ import scipy.linalg
 
 from curvcli import journal
 from curvcli.analyses import planning, preconditioners
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
+from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, factor_rows, written_out
 from curvcli.analyses.spectrum import eigenvalue, noise
 from curvcli.curvature import build
 from curvcli.curvature.kronecker import Kronecker
@@ -399,10 +399,13 @@ def vectors_at_once(problem: Problem, settings: InfluenceSettings, rows: int) ->
     if is_dense(problem, settings):
         plan = planning.plan_dense(problem.dim, DENSE_BLOCK, settings.max_memory)
         return planning.MemoryPlan(min(max(rows, 1), BLOCK), plan.bytes + 16 * rows * problem.dim)
+    factored = settings.solver in FACTORED or settings.precondition in FACTORED
+    factors = factor_rows(problem, preconditioners.recipe_of(settings)) if factored else 0
     return planning.plan_vectors(
         problem,
         problem.dim,
-        rows=2 * rows + STEPS * SCOUTS,
+        rows=2 * rows + STEPS * SCOUTS + factors,
         block=min(max(rows, 1), BLOCK),
         max_memory=settings.max_memory,
+        growing=planning.Growing("solve for {} at once: fewer --queries, or --samples", rows, 2),
     )

@@ -97,7 +97,7 @@ def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.Memory
     dim, side = dimension(problem, settings.matrix), smaller_side(problem, settings)
     if resolved_method(settings, side.rows) == "dense":
         if side.name == "factors":
-            return plan_factors(problem, settings.max_memory)
+            return plan_factors(problem, settings)
         if side.name == "outputs":
             return plan_outputs(problem, side.rows, settings.max_memory)
         return planning.plan_dense(dim, min(DENSE_BLOCK, dim), settings.max_memory)

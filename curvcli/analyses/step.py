@@ -13,7 +13,7 @@ import numpy as np
 from curvcli.analyses import planning, preconditioners
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import DENSE_BLOCK
+from curvcli.analyses.dense import DENSE_BLOCK, plan_factors
 from curvcli.analyses.ground import Ground, Tally
 from curvcli.analyses.judging import Judgement, by_rule, judge, next_damping
 from curvcli.analyses.precise import weights_norm
@@ -135,7 +135,7 @@ def forecast(problem: Problem, settings: StepSettings) -> tuple[Plan, Forecast]:
         products = (trials + settings.steps - 1) * (solve + rows)
     passes = products // (DENSE_BLOCK if dense else 1) + 2 * trials + 3 * settings.steps
     return planning.cut(problem, plan.at_once), planning.forecast(
-        products=products + 1, data_passes=passes, bytes=plan.bytes
+        products=products + 1, data_passes=passes, bytes=plan.bytes, programs="step"
     )
 
 
@@ -148,7 +148,7 @@ def memory_plan(problem: Problem, settings: StepSettings) -> planning.MemoryPlan
         It does not fit.
     """
     if settings.method in FACTORED:
-        return planning.plan_vectors(problem, problem.dim, rows=6, block=2, max_memory=settings.max_memory)
+        return plan_factors(problem, settings)
     if settings.method in ITERATIVE and is_dense(problem, settings):
         return planning.plan_dense(problem.dim, min(DENSE_BLOCK, problem.dim), settings.max_memory)
     kept = 30 if settings.method == "hessian-free" else 3 * settings.history if settings.method == "bfgs" else 8

@@ -120,7 +120,7 @@ def memory_plan(problem: Problem, settings: TraceSettings) -> planning.MemoryPla
     method = resolved_method(settings, side.rows)
     count = min(settings.max_probes, dim)
     if method == "dense" and side.name == "factors":
-        return plan_factors(problem, settings.max_memory)
+        return plan_factors(problem, settings)
     if method == "dense" and side.name == "outputs":
         return plan_outputs(problem, side.rows, settings.max_memory)
     if method == "dense":
@@ -128,7 +128,10 @@ def memory_plan(problem: Problem, settings: TraceSettings) -> planning.MemoryPla
         return planning.plan_vectors(problem, dim, rows=0, block=block, max_memory=settings.max_memory)
     # Test vectors, their images, the basis of these and its image: each half as many as the products.
     rows = 0 if method == "hutchinson" else 2 * count
-    return planning.plan_vectors(problem, dim, rows=rows, block=min(BLOCK, count), max_memory=settings.max_memory)
+    fewer = planning.Growing("use --probes {}, or --method hutchinson", count, 2, least=4) if rows else None
+    return planning.plan_vectors(
+        problem, dim, rows=rows, block=min(BLOCK, count), max_memory=settings.max_memory, growing=fewer
+    )
 
 
 def layer_segments(problem: Problem, dim: int) -> tuple[list[str], Segments]:

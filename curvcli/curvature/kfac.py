@@ -109,6 +109,20 @@ def kfac(
     return assembled(problem, taps, found, recipe, corrected=corrected, with_regulariser=with_regulariser)
 
 
+def held_bytes(problem: Problem, recipe: Recipe) -> int:
+    """Bytes of a batch's inputs and gradients, of the sums of their products, and of the eigenvectors.
+
+    Nothing is computed.
+    """
+    layers, itemsize = find_layers(problem).layers, problem.dtype.itemsize
+    examples = _batches(problem, layers, recipe).batch_size
+    recorded = examples * _recorded_values(problem, layers, recipe) * itemsize
+    rows = [(layer.fan_in + (layer.bias is not None), layer.fan_out) for layer in layers]
+    # Of an embedding A is its diagonal. A batch's sums and all batches', in float64; eigenvectors and what finds them.
+    squares = sum((a if layer.kind == "embed" else a * a) + s * s for layer, (a, s) in zip(layers, rows, strict=True))
+    return recorded + squares * (2 * 8 + 3 * itemsize)
+
+
 class Factors(NamedTuple):
     """What K-FAC is made of, in float64: layers as the taps have them.
 
@@ -181,9 +195,14 @@ def _cotangents(problem: Problem, recipe: Recipe) -> int:
     return outputs_per_example(problem) if recipe.sampling == "exact" else recipe.samples
 
 
-def _batches(problem: Problem, taps: Taps, recipe: Recipe) -> Batches:
+def _recorded_values(problem: Problem, layers: list[Layer], recipe: Recipe) -> int:
+    """Numbers in an example's inputs and gradients of all layers."""
+    return sum(one.positions * (one.fan_in + _cotangents(problem, recipe) * one.fan_out) for one in layers)
+
+
+def _batches(problem: Problem, layers: list[Layer], recipe: Recipe) -> Batches:
     """The data in batches whose inputs and gradients of all layers take `RECORDED_BYTES`: no vectors are in flight."""
-    values = sum(one.positions * (one.fan_in + _cotangents(problem, recipe) * one.fan_out) for one in taps.layers)
+    values = _recorded_values(problem, layers, recipe)
     total, largest = problem.batches.num_examples, RECORDED_BYTES // (problem.dtype.itemsize * max(values, 1))
     count = -(-total // max(largest, 1))
     return problem.batches.resized(-(-total // count))
@@ -193,7 +212,7 @@ def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndar
     """A and S of every layer, in float64."""
     piece = partial(_batch_factors, taps, problem.loss, *_split(recipe), problem.params, problem.frozen)
     total: list[Any] = []
-    for batch in sums.resident(_batches(problem, taps, recipe)):
+    for batch in sums.resident(_batches(problem, taps.layers, recipe)):
         found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), piece(batch))
         total = found if not total else jax.tree.map(np.add, total, found)
     count = sums.active_examples(problem)
@@ -277,7 +296,7 @@ def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Bloc
     bases = [(block.input_basis, block.gradient_basis) for block in blocks]
     piece = partial(_batch_corrections, taps, problem.loss, *_split(recipe), problem.params, problem.frozen)
     total: Any = None
-    for batch in sums.resident(_batches(problem, taps, recipe)):
+    for batch in sums.resident(_batches(problem, taps.layers, recipe)):
         found = [np.asarray(one, np.float64) for one in piece(batch, bases)]
         total = found if total is None else [x + y for x, y in zip(total, found, strict=True)]
     return [one / problem.normaliser for one in total]

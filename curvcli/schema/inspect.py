@@ -61,6 +61,9 @@ class Forecast(Strict):
     bytes: int = Field(
         description="peak of memory beyond a bare process: parameters, data, batches, Krylov basis, compiled programs"
     )
+    runtime_bytes: int = Field(
+        description="of these: compilation and compiled programs, from experience; --max-memory limits the others"
+    )
     seconds: float | None = Field(default=None, description="from one timed product; null with --dry-run")
 
 

@@ -78,7 +78,7 @@ def test_one_screen_of_80_columns(project, curv, monkeypatch):
         (("--probes", 0), 2, "--probes"),
         (("--arrays", "diagonal.csv"), 2, ".npz"),
         (("--arrays", "missing/diagonal.npz"), 74, "folder"),
-        (("--method", "xdiag", "--max-memory", "1kB"), 71, "--probes"),
+        (("--method", "xdiag", "--max-memory", "1kB"), 71, "--params"),
     ],
 )
 def test_what_goes_wrong(project, curv, arguments, code, said):
