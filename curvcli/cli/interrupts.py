@@ -40,7 +40,13 @@ class Interrupts:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        before = {number: signal.signal(number, _nothing) for number in caught}
+
+        def handle(number: int, _: object) -> None:
+            """The thread has seen to it, unless the user's code has put a pipe of its own there."""
+            if signal.set_wakeup_fd(writer, warn_on_full_buffer=False) != writer:
+                self.receive(number)
+
+        before = {number: signal.signal(number, handle) for number in caught}
         os.register_at_fork(after_in_child=lambda: _restore(before))
         threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals").start()
 
@@ -71,10 +77,6 @@ def _say(text: str, over_progress: str) -> None:
     before = over_progress if os.isatty(2) and os.environ.get("TERM") not in ("dumb", "unknown") else ""
     with contextlib.suppress(OSError):  # stderr may be closed
         os.write(2, f"{before}{text}\n".encode())
-
-
-def _nothing(*_: object) -> None:
-    """The handler between two instructions: the thread has seen to it already."""
 
 
 def _restore(handlers: dict[int, object]) -> None:

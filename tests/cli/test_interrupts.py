@@ -105,6 +105,19 @@ def test_while_the_loss_is_computed(project, started):
     assert ended(process) == (143, "ended before there was anything to report\n")
 
 
+def test_a_pipe_of_the_users_own(shell):
+    script = (
+        "import os, signal, time\n"
+        "from curvcli.cli import interrupts\n"
+        "interrupts.current.guard()\n"
+        "signal.set_wakeup_fd(-1)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    answered = shell(f'{sys.executable} -c "$SCRIPT"', SCRIPT=script)
+    assert (answered.code, answered.err) == (143, "ended before there was anything to report\n")
+
+
 def test_signals_that_are_ignored_stay_ignored_and_children_have_their_own(shell):
     script = (
         "import os, signal, sys, time\n"
