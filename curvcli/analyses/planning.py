@@ -42,7 +42,7 @@ def cut(problem: Problem, at_once: int) -> Plan:
     )
 
 
-RUNTIME_BYTES = {"one matrix": 270_000_000, "step": 290_000_000, "many parts": 335_000_000}
+RUNTIME_BYTES = {"one matrix": 265_000_000, "step": 290_000_000, "many parts": 335_000_000}
 """What compilation and compiled programs take beside the arrays: more, the more programs there are. Measured on a CPU
 by `benchmarks/memory.py`."""
 

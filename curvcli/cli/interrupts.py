@@ -14,6 +14,8 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from curvcli import atomic
 
@@ -79,11 +81,11 @@ def _say(text: str, over_progress: str) -> None:
         os.write(2, f"{before}{text}\n".encode())
 
 
-def _restore(handlers: dict[int, object]) -> None:
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
     """In a child of the user's code, which has no such thread, signals mean what they meant before."""
     signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.signal(number, handler)
 
 
 current = Interrupts()
