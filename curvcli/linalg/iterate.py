@@ -96,7 +96,7 @@ def iterate(
     algorithm, operator, key
         What to run, on which matrix, from which randomness.
     monitor
-        Told after every step; asked before every step but the first.
+        Asked after every step whether to make another; then told of it.
     stage, planned
         For the monitor: the name of this part of the run, and the products it may take.
     state
@@ -108,8 +108,10 @@ def iterate(
         The last state; `algorithm.result(state)` reads it.
     """
     state = algorithm.init(operator, key) if state is None else state
-    first = True
-    while not algorithm.done(state) and (first or monitor.stop() is None):
-        state, first = algorithm.step(operator, state), False
+    going = not algorithm.done(state)
+    while going:
+        state = algorithm.step(operator, state)
+        # Asked before progress is told: from then on an interrupt gives what was reached.
+        going = not algorithm.done(state) and monitor.stop() is None
         monitor.progress(stage, algorithm.products(state), planned)
     return state

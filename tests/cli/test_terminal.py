@@ -135,16 +135,15 @@ def test_text_in_a_pipe(project, curv, monkeypatch):
 def test_interrupt_gives_what_was_reached(project, start):
     err = Terminal(80)
     many = SAMPLED.replace("--probes 4 --steps 8", "--probes 512 --rtol 1e-9 --steps 67 --batch-size 1")
-    process = start(many, stdout=subprocess.PIPE, stderr=err.theirs)
+    with Path("report.json").open("wb") as out:
+        process = start(many, stdout=out, stderr=err.theirs)
     deadline = time.monotonic() + 100
     while "products" not in err.read(0.1):
         assert process.poll() is None
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    err.read(0.2)
-    assert process.returncode == 130
-    report = load_json(out.decode())
+    assert finished(process, err) == 130
+    report = load_json(Path("report.json").read_text())
     assert any("interrupted" in warning for warning in report["warnings"])
     assert "warning: stopped early (interrupted)" in err.read(0)
     assert "\x1b[?25h" in err.read(0)  # the cursor is back
