@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from curvcli import __version__
 from curvcli.cli import console, following, interrupts, output
-from curvcli.cli.options import Request
+from curvcli.cli.options import Request, absolute_source, absolute_target
 from curvcli.cli.reporting import files_read, problem_record, profile, what_was_read
 from curvcli.cli.runtime import compile_clock, environment, peak_memory, prepare_jax
 from curvcli.cli.state import State, state
@@ -225,19 +225,6 @@ def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
     overrides["data"]["path"] = absolute_source(overrides["data"]["path"])
     spec = merge(found, overrides)
     return found, spec, given or checkpoint_path(None, spec, found.base)
-
-
-def absolute_target(text: str | None) -> str | None:
-    """`file.py:attr` from the command line, made independent of the folder it is read from; others as they are."""
-    head, _, attribute = (text or "").rpartition(":")
-    return f"{Path(head).absolute()}:{attribute}" if head.endswith(".py") else text
-
-
-def absolute_source(text: str | None) -> str | None:
-    """The same for data: a path, a target or a URL."""
-    if text is None or (":" in text and not Path(text).exists()):
-        return absolute_target(text)
-    return str(Path(text).absolute())
 
 
 def load(

@@ -295,3 +295,16 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
                 f"--model-arg {pair}: {text!r} is not a TOML value", f"{kind}: --model-arg '{key.strip()}={value}'"
             ) from error
     return values
+
+
+def absolute_target(text: str | None) -> str | None:
+    """`file.py:attr` from the command line, made independent of the folder it is read from; others as they are."""
+    head, _, attribute = (text or "").rpartition(":")
+    return f"{Path(head).absolute()}:{attribute}" if head.endswith(".py") else text
+
+
+def absolute_source(text: str | None) -> str | None:
+    """The same for data: a path, a target or a URL."""
+    if text is None or (":" in text and not Path(text).exists()):
+        return absolute_target(text)
+    return str(Path(text).absolute())
