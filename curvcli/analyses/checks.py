@@ -85,7 +85,8 @@ def examined(
 ) -> tuple[dict[str, Check], list[str]]:
     """The self-checks, unless they are to be left out, and all warnings of this matrix for this model and loss."""
     checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
-    return checks, [*warnings, *matrix_notes(problem, settings)]
+    network = network_jaxpr(problem)
+    return checks, [*warnings, *network_notes(network), *matrix_notes(problem, settings, network)]
 
 
 def self_checks(
@@ -135,10 +136,28 @@ def self_checks(
     return checks, warnings
 
 
-def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
+def network_notes(network: Any) -> list[str]:
+    """What a user should know of the network, its jaxpr, whatever the matrix: warnings."""
+    if not only_backwards(network):
+        return []
+    return [
+        "the network has a custom_vjp without a rule for tangents: derivatives forwards are the transpose of those "
+        "backwards (reverse over reverse), which takes longer"
+    ]
+
+
+def matrix_notes(problem: Problem, settings: AnalysisSettings, network: Any) -> list[str]:
     """What a user should know of this matrix for this network and loss, as warnings.
 
-    Cost: a trace of the network; for `ggn` with a user's loss, 32 products of the output Hessian of 32 examples.
+    Parameters
+    ----------
+    network
+        The network's jaxpr.
+
+    Notes
+    -----
+    Cost: for `kfac` and `ekfac` a trace of the network for one example; for `ggn` with a user's loss 32 products of the
+    output Hessian of 32 examples.
     """
     notes = []
     if settings.matrix in FACTORED and (others := find_layers(problem).others):
@@ -147,15 +166,10 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
             f"{len(others)} parameters fit no layer and have their diagonal in the {settings.matrix}: {shown}"
             + (", …" if len(others) > 3 else "")
         )
-    if settings.matrix in ("hessian", "residual") and _has_kinks(network_jaxpr(problem)):
+    if settings.matrix in ("hessian", "residual") and _has_kinks(network):
         notes.append(
             f"the network is piecewise linear (ReLU, max-pooling): the {settings.matrix} leaves out its kinks, "
             "which have no second derivative"
-        )
-    if only_backwards(network_jaxpr(problem)):
-        notes.append(
-            "the network has a custom_vjp without a rule for tangents: derivatives forwards are the transpose of those "
-            "backwards (reverse over reverse), which takes longer"
         )
     if settings.matrix == "ggn" and not problem.loss.known:
         ratio = _lowest_output_curvature(problem, settings.seed)

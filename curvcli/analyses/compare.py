@@ -19,10 +19,11 @@ import numpy as np
 from curvcli.analyses import eigs, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.candidates import Candidate, Choice, candidates, choose, diagonalised, recipe_of
-from curvcli.analyses.checks import finite_objective, matrix_notes, self_checks
+from curvcli.analyses.checks import finite_objective, matrix_notes, network_notes, self_checks
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, factor_rows
 from curvcli.analyses.eigs import EigsPlan, Pairs
 from curvcli.analyses.laplace import laplace, plan_laplace
+from curvcli.analyses.precise import network_jaxpr
 from curvcli.analyses.reading import Reader
 from curvcli.analyses.spectrum import tolerance
 from curvcli.analyses.step_angles import step_angles
@@ -173,10 +174,12 @@ def _examined(
     if not settings.skip_checks:
         first = next((one for one in found if one.spectral is None), found[0])
         checks, warnings = self_checks(problem, first.operator, settings, block)
+    network = network_jaxpr(problem)
+    warnings += network_notes(network)
     for one in found:
         if one.name != "diagonal":
             asked = AnalysisSettings(matrix=one.name, seed=settings.seed, dtype=settings.dtype)
-            warnings += matrix_notes(problem, asked)
+            warnings += matrix_notes(problem, asked, network)
     if problem.regulariser.fn is not None and settings.regulariser and any(one.spectral is not None for one in found):
         warnings.append("the curvature of the regulariser is no part of kfac, ekfac and diagonal, but for l2")
     return checks, warnings

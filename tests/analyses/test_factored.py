@@ -10,6 +10,7 @@ import pytest
 
 from curvcli.analyses import diag, eigs, influence, spectrum, trace
 from curvcli.analyses.checks import matrix_notes
+from curvcli.analyses.precise import network_jaxpr
 from curvcli.analyses.ranking import median_spearman
 from curvcli.analyses.study import Given
 from curvcli.curvature import build
@@ -59,10 +60,11 @@ def test_iterations_agree_with_the_factors() -> None:
 
 def test_parameters_without_a_layer_are_listed() -> None:
     settings = TraceSettings(matrix="kfac", **ASKED)
-    notes = matrix_notes(linen_problem(), settings)
+    problem = linen_problem()
+    notes = matrix_notes(problem, settings, network_jaxpr(problem))
     assert len(notes) == 1
     assert notes[0].startswith("2 parameters fit no layer and have their diagonal in the kfac: LayerNorm_0/")
-    assert matrix_notes(PROBLEM, settings) == []
+    assert matrix_notes(PROBLEM, settings, network_jaxpr(PROBLEM)) == []
 
 
 def influenced(**asked: Any) -> Any:

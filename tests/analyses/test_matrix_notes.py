@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from curvcli.analyses.checks import matrix_notes
+from curvcli.analyses.precise import network_jaxpr
 from curvcli.losses import user_loss
 from curvcli.schema.settings import AnalysisSettings
 from tests.problems import make_problem, mlp_problem
@@ -19,7 +20,7 @@ from tests.problems import make_problem, mlp_problem
 
 def notes(problem: Any, matrix: str) -> list[str]:
     settings: Any = {"matrix": matrix, "dtype": str(problem.dtype)}
-    return matrix_notes(problem, AnalysisSettings(**settings))
+    return matrix_notes(problem, AnalysisSettings(**settings), network_jaxpr(problem))
 
 
 def network(hidden: Any) -> Any:

@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from curvcli.analyses import compare
 from curvcli.analyses.checks import examined
 from curvcli.curvature import along, build
 from curvcli.curvature.kfac import Recipe, kfac
 from curvcli.curvature.responses import shift_inputs
 from curvcli.curvature.reverse import only_backwards, with_forward_mode
+from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem
+from curvcli.schema.compare import CompareSettings
 from curvcli.schema.settings import AnalysisSettings
 from tests.problems import mlp, mlp_problem
 
@@ -74,6 +77,12 @@ def test_it_is_said_and_passes_the_self_checks() -> None:
         checks, warnings = examined(problem, build(problem, "ggn"), settings, 2)
         assert all(check.passed for check in checks.values())
         assert any("reverse over reverse" in warning for warning in warnings) == told
+
+
+def test_it_is_said_once_of_several_matrices() -> None:
+    settings = CompareSettings(dtype="float64", skip_checks=True, matrices=["hessian", "ggn"])
+    warnings = compare.run(twins()[1], settings, Silent()).warnings
+    assert sum("reverse over reverse" in warning for warning in warnings) == 1
 
 
 def test_a_wrong_backward_pass_is_caught() -> None:
