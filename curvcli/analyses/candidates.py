@@ -24,7 +24,9 @@ from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
 from curvcli.schema.settings import FACTORED
 
 Array = Any
-LIKELIHOOD = ("fisher", "kfac", "ekfac", "diagonal")
+CLOSED = (*FACTORED, "diagonal")
+"""Matrices whose eigenvalues and eigenvectors cost no product."""
+LIKELIHOOD = ("fisher", *CLOSED)
 """Matrices that need the likelihood which the outputs stand for."""
 
 
@@ -174,7 +176,7 @@ def candidates(problem: Problem, settings: CompareSettings, names: list[Compared
     found = []
     for name in names:
         operator = operator_of(problem, settings, name, regulariser=settings.regulariser)
-        if name in FACTORED or name == "diagonal":
+        if name in CLOSED:
             found.append(Candidate(name, operator, operator.known))  # type: ignore[arg-type]
         else:
             found.append(Candidate(name, meter.count(operator), None))

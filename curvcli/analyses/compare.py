@@ -8,8 +8,8 @@ Source: Grosse, *Neural Net Training Dynamics*, chapter 2, section 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +18,14 @@ import numpy as np
 
 from curvcli.analyses import eigs, planning
 from curvcli.analyses.answer import Answer
-from curvcli.analyses.candidates import Candidate, Choice, candidates, choose, diagonalised, recipe_of
+from curvcli.analyses.candidates import CLOSED, Candidate, Choice, candidates, choose, diagonalised, recipe_of
 from curvcli.analyses.checks import finite_objective, matrix_notes, network_notes, self_checks
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, factor_rows
 from curvcli.analyses.eigs import EigsPlan, Pairs
 from curvcli.analyses.laplace import laplace, plan_laplace
 from curvcli.analyses.precise import network_jaxpr
 from curvcli.analyses.reading import Reader
-from curvcli.analyses.spectrum import tolerance
+from curvcli.analyses.spectrum import eigenvalue, tolerance
 from curvcli.analyses.step_angles import step_angles
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.iterate import Monitor
@@ -131,7 +131,7 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
         The matrices do not fit, or not even blocks of one vector.
     """
     dim, count = problem.dim, len(choice.names)
-    costly = sum(name not in ("kfac", "ekfac", "diagonal") for name in choice.names)
+    costly = sum(name not in CLOSED for name in choice.names)
     limit, whole = planning.memory_limit(settings.max_memory), (2 * count + 3) * 8 * dim**2
     dense = settings.method == "dense" or (settings.method == "auto" and dim <= DENSE_DIM and whole <= limit)
     more = plan_laplace(problem, settings, dense=dense)
@@ -210,19 +210,14 @@ def _top_pairs(
 
 def _eigenvalues(pairs: Pairs, settings: CompareSettings) -> list[Eigenvalue]:
     shown = zip(pairs.values[: settings.k].tolist(), pairs.residuals.tolist(), strict=False)
-    return [
-        Eigenvalue(
-            value=value, residual=residual, interval=(value - residual, value + residual),
-            converged=residual <= tolerance(settings) * pairs.norm,
-        )
-        for value, residual in shown
-    ]  # fmt: skip
+    enough = tolerance(settings) * pairs.norm
+    return [eigenvalue(value, residual, residual <= enough, None) for value, residual in shown]
 
 
 def _overlaps(names: list[ComparedName], tops: list[Pairs], k: int) -> list[Overlap]:
     """Of all pairs, for every number of top vectors up to k."""
     found = []
-    for i, j in _pairs(len(names)):
+    for i, j in combinations(range(len(names)), 2):
         one, other = tops[i], tops[j]
         count = min(k, len(one.values), len(other.values))
         inner = np.square(np.asarray(jnp.asarray(one.vectors) @ jnp.asarray(other.vectors).T, np.float64))
@@ -241,10 +236,6 @@ def _determined(pairs: Pairs, size: int) -> bool:
         return len(pairs.values) == np.shape(pairs.vectors)[-1]
     gap = pairs.values[size - 1] - pairs.values[size]
     return bool(gap >= APART * pairs.residuals[: size + 1].max())
-
-
-def _pairs(count: int) -> Iterator[tuple[int, int]]:
-    return ((i, j) for i in range(count) for j in range(i + 1, count))
 
 
 def _dense_look(found: list[Candidate], settings: CompareSettings) -> Look:
@@ -317,5 +308,5 @@ def _distances(reader: Reader, names: list[ComparedName]) -> list[Distance]:
             a=names[i], b=names[j], absolute=reader.distance(i, j), relative_to_a=reader.relative(i, j),
             relative_to_b=reader.relative(j, i), alignment=reader.alignment(i, j),
         )
-        for i, j in _pairs(len(names))
+        for i, j in combinations(range(len(names)), 2)
     ]  # fmt: skip
