@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.linalg
 
 from curvcli.analyses.dense import DENSE_BLOCK, written_out
-from curvcli.analyses.preconditioners import EXACT_OUTPUTS
+from curvcli.analyses.preconditioners import affordable_sampling
 from curvcli.curvature import build
 from curvcli.curvature.kfac import Recipe, diagonal
 from curvcli.curvature.matrices import check_likelihood
-from curvcli.curvature.ntk import outputs_per_example
 from curvcli.errors import SpecError, UsageError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -151,11 +150,7 @@ def _same(problem: Problem, one: str, other: str) -> bool:
 
 def recipe_of(problem: Problem, settings: CompareSettings) -> Recipe:
     """Which cotangents the factors, and the diagonal, are made from."""
-    sampling: Literal["exact", "sampled", "empirical"]
-    if settings.factors == "auto":
-        sampling = "exact" if outputs_per_example(problem) <= EXACT_OUTPUTS else "sampled"
-    else:
-        sampling = settings.factors
+    sampling = affordable_sampling(problem) if settings.factors == "auto" else settings.factors
     return Recipe(sampling, settings.sharing, settings.mc_samples, settings.seed)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kfac import Recipe, kfac, squared_gradients
+from curvcli.curvature.kfac import Recipe, Sampling, kfac, squared_gradients
 from curvcli.curvature.kronecker import Kronecker
 from curvcli.curvature.matrices import check_likelihood
 from curvcli.curvature.ntk import outputs_per_example
@@ -19,7 +19,7 @@ from curvcli.schema.settings import AnalysisSettings
 Array = Any
 
 EXACT_OUTPUTS = 32
-"""Outputs of an example up to which a diagonal takes a gradient for each."""
+"""Outputs of an example up to which each takes a gradient of its own."""
 
 SHARE = 0.1
 """Of the mean entry: what stands for λ + l2 where these are 0, so that no entry is divided by that is nearly zero."""
@@ -31,12 +31,14 @@ def ggn_diagonal(problem: Problem, settings: AnalysisSettings) -> np.ndarray:
     Cost: a forward pass and a backward one an output (or a draw, of 4) over the data.
     """
     family = problem.loss.family
-    if family is None or family.root is None:
-        sampling = "empirical"
-    else:
-        sampling = "exact" if outputs_per_example(problem) <= EXACT_OUTPUTS else "sampled"
+    sampling = "empirical" if family is None or family.root is None else affordable_sampling(problem)
     squares = squared_gradients(problem, problem.params, Recipe(sampling, samples=4, seed=settings.seed))
     return np.concatenate([squares[name] for name in Layout.of(problem.params).names])
+
+
+def affordable_sampling(problem: Problem) -> Sampling:
+    """`exact` where an example's outputs are few enough for a gradient of each, else `sampled`."""
+    return "exact" if outputs_per_example(problem) <= EXACT_OUTPUTS else "sampled"
 
 
 def inverse_diagonal(problem: Problem, settings: AnalysisSettings, diagonal: np.ndarray, damping: float) -> np.ndarray:
