@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 Array = Any
+Best = Callable[[Callable[[float], float]], float]
+"""`error(h) -> the least` over several lengths h of a difference."""
 
 CAUSES = {
     "deterministic": "the model draws random numbers at evaluation (dropout left on?)",
@@ -242,13 +245,14 @@ def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
         # Not at w itself: at a minimum the gradient is rounding, and says nothing of the model.
         point = weights + 0.01 * scale * away
         threshold = 20 * precision(problem) ** (1 / 3)
+        best = partial(_best, scale=scale, threshold=threshold)
         return {
-            "gradient_vs_loss": (_gradient_error(problem, layout, point, scale, threshold), threshold),
-            "product_vs_gradient": (_product_error(problem, layout, point, direction, scale, threshold), threshold),
+            "gradient_vs_loss": (_gradient_error(problem, layout, point, best), threshold),
+            "product_vs_gradient": (_product_error(problem, layout, point, direction, best), threshold),
         }
 
 
-def _gradient_error(problem: Problem, layout: Layout, point: Array, scale: float, threshold: float) -> float:
+def _gradient_error(problem: Problem, layout: Layout, point: Array, best: Best) -> float:
     """∇J·u against (J(w + hu) − J(w − hu)) / 2h along the gradient's own direction u, relative; best of several h."""
     _, gradient = sums.objective_and_gradient(problem, layout, layout.unravel(point))
     norm = float(jnp.linalg.norm(gradient))
@@ -264,12 +268,10 @@ def _gradient_error(problem: Problem, layout: Layout, point: Array, scale: float
         )
         return abs((ahead - behind) / (2 * step) - norm) / norm
 
-    return _best(error, scale, threshold)
+    return best(error)
 
 
-def _product_error(
-    problem: Problem, layout: Layout, point: Array, direction: Array, scale: float, threshold: float
-) -> float:
+def _product_error(problem: Problem, layout: Layout, point: Array, direction: Array, best: Best) -> float:
     """H v against (∇J(w + hv) − ∇J(w − hv)) / 2h, relative; best of several h. Of the Hessian, whatever the matrix."""
     moved = replace(problem, params=layout.unravel(point))
     product = build(moved, "hessian").matmat(direction[None])[0]
@@ -283,7 +285,7 @@ def _product_error(
         size = max(float(jnp.linalg.norm(product)), float(jnp.linalg.norm(difference)))
         return float(jnp.linalg.norm(difference - product)) / size if size else 0.0
 
-    return _best(error, scale, threshold)
+    return best(error)
 
 
 def _best(error: Callable[[float], float], scale: float, threshold: float) -> float:
