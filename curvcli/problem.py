@@ -214,5 +214,5 @@ def batch_loss(problem_fns: tuple[Callable, Loss], params: Params, frozen: dict,
 
 
 def unit_weight(weight: Any, ndim: int) -> Any:
-    """`weight` with axes of length one appended: [b] becomes [b, 1] against losses of shape [b, T]."""
-    return jnp.reshape(weight, weight.shape + (1,) * (ndim - weight.ndim))
+    """`weight` with axes of length one appended: [b] becomes [b, 1] against losses of shape [b, T]; of any arrays."""
+    return weight.reshape(weight.shape + (1,) * (ndim - weight.ndim))

@@ -18,7 +18,7 @@ from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.probes import sphere
-from curvcli.problem import Problem
+from curvcli.problem import Problem, unit_weight
 from curvcli.schema.inspect import (
     ArrayRecord,
     DataSummary,
@@ -112,7 +112,7 @@ def _data(problem: Problem, outputs: Any) -> DataSummary:
     labels, weight = batches.targets, batches.weight
     classes = None
     if problem.loss.integer_targets and np.issubdtype(labels.dtype, np.integer):
-        seen = np.broadcast_to(weight.reshape(weight.shape + (1,) * (labels.ndim - weight.ndim)), labels.shape) > 0
+        seen = np.broadcast_to(unit_weight(weight, labels.ndim), labels.shape) > 0
         classes = np.bincount(labels[seen], minlength=outputs.shape[-1]).tolist()
     return DataSummary(
         num_examples=batches.num_examples,

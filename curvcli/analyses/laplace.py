@@ -47,7 +47,7 @@ from curvcli.linalg.quadrature import Function, Quadrature
 from curvcli.linalg.slq import Collected, Slq, quadrature
 from curvcli.linalg.statistics import Law, student_interval
 from curvcli.losses import LOSSES
-from curvcli.problem import Problem
+from curvcli.problem import Problem, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.settings import AnalysisSettings
@@ -273,7 +273,7 @@ def _output_weights(problem: Problem) -> np.ndarray:
     """The weight of the unit that each output belongs to: [N, ..., C]."""
     weight = np.asarray(problem.batches.weight, np.float64)
     shape = (len(weight), *example_outputs(problem).shape[1:])
-    return np.broadcast_to(weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim)), shape)
+    return np.broadcast_to(unit_weight(weight, len(shape)), shape)
 
 
 def _constants(problem: Problem) -> float:

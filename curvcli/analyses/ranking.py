@@ -11,6 +11,7 @@ import scipy.stats
 
 from curvcli.curvature.responses import Parameter, Piece
 from curvcli.losses import Loss
+from curvcli.problem import unit_weight
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.influence import Entry, Ranking
 
@@ -62,7 +63,7 @@ def _own(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _moved(scores: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> Strength:
     """The class-to-class moves of largest and smallest score: [R, b] each, the best over tokens that count."""
     index, gains = _own(scores, targets), moves(scores, targets)
-    counts = weight.reshape(weight.shape + (1,) * (scores.ndim - 1 - weight.ndim)) > 0  # [b, ..., 1]
+    counts = unit_weight(weight, scores.ndim - 1) > 0  # [b, ..., 1]
     counts = counts | ~counts.any(axis=tuple(range(1, counts.ndim)), keepdims=True)  # of no token: they all do
     ends = []
     for fill, pick in ((-np.inf, np.argmax), (np.inf, np.argmin)):

@@ -20,7 +20,7 @@ from curvcli.curvature import outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Params, Problem, Regulariser, batch_loss
+from curvcli.problem import Batch, Params, Problem, Regulariser, batch_loss, unit_weight
 
 Array = Any
 
@@ -151,8 +151,7 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
             np.asarray(_outputs(functions, params, problem.frozen, batch), np.float64)
             for params in (problem.params, moved)
         )
-        weight = np.asarray(batch.weight, np.float64)
-        weight = np.broadcast_to(weight.reshape(weight.shape + (1,) * (z.ndim - 1 - weight.ndim)), z.shape[:-1])
+        weight = np.broadcast_to(unit_weight(np.asarray(batch.weight, np.float64), z.ndim - 1), z.shape[:-1])
         with jax.enable_x64(True):
             each = np.zeros(weight.shape) if family is None else np.asarray(_divergence(family, z, after))
         with np.errstate(over="ignore", invalid="ignore"):  # outputs that overflow give what is not finite

@@ -9,6 +9,7 @@ import numpy as np
 
 from curvcli.errors import DataError, SpecError
 from curvcli.losses import Loss
+from curvcli.problem import unit_weight
 
 ROWS = 1 << 16
 
@@ -103,14 +104,14 @@ def _class_numbers(
         targets = np.where(ignored, 0, targets)
         keep = (~ignored).astype(np.float32)
         if mask is not None and mask.ndim < keep.ndim:
-            mask = mask.reshape(mask.shape + (1,) * (keep.ndim - mask.ndim))
+            mask = unit_weight(mask, keep.ndim)
         mask = keep if mask is None else keep * mask
     for start, block in _blocks(targets):
         bad = (block < 0) | (block >= classes)
         if mask is not None:
             # Where a token is masked out its label does not matter; it is set to 0 below.
             weight = np.asarray(mask[start : start + len(block)])
-            bad &= np.broadcast_to(weight.reshape(weight.shape + (1,) * (bad.ndim - weight.ndim)), bad.shape) > 0
+            bad &= np.broadcast_to(unit_weight(weight, bad.ndim), bad.shape) > 0
         if bad.any():
             row = int(np.argwhere(bad)[0][0])
             value = int(block[bad][0])
