@@ -190,14 +190,14 @@ def _split(recipe: Recipe) -> tuple[Recipe, Array]:
     return replace(recipe, seed=0), outputs.draw_keys(recipe.seed, recipe.samples)
 
 
-def _cotangents(problem: Problem, recipe: Recipe) -> int:
-    """Cotangents an example."""
+def cotangent_count(problem: Problem, recipe: Recipe) -> int:
+    """Cotangents an example that the recipe takes through the network."""
     return outputs_per_example(problem) if recipe.sampling == "exact" else recipe.samples
 
 
 def _recorded_values(problem: Problem, layers: list[Layer], recipe: Recipe) -> int:
     """Numbers in an example's inputs and gradients of all layers."""
-    return sum(one.positions * (one.fan_in + _cotangents(problem, recipe) * one.fan_out) for one in layers)
+    return sum(one.positions * (one.fan_in + cotangent_count(problem, recipe) * one.fan_out) for one in layers)
 
 
 def _batches(problem: Problem, layers: list[Layer], recipe: Recipe) -> Batches:
@@ -335,7 +335,7 @@ def squared_gradients(problem: Problem, names: Iterable[str], recipe: Recipe) ->
     gradients at least.
     """
     names = tuple(sorted(names))
-    size = sum(problem.params[name].size for name in names) * _cotangents(problem, recipe)
+    size = sum(problem.params[name].size for name in names) * cotangent_count(problem, recipe)
     at_once = int(np.clip(RECORDED_BYTES // (size * problem.dtype.itemsize), 1, problem.batches.batch_size))
     total: Any = None
     for batch in problem.batches.resized(at_once):

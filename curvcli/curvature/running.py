@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, replace
 import jax
 import numpy as np
 
-from curvcli.curvature.kfac import Factors, Recipe, Taps, assembled, measured
+from curvcli.curvature.kfac import Factors, Recipe, Taps, assembled, cotangent_count, measured
 from curvcli.curvature.kronecker import Kronecker
-from curvcli.curvature.ntk import outputs_per_example
 from curvcli.errors import DataError, UsageError
 from curvcli.problem import Problem
 
@@ -63,9 +62,7 @@ class Running:
         # Labels are drawn anew at every step: the average is over draws too.
         recipe = replace(self.recipe, seed=(self.recipe.seed + step) % 2**32)
         self._taps = self._taps or Taps(problem)
-        cotangents = {
-            "sampled": self.recipe.samples, "exact": outputs_per_example(problem), "empirical": 1
-        }[self.recipe.sampling]  # fmt: skip
+        cotangents = cotangent_count(problem, self.recipe)
         if self.averaged is None or step:
             now = measured(problem, self._taps, recipe)
             self.count, self.passes = self.count + 1, self.passes + cotangents

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 
-from curvcli.curvature.kfac import Recipe, Taps, measured
+from curvcli.curvature import kfac
+from curvcli.curvature.kfac import Recipe, Taps, cotangents, measured
 from curvcli.curvature.running import Running
 from curvcli.curvature.sums import objective
 from curvcli.errors import DataError, UsageError
@@ -109,6 +111,22 @@ def test_factors_are_running_averages_updated_at_intervals() -> None:
     np.testing.assert_allclose(running.averaged.layers[0][0], 0.5 * a + 0.5 * b, rtol=1e3 * EPS)
     running.at(second, 4)
     np.testing.assert_allclose(running.averaged.layers[0][0], 2 / 3 * (0.5 * a + 0.5 * b) + b / 3, rtol=1e3 * EPS)
+
+
+@pytest.mark.parametrize("sampling", ["exact", "sampled", "empirical"])
+def test_passes_are_the_cotangents_that_were_taken(sampling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        found = cotangents(*given)
+        taken.append(len(found))
+        return found
+
+    monkeypatch.setattr(kfac, "cotangents", counted)
+    running = Running(Recipe(sampling, samples=3), True, 1, True)
+    running.at(mlp_problem(count=4), 0)
+    assert len(taken) == 2  # traced once for the factors, once for the eigenvalues
+    assert running.passes == sum(taken)
 
 
 def test_saved_factors_give_the_same_matrix_and_are_refused_for_other_weights() -> None:
