@@ -9,7 +9,6 @@ square error of this very estimator in every entry. Then the error of all entrie
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from curvcli.xla import guard_environment
 
@@ -17,26 +16,22 @@ guard_environment()
 
 import jax
 import numpy as np
+from samples import SAMPLES, load
 from spectra import DIM, SPECTRA, rotated
 
 from curvcli.analyses import diag
 from curvcli.analyses.planning import MemoryPlan
-from curvcli.analyses.tuning import planned
 from curvcli.curvature import build
 from curvcli.linalg.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import dense_operator, to_dense
 from curvcli.linalg.statistics import student_interval
-from curvcli.loading import orbax
-from curvcli.loading.resolve import load_problem
-from curvcli.loading.spec_file import find_spec, merge
 from curvcli.schema.diag import DiagSettings
 
 SEGMENTS = (((0, 150),), ((150, 180), (260, 300)), ((180, 260),))
 METHODS = ("hutchinson", "xdiag", "auto")
 PRODUCTS = (4, 8, 16, 64)
-SAMPLE = Path(__file__).resolve().parent.parent / "sample_models" / "digits_mlp.ckpt"
 
 
 def main(runs: int) -> None:
@@ -114,10 +109,7 @@ def against_matfree(matrix: np.ndarray, products: int, runs: int) -> tuple[float
 def last_layer() -> np.ndarray:
     """The Hessian of the sample model's last layer, written out."""
     settings = DiagSettings(params=["Dense_2/*"], dtype="float64")
-    found = find_spec(SAMPLE, None, orbax.read_metadata)
-    spec = merge(found, {"model": {}, "data": {}, "loss": {}})
-    problem = load_problem(spec, found, SAMPLE, settings, step=None, trust=False).problem
-    return to_dense(build(planned(problem, settings), "hessian"))
+    return to_dense(build(load(SAMPLES / "digits_mlp.ckpt", settings), "hessian"))
 
 
 if __name__ == "__main__":

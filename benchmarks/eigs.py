@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse.linalg
@@ -22,22 +21,18 @@ guard_environment()
 
 import jax
 import jax.numpy as jnp
+from samples import SAMPLES, load
 
 from curvcli.analyses import eigs
 from curvcli.analyses.spectrum import tolerance
-from curvcli.analyses.tuning import planned
 from curvcli.curvature import build_for
 from curvcli.linalg.eigen import true_residuals
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
-from curvcli.loading import orbax
-from curvcli.loading.resolve import checkpoint_path, load_problem
-from curvcli.loading.spec_file import find_spec, merge
 from curvcli.problem import Problem
 from curvcli.schema.eigs import EigsSettings
 
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 RUNS = ("digits_mlp:10", "digits_mlp:50", "digits_cnn:10", "digits_cnn:50")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ROUNDS = 3
@@ -55,7 +50,7 @@ def main() -> None:
 def compare(model: str, k: int) -> None:
     """Both solvers on one Hessian."""
     settings = EigsSettings(k=k, skip_checks=True, vectors="kept.npz")
-    problem = load(model, settings)
+    problem = load(SAMPLES / f"{model}.ckpt", settings)
     operator = build_for(problem, settings)
     values, vectors, products = by_curv(problem, settings)
     norm = np.abs(values).max()
@@ -76,15 +71,6 @@ def compare(model: str, k: int) -> None:
     ours, arpack = (found[name][2] for name in found)
     times = list(seconds.values())
     print(f"{model} {k} curv / eigsh: products {ours / arpack:.2f}, seconds {times[0] / times[1]:.2f}", flush=True)
-
-
-def load(model: str, settings: EigsSettings) -> Problem:
-    """A sample model's problem."""
-    path = SAMPLES / f"{model}.ckpt"
-    found = find_spec(path, None, orbax.read_metadata)
-    spec = merge(found, {})
-    loaded = load_problem(spec, found, checkpoint_path(str(path), None, path), settings, step=None, trust=False)
-    return planned(loaded.problem, settings)
 
 
 def by_curv(problem: Problem, settings: EigsSettings) -> tuple[np.ndarray, np.ndarray, int]:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from samples import SAMPLES, load
 
 from curvcli.analyses.preconditioners import ggn_diagonal
-from curvcli.analyses.tuning import planned
 from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build, outputs
 from curvcli.curvature.flatten import Layout
@@ -26,12 +26,10 @@ from curvcli.curvature.kfac import Recipe, cotangents, kfac
 from curvcli.curvature.sums import objective_and_gradient
 from curvcli.linalg import cg
 from curvcli.linalg.iterate import Silent
-from curvcli.loading.resolve import checkpoint_path, load_problem
-from curvcli.loading.spec_file import find_spec, merge
 from curvcli.problem import Problem
 from curvcli.schema.influence import InfluenceSettings
 
-SAMPLE = Path(__file__).resolve().parent.parent / "sample_models/digits_cnn.ckpt"
+SETTINGS = InfluenceSettings(remove=True, dtype="float64")
 DAMPINGS = (1e-3, 1e-1)
 TOL, MOST = 1e-4, 1000
 
@@ -42,7 +40,7 @@ def main() -> None:
     """A row a preconditioner, a column a damping."""
     given = [word for word in sys.argv[1:] if not word.startswith("--")]
     prepare_jax("float64", None, cache=True)
-    problem = loaded(Path(given[0]) if given else SAMPLE)
+    problem = load(Path(given[0]) if given else SAMPLES / "digits_cnn.ckpt", SETTINGS)
     print("preconditioner", *(f"λ = {damping:g}" for damping in DAMPINGS), sep=" | ")
     for name, root in preconditioners(problem):
         print(name, *(products(problem, damping, root(damping)) for damping in DAMPINGS), sep=" | ", flush=True)
@@ -51,23 +49,13 @@ def main() -> None:
 def preconditioners(problem: Problem) -> Iterator[tuple[str, Callable[[float], Root | None]]]:
     """Names, and what makes the root of the inverse for a damping."""
     yield "none", lambda damping: None
-    diagonal = ggn_diagonal(problem, InfluenceSettings(remove=True)) + problem.regulariser.l2
+    diagonal = ggn_diagonal(problem, SETTINGS) + problem.regulariser.l2
     yield "diagonal", lambda damping: scaled(1 / np.sqrt(diagonal + damping))
     for name, sampling in (("kfac", "sampled"), ("kfac", "exact"), ("ekfac", "exact")):
         factors = kfac(problem, Recipe(sampling), corrected=name == "ekfac")  # type: ignore[arg-type]
         yield f"{name}, {sampling}", lambda damping, made=factors: made.damped(damping).function(lambda v: v**-0.5)
     if "--blocks" in sys.argv:
         yield "exact blocks", Blocks(problem).root
-
-
-def loaded(path: Path) -> Problem:
-    """A sample model in float64."""
-    settings = InfluenceSettings(remove=True, dtype="float64")
-    found = find_spec(path, None)
-    spec = merge(found, {})
-    checkpoint = checkpoint_path(path, spec, found.base)
-    problem = load_problem(spec, found, checkpoint, settings, step=None, trust=True).problem
-    return planned(problem, settings, timing="never")
 
 
 def scaled(root: np.ndarray) -> Root:
