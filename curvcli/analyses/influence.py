@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses import own, planning, response, scoring, solving
+from curvcli.analyses import own, planning, preconditioners, response, scoring, solving
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import DENSE_BLOCK
@@ -43,7 +43,9 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
     Raises
     ------
     UsageError
-        Labels, inputs or outputs do not allow what is asked for.
+        Labels, inputs or outputs do not allow what is asked for, or the factors given are of other weights.
+    DataError
+        The factors given are of another network.
     NumericsError
         Something is not finite, or conjugate gradients met negative curvature.
     MemoryLimitError
@@ -56,11 +58,15 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
     self-influence and leverage where the matrix is not written out.
     """
     plan = memory_plan(problem, settings, given)
+    factors = None
+    if settings.factored is not None:
+        factors = preconditioners.running_factors(problem, settings, settings.factored, given.factors)
     loss, gradient = finite_objective(problem)
     meter = Meter()
     matrix = meter.count(solving.undamped(problem, settings, settings.matrix))
     checks, warnings = examined(problem, matrix, settings, min(plan.at_once, 8))
-    system = solving.prepare(problem, settings, matrix, plan.at_once, monitor, warnings)
+    system = solving.prepare(problem, settings, matrix, plan.at_once, factors, monitor, warnings)
+    meter.data_passes += 0 if factors is None else factors.data_passes
     study = Study(problem, settings, given, system, meter, monitor, plan.at_once, loss, gradient, warnings)
     if settings.hyper or settings.perturb is not None:
         found, newton = response.respond(study)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kfac import Recipe, Sampling, kfac, squared_gradients
-from curvcli.curvature.kronecker import Kronecker
+from curvcli.curvature.kfac import Recipe, Sampling, squared_gradients
 from curvcli.curvature.matrices import check_likelihood
 from curvcli.curvature.ntk import outputs_per_example
+from curvcli.curvature.running import Running
 from curvcli.problem import Problem
 from curvcli.schema.settings import AnalysisSettings
 
@@ -30,10 +30,15 @@ def ggn_diagonal(problem: Problem, settings: AnalysisSettings) -> np.ndarray:
 
     Cost: a forward pass and a backward one an output (or a draw, of 4) over the data.
     """
+    squares = squared_gradients(problem, problem.params, diagonal_recipe(problem, settings))
+    return np.concatenate([squares[name] for name in Layout.of(problem.params).names])
+
+
+def diagonal_recipe(problem: Problem, settings: AnalysisSettings) -> Recipe:
+    """Which cotangents the diagonal is made from."""
     family = problem.loss.family
     sampling = "empirical" if family is None or family.root is None else affordable_sampling(problem)
-    squares = squared_gradients(problem, problem.params, Recipe(sampling, samples=4, seed=settings.seed))
-    return np.concatenate([squares[name] for name in Layout.of(problem.params).names])
+    return Recipe(sampling, samples=4, seed=settings.seed)
 
 
 def affordable_sampling(problem: Problem) -> Sampling:
@@ -53,10 +58,36 @@ def recipe_of(settings: AnalysisSettings) -> Recipe:
     return Recipe(settings.factors, settings.sharing, settings.mc_samples, settings.seed)
 
 
-def factors(problem: Problem, settings: AnalysisSettings, name: str) -> Kronecker:
-    """`kfac` or `ekfac` of the GGN, l2 included, without λ. Raises SpecError where the loss declares no likelihood."""
+def running_factors(
+    problem: Problem,
+    settings: AnalysisSettings,
+    name: str,
+    saved: dict[str, np.ndarray] | None = None,
+    *,
+    every: int = 1,
+    stale: bool = False,
+) -> Running:
+    """`kfac` or `ekfac` of the GGN, l2 included, without λ; nothing is computed yet.
+
+    Parameters
+    ----------
+    saved
+        What `--save-factors` wrote, to be taken at the first step.
+    every, stale
+        See `Running`, and its `read`.
+
+    Raises
+    ------
+    SpecError
+        The loss declares no likelihood.
+    UsageError, DataError
+        The saved factors are of other weights, examples or another recipe; of another network.
+    """
     check_likelihood(problem.loss, name)
-    return kfac(problem, recipe_of(settings), corrected=name == "ekfac", with_regulariser=settings.regulariser)
+    running = Running(recipe_of(settings), name == "ekfac", every, settings.regulariser)
+    if saved is not None:
+        running.read(problem, saved, stale=stale)
+    return running
 
 
 def root_of_diagonal(inverse: np.ndarray, dtype: Any) -> Callable[[Array], Array]:

@@ -20,6 +20,7 @@ from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, written_out
 from curvcli.analyses.ground import Ground, built
 from curvcli.analyses.spectrum import noise
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.kfac import cotangent_count
 from curvcli.curvature.kronecker import Kronecker
 from curvcli.curvature.running import Running
 from curvcli.curvature.sums import objective_and_gradient
@@ -203,12 +204,14 @@ class _Solved:
         if name == "diagonal":
             if self._diagonal is None:
                 self._diagonal = preconditioners.ggn_diagonal(here.problem, settings)
-                here.tally.factors += 1
+                recipe = preconditioners.diagonal_recipe(here.problem, settings)
+                here.tally.factors += cotangent_count(here.problem, recipe)
+                here.tally.meter.data_passes += 1
             inverse = preconditioners.inverse_diagonal(here.problem, settings, self._diagonal, damping)
             return lambda v: inverse * v
         if self._kronecker is None:
-            self._kronecker = preconditioners.factors(here.problem, settings, name)
-            here.tally.factors += settings.mc_samples
+            running = preconditioners.running_factors(here.problem, settings, name)
+            self._kronecker = _counted_factors(here, running, 0)
         matrix = self._kronecker.damped(damping)
         least = preconditioners.SHARE * float(matrix.eigenvalues().mean()) if matrix.shift == 0 else 0.0
         return _on_host(here.problem, matrix.damped(least).function(lambda values: 1 / values))
@@ -224,9 +227,10 @@ def _on_host(problem: Problem, apply: Callable[[Array], Array]) -> Callable[[np.
 
 
 def _counted_factors(here: Ground, running: Running, index: int) -> Kronecker:
-    before = running.passes
+    passes, data_passes = running.passes, running.data_passes
     matrix = running.at(here.problem, index)
-    here.tally.factors += running.passes - before
+    here.tally.factors += running.passes - passes
+    here.tally.meter.data_passes += running.data_passes - data_passes
     return matrix
 
 

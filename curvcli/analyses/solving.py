@@ -17,6 +17,7 @@ from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, factor_rows, written_
 from curvcli.analyses.spectrum import eigenvalue, noise
 from curvcli.curvature import build
 from curvcli.curvature.kronecker import Kronecker
+from curvcli.curvature.running import Running
 from curvcli.errors import NumericsError
 from curvcli.linalg import cg, minres, neumann
 from curvcli.linalg.iterate import Monitor, iterate
@@ -300,11 +301,19 @@ def prepare(
     settings: InfluenceSettings,
     matrix: LinearOperator,
     at_once: int,
+    factors: Running | None,
     monitor: Monitor,
     warnings: list[str],
 ) -> System:
     """C examined, λ chosen, the solver set up.
 
+    Parameters
+    ----------
+    factors
+        Those that the settings ask for, as solver or as preconditioner.
+
+    Notes
+    -----
     Cost: D products where C is written out, else those of `scouted`; some passes over the data for a preconditioner.
     """
     values = vectors = root = None
@@ -323,16 +332,17 @@ def prepare(
         solver = "cg" if positive or settings.per_iteration else "minres"
     else:
         solver = settings.solver
-    factors = preconditioners.factors(problem, settings, solver) if solver in FACTORED else None
+    kronecker = None if factors is None or solver not in (*FACTORED, "cg") else factors.at(problem, 0)
     if solver == "cg" and settings.precondition == "diagonal":
         root = _diagonal_root(problem, settings, damping)
-    elif solver == "cg" and settings.precondition in FACTORED:
-        named = preconditioners.factors(problem, settings, settings.precondition)
-        stand_in = _damped(named, damping, choice, settings)
+    elif solver == "cg" and kronecker is not None:
+        stand_in = _damped(kronecker, damping, choice, settings)
         root = stand_in.function(lambda eigenvalues: eigenvalues**-0.5)
+    elif settings.factors_from is not None and kronecker is None:
+        warnings.append(f"--factors-from: the solver is {solver}, and the factors are not used; ask for --solver cg")
     return System(
         problem, matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
-        values, vectors, root, factors,
+        values, vectors, root, kronecker if solver in FACTORED else None,
     )  # fmt: skip
 
 

@@ -21,8 +21,6 @@ from curvcli.analyses.proposals import Memory, curvature_along_gradient, is_dens
 from curvcli.analyses.stepping import in_plane, walk
 from curvcli.curvature import along
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.matrices import check_likelihood
-from curvcli.curvature.running import Running
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
@@ -164,12 +162,10 @@ def _memory(here: Ground, given: Given) -> Memory:
         if settings.method == "bfgs":
             memory.pairs.append(pair_behind(here, memory.previous))
     if settings.method in FACTORED:
-        check_likelihood(here.problem.loss, settings.method)
-        memory.running = Running(
-            preconditioners.recipe_of(settings), settings.method == "ekfac", settings.update_every, settings.regulariser
-        )
-        if given.factors is not None:
-            memory.running.read(here.problem, given.factors, stale=settings.stale_factors)
+        memory.running = preconditioners.running_factors(
+            here.problem, settings, settings.method, given.factors,
+            every=settings.update_every, stale=settings.stale_factors,
+        )  # fmt: skip
     return memory
 
 

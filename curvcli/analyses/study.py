@@ -42,6 +42,8 @@ class Given:
         Whether each example's label is right, [N].
     functions
         Of `--hyper`, by the text that asks for them.
+    factors
+        Arrays that `--save-factors` wrote.
     """
 
     queries: Batches | None = None
@@ -51,6 +53,7 @@ class Given:
     change: PyTree | None = None
     clean: np.ndarray | None = None
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    factors: dict[str, np.ndarray] | None = None
 
 
 @dataclass

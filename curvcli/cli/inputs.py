@@ -29,6 +29,7 @@ def given_influence(loaded: Loaded, settings: Any) -> Any:
     """Queries, groups, changes and functions of `curv influence`."""
     from curvcli.analyses.study import Given
     from curvcli.loading import influence as reading
+    from curvcli.loading.directions import read_arrays
 
     found: dict[str, Any] = {}
     if settings.queries is not None:
@@ -39,6 +40,8 @@ def given_influence(loaded: Loaded, settings: Any) -> Any:
         found["change"] = reading.read_change(Path(settings.perturb), loaded, settings.mode)
     if settings.queries is None and not settings.hyper:
         found["clean"] = reading.read_clean(loaded)
+    if settings.factors_from is not None:
+        found["factors"] = read_arrays(Path(settings.factors_from))
     return Given(**found, functions=reading.hyper_functions(loaded, settings.hyper))
 
 

@@ -17,14 +17,19 @@ import numpy as np
 
 from curvcli.curvature.kfac import Factors, Recipe, Taps, assembled, cotangent_count, measured
 from curvcli.curvature.kronecker import Kronecker
+from curvcli.curvature.sums import active_examples
 from curvcli.errors import DataError, UsageError
 from curvcli.problem import Problem
 
 MEMORY = 0.95
 """ε at its largest: the average then reaches some 20 updates back."""
 
-FINGERPRINT = "weights.sha256"
-"""The array of saved factors that says of which weights they are."""
+FINGERPRINT, EXAMPLES, RECIPE = "weights.sha256", "examples", "recipe/"
+"""The arrays of saved factors that say of which weights they are, of how many examples, and how they were made: the
+last one's name goes on with sampling and sharing, and its value is the number of cotangents."""
+
+ANEW = "make them anew with --save-factors; curv step takes them all the same with --stale-factors"
+"""What to do about saved factors that are not of this problem."""
 
 
 @dataclass
@@ -43,6 +48,8 @@ class Running:
         Updates in it.
     passes
         Cotangents that were taken through the network, for all examples.
+    data_passes
+        Times that the data were read.
     """
 
     recipe: Recipe
@@ -52,7 +59,9 @@ class Running:
     averaged: Factors | None = None
     count: int = 0
     passes: int = 0
+    data_passes: int = 0
     _taps: Taps | None = None
+    _origin: dict[str, np.ndarray] | None = None  # of factors that were read
     _matrix: Kronecker | None = field(default=None, repr=False)
 
     def at(self, problem: Problem, step: int) -> Kronecker:
@@ -68,17 +77,18 @@ class Running:
             self.count, self.passes = self.count + 1, self.passes + cotangents
             kept = min(1 - 1 / self.count, MEMORY)
             self.averaged = now if self.averaged is None else _blend(self.averaged, now, kept)
+            self.data_passes, self._origin = self.data_passes + 1 + bool(self._taps.others), None
         self._matrix = assembled(
             problem, self._taps, self.averaged, recipe, corrected=self.corrected, with_regulariser=self.with_regulariser
         )
-        self.passes += cotangents * self.corrected
+        self.passes, self.data_passes = self.passes + cotangents * self.corrected, self.data_passes + self.corrected
         return self._matrix
 
     def arrays(self, problem: Problem) -> dict[str, np.ndarray]:
-        """The factors by name, with the weights' fingerprint: `inputs/…` and `gradients/…` by kernel, `diagonal/…`."""
+        """The factors by name, with what they are of: `inputs/…` and `gradients/…` by kernel, `diagonal/…`."""
         assert self._taps is not None
         assert self.averaged is not None
-        found = {FINGERPRINT: fingerprint(problem), "updates": np.array(self.count)}
+        found = {**(self._origin or origin(problem, self.recipe)), "updates": np.array(self.count)}
         for layer, (a, s) in zip(self._taps.layers, self.averaged.layers, strict=True):
             found |= {f"inputs/{layer.kernel}": a, f"gradients/{layer.kernel}": s}
         return found | {f"diagonal/{name}": entries for name, entries in self.averaged.diagonal.items()}
@@ -89,20 +99,17 @@ class Running:
         Parameters
         ----------
         stale
-            Whether they may be of other weights.
+            Whether they may be of other weights or examples, or made by another recipe.
 
         Raises
         ------
         UsageError
-            They are of other weights.
+            They are.
         DataError
             They are not of this network.
         """
-        if not stale and not np.array_equal(arrays.get(FINGERPRINT, 0), fingerprint(problem)):
-            raise UsageError(
-                "--factors-from: the factors are of other weights, or of another choice of them",
-                "--stale-factors takes them all the same",
-            )
+        if not stale:
+            _check_origin(arrays, origin(problem, self.recipe))
         self._taps = self._taps or Taps(problem)
         layers = []
         for layer in self._taps.layers:
@@ -123,10 +130,34 @@ class Running:
         if updates.shape != () or updates.dtype.kind not in "iu" or updates < 1:
             raise DataError("--factors-from: `updates` is no count", "give a file written by --save-factors")
         self.averaged, self.count = Factors(layers, diagonal), int(updates)
+        self._origin = {name: one for name, one in arrays.items() if name.startswith((FINGERPRINT, EXAMPLES, RECIPE))}
 
 
 def _blend(old: Factors, new: Factors, kept: float) -> Factors:
     return jax.tree.map(lambda before, now: kept * before + (1 - kept) * now, old, new)
+
+
+def _check_origin(arrays: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> None:
+    """Raise UsageError where factors are not of these weights, as many examples and this recipe."""
+    for name, one in own.items():
+        if np.array_equal(arrays.get(name, ()), one):
+            continue
+        if name == FINGERPRINT:
+            raise UsageError("--factors-from: the factors are of other weights, or of another choice of them", ANEW)
+        if name == EXAMPLES:
+            raise UsageError(
+                f"--factors-from: the factors are of {arrays.get(name, 'unknown')} examples, and here are {one}", ANEW
+            )
+        theirs = ", ".join(_recipe(*item) for item in arrays.items() if item[0].startswith(RECIPE)) or "unknown"
+        raise UsageError(
+            f"--factors-from: the factors were made otherwise ({theirs}) than is asked for ({_recipe(name, one)})",
+            "give --factors, --sharing and --mc-samples as the factors were made",
+        )
+
+
+def _recipe(name: str, cotangents: np.ndarray) -> str:
+    """`sampled, expand, cotangents: 1`."""
+    return f"{name.removeprefix(RECIPE).replace('/', ', ')}, cotangents: {cotangents}"
 
 
 def _taken(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -134,6 +165,15 @@ def _taken(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if array is None or array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
         raise DataError(f"--factors-from: no finite array {name!r}", "give a file written by --save-factors")
     return np.asarray(array, np.float64)
+
+
+def origin(problem: Problem, recipe: Recipe) -> dict[str, np.ndarray]:
+    """What factors are of, as arrays by name: weights, how many examples, and the recipe but for its seed."""
+    return {
+        FINGERPRINT: fingerprint(problem),
+        EXAMPLES: np.array(active_examples(problem)),
+        f"{RECIPE}{recipe.sampling}/{recipe.sharing}": np.array(cotangent_count(problem, recipe)),
+    }
 
 
 def fingerprint(problem: Problem) -> np.ndarray:

@@ -66,6 +66,9 @@ class InfluenceSettings(AnalysisSettings):
         "inverse in place of C's; auto: by size",
     )
     precondition: Literal["none", "diagonal", "kfac", "ekfac"] = Field(default="none", description="of cg")
+    factors_from: str | None = Field(
+        default=None, description="factors of kfac or ekfac that curv step --save-factors wrote, not new ones"
+    )
     probes: int | None = Field(default=None, ge=1, description="products for each solve, at most (1000)")
     tol: float = Field(default=1e-4, gt=0, description="residual of a solve relative to its right-hand side")
     samples: int = Field(
@@ -97,6 +100,8 @@ class InfluenceSettings(AnalysisSettings):
             raise ValueError("--per-iteration goes with --perturb and --solver cg")
         if (self.group is not None or self.leverage) and not self.remove:
             raise ValueError("--group and --leverage go with --remove")
+        if self.factors_from is not None and self.factored is None:
+            raise ValueError("--factors-from goes with kfac or ekfac as --solver or --precondition")
         if self.group is not None and (self.queries is None or self.perturb is not None):
             raise ValueError("--group goes with --queries")
         responding = bool(self.hyper) or self.perturb is not None
@@ -114,6 +119,11 @@ class InfluenceSettings(AnalysisSettings):
         if self.hyper:
             return "hyper"
         return "label-perturb" if self.label_perturb else "remove" if self.remove else "input-perturb"
+
+    @property
+    def factored(self) -> Literal["kfac", "ekfac"] | None:
+        """The factors that are asked for, as solver or as preconditioner."""
+        return next((one for one in (self.solver, self.precondition) if one == "kfac" or one == "ekfac"), None)
 
     @property
     def max_probes(self) -> int:

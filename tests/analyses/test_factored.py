@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,15 +12,18 @@ import pytest
 from curvcli.analyses import diag, eigs, influence, spectrum, trace
 from curvcli.analyses.checks import matrix_notes
 from curvcli.analyses.precise import network_jaxpr
+from curvcli.analyses.preconditioners import running_factors
 from curvcli.analyses.ranking import median_spearman
 from curvcli.analyses.study import Given
-from curvcli.curvature import build
+from curvcli.curvature import build, running
+from curvcli.errors import UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
 from curvcli.schema.diag import DiagSettings
 from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.influence import InfluenceSettings
 from curvcli.schema.spectrum import SpectrumSettings
+from curvcli.schema.step import StepSettings
 from curvcli.schema.trace import TraceSettings
 from tests.curvature.test_taps import linen_problem
 from tests.problems import mlp_problem
@@ -67,10 +71,10 @@ def test_parameters_without_a_layer_are_listed() -> None:
     assert matrix_notes(PROBLEM, settings, network_jaxpr(PROBLEM)) == []
 
 
-def influenced(**asked: Any) -> Any:
+def influenced(saved: Any = None, **asked: Any) -> Any:
     queries = PROBLEM.batches.chosen(np.arange(2))
     settings = {"remove": True, "queries": "0:2", "dtype": "float64", "factors": "exact", "skip_checks": True, **asked}
-    return influence.run(PROBLEM, InfluenceSettings(**settings), Given(queries=queries), Silent())
+    return influence.run(PROBLEM, InfluenceSettings(**settings), Given(queries=queries, factors=saved), Silent())
 
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
@@ -128,6 +132,34 @@ def test_a_preconditioner_changes_no_score(name: str) -> None:
     found = influenced(solver="cg", damping=0.01, tol=1e-10, scores="s.npz", precondition=name)
     np.testing.assert_allclose(found.arrays["scores"], plain.arrays["scores"], rtol=1e-6, atol=1e-12)
     assert {one.status for one in found.result.solves} == {"converged"}
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+@pytest.mark.parametrize("how", ["solver", "precondition"])
+def test_saved_factors_give_the_same_scores_for_fewer_passes(name: Any, how: str, monkeypatch: Any) -> None:
+    asked = {"damping": 0.1, "scores": "s.npz", **{"solver": "cg", how: name}}
+    own = influenced(**asked)
+    settings = InfluenceSettings(remove=True, dtype="float64", factors="exact", solver=name)
+    made = running_factors(PROBLEM, settings, name)
+    made.at(PROBLEM, 0)
+    monkeypatch.setattr(running, "measured", None)  # nothing is measured again
+    taken = influenced(saved=made.arrays(PROBLEM), factors_from="k.npz", **asked)
+    np.testing.assert_allclose(taken.arrays["scores"], own.arrays["scores"], rtol=1e-12)
+    assert taken.meter.data_passes == own.meter.data_passes - 1
+    assert taken.meter.products == own.meter.products
+
+
+def test_stale_factors_stay_stale() -> None:
+    settings: Any = {"dtype": "float64", "factors": "exact", "method": "kfac"}
+    made = running_factors(PROBLEM, StepSettings(**settings), "kfac")
+    made.at(PROBLEM, 0)
+    other = replace(PROBLEM, params={name: 1.1 * leaf for name, leaf in PROBLEM.params.items()})
+    again = running_factors(other, StepSettings(**settings), "kfac", made.arrays(PROBLEM), stale=True)
+    again.at(other, 0)
+    with pytest.raises(UsageError, match="other weights"):
+        running_factors(other, StepSettings(**settings), "kfac", again.arrays(other))
+    again.at(other, 1)  # averaged with those of these weights
+    running_factors(other, StepSettings(**settings), "kfac", again.arrays(other))
 
 
 def test_damped_factors_invert() -> None:

@@ -229,6 +229,34 @@ def test_negative_curvature(project, curv):
     assert answered.report["result"]["validity"]["verdict"] == "not-at-minimum"
 
 
+def test_factors_of_another_command(project, curv):
+    saving = ("step", "--skip-checks", "--method", "kfac", "--damping", 0.1, "--save-factors", "k.npz", "--quiet")
+    assert curv(*saving).code == 0
+    options = ("--remove", "--queries", "0:2", "--damping", 0.1, "--solver", "kfac", "--quiet")
+    own = curv(*FAST, *options).report
+    taken = curv(*FAST, *options, "--factors-from", "k.npz").report
+    np.testing.assert_allclose(taken["result"]["scores"], own["result"]["scores"], rtol=1e-6)
+    assert taken["cost"]["data_passes"] == own["cost"]["data_passes"] - 1
+    project.checkpoint("other.npz", Dense_0__bias=np.ones(8, np.float32))
+    with np.load("k.npz") as kept:
+        parts = dict(kept)
+    np.savez("part.npz", **{name: one for name, one in parts.items() if name != "inputs/Dense_1/kernel"})
+    refused = {
+        "other weights": (2, "other.npz", "--factors-from", "k.npz"),
+        "60 examples, and here are 40": (2, "--num-examples", 40, "--factors-from", "k.npz"),
+        "(sampled, expand, cotangents: 1)": (2, "--factors", "exact", "--factors-from", "k.npz"),
+        "inputs/Dense_1/kernel": (65, "--factors-from", "part.npz"),
+        "no file of arrays": (65, "--factors-from", "curv.toml"),
+        "none.npz": (66, "--factors-from", "none.npz"),
+        "goes with kfac or ekfac": (2, "--solver", "cg", "--factors-from", "k.npz"),
+    }
+    for says, (code, *given) in refused.items():
+        answered = curv(*FAST, *options, *given)
+        assert (answered.code, says in answered.error) == (code, True), answered.err
+    unused = curv(*FAST, "--remove", "--queries", "0:2", "--precondition", "kfac", "--factors-from", "k.npz")
+    assert "the solver is dense, and the factors are not used" in unused.err
+
+
 def test_integers_cannot_be_moved(project, curv):
     project.write("ids.py", "import jax.numpy as jnp\ndef net(p, x):\n    return p['w'][x] + 0 * p['b'][None]\n")
     np.savez("ids.npz", x=np.arange(9) % 5, y=np.arange(9) % 3)
