@@ -23,8 +23,6 @@ CALL = "custom_vjp_call"
 def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of arrays; each `custom_vjp` in it has a forward derivative, from its reverse one.
 
-    Those inside `scan` and `checkpoint` stay as they are.
-
     Notes
     -----
     Cost: a derivative takes a forward and a backward pass, then the transpose of the latter; elsewhere nothing changes.
@@ -49,7 +47,7 @@ def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
 
     @jax.custom_jvp
     def through(*given: Any) -> list[Any]:
-        return evaluated(body.jaxpr, body.consts, list(given), _with_tangents)
+        return evaluated(body.jaxpr, body.consts, given, [TANGENTS])
 
     @through.defjvp
     def _(given: Any, tangents: Any) -> Any:
@@ -64,7 +62,7 @@ def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
 
         closed = jax.make_jaxpr(backwards)(values, *given)
         transposed = jax.linear_transpose(
-            lambda one: tuple(evaluated(closed.jaxpr, closed.consts, [*one, *given], _with_tangents)), values
+            lambda one: tuple(evaluated(closed.jaxpr, closed.consts, [*one, *given], [TANGENTS])), values
         )
         return values, transposed(tuple(tangents[i] for i in moving))[0]
 

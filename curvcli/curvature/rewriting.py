@@ -1,16 +1,24 @@
-"""A network evaluated equation by equation, some of them by other means."""
+"""A network evaluated equation by equation, some of them by other means.
+
+Inner functions in which nothing is to be rewritten are called as they are. Others are entered: functions under `jit`,
+branches, and the bodies of `scan` and `checkpoint`, which stay what they are around their new bodies. A `while` loop is
+not entered: no network with one has a reverse mode.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
+from curvcli.curvature.work import inner_jaxprs
+
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 """`(equation, inputs) -> outputs`, or None where it stays as it is."""
+Inside = Callable[[Any], Callable[..., list[Any]]]
 
 
 class Rewrite(NamedTuple):
@@ -29,21 +37,17 @@ def rewritten(function: Callable[..., Any], *rewrites: Rewrite) -> Callable[...,
 
     def adapted(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        rules = [one.rule for one in rewrites if one.wanted(closed.jaxpr)]
-        if not rules:
+        active = [one for one in rewrites if one.wanted(closed.jaxpr)]
+        if not active:
             return function(*args)
-
-        def rule(equation: Any, inputs: list[Any]) -> list[Any] | None:
-            return next((outputs for one in rules if (outputs := one(equation, inputs)) is not None), None)
-
-        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), rule)
+        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), active)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return adapted
 
 
-def evaluated(jaxpr: Any, consts: list[Any], args: list[Any], rule: Rule) -> list[Any]:
-    """The outputs of a jaxpr; inner functions that are called once are entered, loops and checkpoints are not."""
+def evaluated(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rewrites: Sequence[Rewrite]) -> list[Any]:
+    """The outputs of a jaxpr."""
     values: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
@@ -53,14 +57,57 @@ def evaluated(jaxpr: Any, consts: list[Any], args: list[Any], rule: Rule) -> lis
     values.update(zip(jaxpr.invars, args, strict=True))
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        outputs = rule(equation, inputs)
-        if outputs is None and equation.primitive.name in ("jit", "pjit"):
-            inner = equation.params["jaxpr"]
-            outputs = evaluated(inner.jaxpr, inner.consts, inputs, rule)
-        elif outputs is None:
-            outputs = bound(equation, inputs)
+        outputs = next((found for one in rewrites if (found := one.rule(equation, inputs)) is not None), None)
+        if outputs is None:
+            outputs = _called(equation, inputs, rewrites)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _called(equation: Any, inputs: list[Any], rewrites: Sequence[Rewrite]) -> list[Any]:
+    """The outputs of an equation that is itself none to rewrite; what it calls may be."""
+    enter = ENTERED.get(equation.primitive.name)
+    if enter is None or not any(one.wanted(inner) for inner in inner_jaxprs(equation) for one in rewrites):
+        return bound(equation, inputs)
+
+    def inside(inner: Any) -> Callable[..., list[Any]]:
+        """What an inner jaxpr computes, as a function of its arguments."""
+        jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+        return lambda *args: evaluated(jaxpr, consts, args, rewrites)
+
+    return list(enter(equation.params, inside, inputs))
+
+
+def _jit(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
+    return inside(params["jaxpr"])(*inputs)
+
+
+def _checkpoint(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
+    kept = {name: params[name] for name in ("policy", "prevent_cse")}
+    return jax.checkpoint(inside(params["jaxpr"]), **kept)(*inputs)
+
+
+def _cond(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
+    return jax.lax.switch(inputs[0], [inside(branch) for branch in params["branches"]], *inputs[1:])
+
+
+def _scan(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
+    first, carried, body = params["num_consts"], params["num_carry"], inside(params["jaxpr"])
+    consts, carry, rows = inputs[:first], inputs[first : first + carried], inputs[first + carried :]
+
+    def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = body(*consts, *carry, *row)
+        return outputs[:carried], outputs[carried:]
+
+    kept = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, stacked = jax.lax.scan(step, carry, rows, **kept)
+    return [*carry, *stacked]
+
+
+ENTERED: dict[str, Callable[[dict[str, Any], Inside, list[Any]], list[Any]]] = {
+    "jit": _jit, "pjit": _jit, "cond": _cond, "scan": _scan, "checkpoint": _checkpoint, "remat2": _checkpoint,
+}  # fmt: skip
+"""By primitive: `(params, inside, inputs) -> outputs`, called again around what `inside` makes of the inner jaxprs."""
 
 
 def bound(equation: Any, inputs: list[Any]) -> list[Any]:

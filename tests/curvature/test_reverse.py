@@ -57,6 +57,41 @@ def test_forms_without_the_transpose() -> None:
     np.testing.assert_allclose(sealed, plain, rtol=1e5 * EPS, atol=1e5 * EPS)
 
 
+def scanned(function: Any, x: Any) -> Any:
+    """Three times, with constants, rows, a carry and what is stacked."""
+
+    def step(carry: Any, row: Any) -> Any:
+        return function(carry + row * jnp.mean(x)), function(carry)
+
+    carry, stacked = jax.lax.scan(step, x, jnp.array([0.5, -0.25, 1.0]), reverse=True)
+    return carry + jnp.sum(stacked, axis=0)
+
+
+INSIDE: dict[str, Any] = {
+    "scan": scanned,
+    "map": lambda function, x: jax.lax.map(function, x),
+    "checkpoint": lambda function, x: jax.checkpoint(function)(x),
+    "checkpoint in scan": lambda function, x: scanned(jax.checkpoint(function), x),
+    "scan in checkpoint": lambda function, x: jax.checkpoint(lambda h: scanned(function, h))(x),
+    "cond": lambda function, x: jax.lax.cond(jnp.mean(x) > -9, lambda h: jnp.sin(function(h)), jnp.cos, x),
+}
+
+
+@pytest.mark.parametrize("where", INSIDE)
+def test_inside_what_calls_a_function_of_its_own(where: str) -> None:
+    problem, within = mlp_problem(count=5, batch_size=3), INSIDE[where]
+    plain, sealed = (
+        replace(problem, predict=lambda p, frozen, x, function=one: within(function, mlp(p, x)))
+        for one in (jnp.tanh, tanh)
+    )
+    for matrix in ("hessian", "ggn"):
+        expected = to_dense(build(plain, matrix))
+        np.testing.assert_allclose(to_dense(build(sealed, matrix)), expected, atol=1e3 * EPS * np.abs(expected).max())
+    vector = jnp.asarray(np.random.default_rng(0).normal(size=(1, plain.dim)))
+    for one, other in zip(along.derivatives(plain, vector), along.derivatives(sealed, vector), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e6 * EPS, atol=1e6 * EPS)
+
+
 def test_three_derivatives_along_a_line_and_factors_and_inputs() -> None:
     plain, sealed = twins()
     vector = np.random.default_rng(0).normal(size=(1, plain.dim))
