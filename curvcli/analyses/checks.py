@@ -3,7 +3,7 @@
 No single check suffices. Symmetry finds a wrong custom derivative; repeatability finds randomness (dropout left on); a
 block of products against a single one finds faults of compilation; the comparison with differences of gradients finds
 `stop_gradient` and straight-through estimators inside a second derivative; the comparison of the gradient with
-differences of losses finds them inside the first.
+differences of losses finds them inside the first; examples with others beside them find batch statistics.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.causes import likely_cause
 from curvcli.analyses.precise import in_float64, network_jaxpr, precision
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
@@ -27,21 +28,13 @@ from curvcli.errors import NumericsError
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.problem import Problem
+from curvcli.problem import Problem, Regulariser
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 Array = Any
 Best = Callable[[Callable[[float], float]], float]
 """`error(h) -> the least` over several lengths h of a difference."""
-
-CAUSES = {
-    "deterministic": "the model draws random numbers at evaluation (dropout left on?)",
-    "block": "a product depends on the vectors beside it (a model that mixes examples, or a fault of the XLA compiler)",
-    "symmetric": "a custom derivative (custom_vjp, custom_jvp) is not the derivative of its function",
-    "gradient_vs_loss": "the gradient is not the loss's (stop_gradient, a straight-through estimator, custom_vjp)",
-    "product_vs_gradient": "the product is not the derivative of the gradient (stop_gradient, custom derivatives)",
-}
 
 EXAMPLES = 32
 """Examples that derivatives are compared with differences on, at most: an eighth of the data, but four if there are."""
@@ -95,7 +88,7 @@ def examined(
 def self_checks(
     problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int
 ) -> tuple[dict[str, Check], list[str]]:
-    """Five checks, and a warning with the likely cause for each that fails.
+    """Six checks, and a warning with the likely cause for each that fails.
 
     Parameters
     ----------
@@ -121,20 +114,23 @@ def self_checks(
     size = float(jnp.linalg.norm(first)) / block**0.5 or 1.0
     eps = float(np.finfo(operator.dtype).eps)
 
+    drawn, apart = _on_few_examples(problem, settings.seed)
     values = {
-        "deterministic": (float(jnp.linalg.norm(first - second)) / size, 100 * eps),
+        "deterministic": (max(float(jnp.linalg.norm(first - second)) / size, drawn), 100 * eps),
         "block": (float(jnp.linalg.norm(first[-1] - alone[0])) / size, 1e3 * eps),
         "symmetric": (abs(float(first[0] @ pair[1]) - float(first[1] @ pair[0])) / size, 1e3 * eps),
-        **_differences(problem, settings.seed),
+        **apart,
     }
     checks = {
         name: Check(passed=bool(value <= threshold), value=value, threshold=threshold)
         for name, (value, threshold) in values.items()
     }
+    failed = [name for name, check in checks.items() if not check.passed]
+    # Where the model draws at random, no other check can hold.
+    causes = {name: likely_cause("deterministic" if "deterministic" in failed else name, problem) for name in failed}
     warnings = [
-        f"self-check {name!r} failed ({check.value:.2g}, allowed {check.threshold:.2g}): {CAUSES[name]}"
-        for name, check in checks.items()
-        if not check.passed
+        f"self-check {name!r} failed ({checks[name].value:.2g}, allowed {checks[name].threshold:.2g}): {cause}"
+        for name, cause in causes.items()
     ]
     return checks, warnings
 
@@ -228,8 +224,8 @@ def _lowest_output_curvature(problem: Problem, seed: int) -> float:
         return float(values[0] / (np.abs(values).max() or 1.0))
 
 
-def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
-    """Errors and thresholds of the two comparisons with differences, on a few examples in float64.
+def _on_few_examples(problem: Problem, seed: int) -> tuple[float, dict[str, tuple[float, float]]]:
+    """How far two gradients at one point are apart; errors and thresholds of the other checks there.
 
     In float64 even where the analysis is not: in float32 the steps would have to be so long that a ReLU network crosses
     kinks on the way, whose contribution to a difference of gradients no derivative sees.
@@ -246,10 +242,39 @@ def _differences(problem: Problem, seed: int) -> dict[str, tuple[float, float]]:
         point = weights + 0.01 * scale * away
         threshold = 20 * precision(problem) ** (1 / 3)
         best = partial(_best, scale=scale, threshold=threshold)
-        return {
+        again, once = (sums.objective_and_gradient(problem, layout, layout.unravel(point))[1] for _ in range(2))
+        return _apart(again, once), {
             "gradient_vs_loss": (_gradient_error(problem, layout, point, best), threshold),
             "product_vs_gradient": (_product_error(problem, layout, point, direction, best), threshold),
+            "per_example": (_mixing(problem, layout, point), threshold),
         }
+
+
+def _mixing(problem: Problem, layout: Layout, point: Array) -> float:
+    """How much J and ∇J of half of the examples change with their places and with others beside them, relatively.
+
+    The smaller of both changes: a gradient, or a loss, may be all rounding. The others have weight 0, so that the
+    program is that of all gradients here. A single example has nothing beside it.
+    """
+    size = problem.batches.num_examples
+    half, params = size // 2, layout.unravel(point)
+
+    def found(rows: np.ndarray) -> tuple[float, Array]:
+        batches = problem.batches.chosen(rows)
+        weight = batches.weight.copy()
+        weight[half:] = 0
+        alone = replace(problem, batches=replace(batches, weight=weight), regulariser=Regulariser())
+        return sums.objective_and_gradient(alone, layout, params)
+
+    first, moved = found(np.arange(size)), found(np.append(np.arange(half)[::-1], np.zeros(size - half, int)))
+    return min(_apart(one, other) for one, other in zip(first, moved, strict=True))
+
+
+def _apart(one: Any, other: Any) -> float:
+    """‖one − other‖ by the larger of both; the largest float where that is not finite."""
+    larger = max(float(np.linalg.norm(one)), float(np.linalg.norm(other)))
+    apart = float(np.linalg.norm(other - one)) / larger if larger else 0.0
+    return apart if np.isfinite(apart) else float(np.finfo("float64").max)
 
 
 def _gradient_error(problem: Problem, layout: Layout, point: Array, best: Best) -> float:
@@ -282,8 +307,7 @@ def _product_error(problem: Problem, layout: Layout, point: Array, direction: Ar
             for sign in (1, -1)
         )
         difference = (ahead - behind) / (2 * step)
-        size = max(float(jnp.linalg.norm(product)), float(jnp.linalg.norm(difference)))
-        return float(jnp.linalg.norm(difference - product)) / size if size else 0.0
+        return _apart(difference, product)
 
     return best(error)
 

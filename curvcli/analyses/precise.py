@@ -46,16 +46,9 @@ def network_jaxpr(problem: Problem) -> Any:
     return jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs).jaxpr
 
 
-def precision(problem: Problem) -> float:
-    """The largest eps among the floating dtypes that J is computed in: a model, loss or regulariser may set its own."""
-    jaxpr = _objective_jaxpr(problem).jaxpr
-    dtypes = {getattr(v.aval, "dtype", None) for one in equations(jaxpr) for v in one.outvars}
-    return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
-
-
 def code_digest(problem: Problem) -> str:
     """A digest of what model, loss and regulariser compute, from their traced equations and constants."""
-    closed = _objective_jaxpr(problem)
+    closed = _traced(problem)
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions in this process
     digest = hashlib.sha256(text.encode())
     for constant in closed.consts:
@@ -63,7 +56,7 @@ def code_digest(problem: Problem) -> str:
     return digest.hexdigest()
 
 
-def _objective_jaxpr(problem: Problem) -> Any:
+def _traced(problem: Problem) -> Any:
     functions = problem.predict, problem.loss
 
     def objective(params: Params, frozen: dict, batch: Batch) -> Any:
@@ -72,6 +65,17 @@ def _objective_jaxpr(problem: Problem) -> Any:
         return batch_loss(functions, params, frozen, batch) + regulariser(params)
 
     return jax.make_jaxpr(objective)(problem.params, problem.frozen, next(iter(problem.batches)))
+
+
+def objective_jaxpr(problem: Problem) -> Any:
+    """The equations of network, loss and regulariser for a batch."""
+    return _traced(problem).jaxpr
+
+
+def precision(problem: Problem) -> float:
+    """The largest eps among the floating dtypes that J is computed in: a model, loss or regulariser may set its own."""
+    dtypes = {getattr(v.aval, "dtype", None) for one in equations(objective_jaxpr(problem)) for v in one.outvars}
+    return max(float(jnp.finfo(d).eps) for d in dtypes | {np.dtype("float64")} if d and jnp.issubdtype(d, jnp.floating))
 
 
 def coarsest(problem: Problem) -> float:

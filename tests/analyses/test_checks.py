@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,19 +44,48 @@ def _wrong(x: Any) -> Any:
 _wrong.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (1.1 * g * (1 - jnp.tanh(x) ** 2),))
 
 
+@jax.custom_jvp
+def _wrong_too(x: Any) -> Any:
+    return jnp.tanh(x)
+
+
+@_wrong_too.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return jnp.tanh(primals[0]), 1.1 * tangents[0] * (1 - jnp.tanh(primals[0]) ** 2)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("stop_gradient", lambda h: jnp.tanh(h) * jax.lax.stop_gradient(jnp.cos(h))),
-        ("straight-through", lambda h: h + jax.lax.stop_gradient(jnp.round(2 * h) / 2 - h)),
+        ("a straight-through estimator", lambda h: h + jax.lax.stop_gradient(jnp.round(2 * h) / 2 - h)),
+        ("custom_vjp _wrong", lambda h: _wrong(jax.nn.softplus(h))),
+        ("custom_jvp _wrong_too", lambda h: _wrong_too(jax.nn.softplus(h))),
     ],
 )
-def test_caught(name: str, change: Callable[[Any], Any], dtype: str) -> None:
+def test_caught_and_named(name: str, change: Callable[[Any], Any], dtype: str) -> None:
     failed, warnings = checks(network(change, dtype))
-    assert failed & {"gradient_vs_loss", "product_vs_gradient"}, name
+    assert failed & {"gradient_vs_loss", "product_vs_gradient"}
     assert len(warnings) == len(failed)
-    assert "stop_gradient" in " ".join(warnings)
+    for warning in warnings:
+        _, found = warning.split("; found in the model or loss: ")
+        assert found.startswith(name)
+        assert found.startswith("custom") == (f"({Path(__file__).name}:" in found)
+
+
+MIXING: dict[str, Callable[[Any], Any]] = {
+    "batch statistics": lambda h: jnp.tanh((h - jnp.mean(h, 0, keepdims=True)) / jnp.std(h, 0, keepdims=True)),
+    "random draws": lambda h: jnp.tanh(h) * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_examples_that_are_mixed_are_caught_and_named(name: str) -> None:
+    failed, warnings = checks(network(MIXING[name], "float32"))
+    assert failed == {"per_example"}
+    assert name in warnings[0]
+    assert ("found in the model or loss: random draws" in warnings[0]) == (name == "random draws")
 
 
 def test_randomness_is_caught() -> None:
@@ -69,8 +99,10 @@ def test_randomness_is_caught() -> None:
         mask = jax.pure_callback(lambda: draw(), jax.ShapeDtypeStruct((10,), h.dtype))
         return jnp.tanh(h) * jnp.where(mask > 0.5, 2.0, 0.0)[None]
 
-    failed, _ = checks(network(dropout))
+    failed, warnings = checks(network(dropout))
     assert "deterministic" in failed
+    assert "dropout left on?" in warnings[0]
+    assert "a callback to Python" in warnings[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

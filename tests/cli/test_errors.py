@@ -121,6 +121,7 @@ def test_a_failed_self_check_marks_the_report(project, curv):
     assert report["untrusted"] is True
     assert not report["checks"]["product_vs_gradient"]["passed"]
     assert "warning: self-check 'product_vs_gradient' failed" in answered.err
+    assert "found in the model or loss: stop_gradient" in answered.err
     shown = curv("spectrum", "--model", "models.py:Stops", "--format", "text")
     assert shown.code == 3
     assert "UNTRUSTED: self-check failed:" in shown.out

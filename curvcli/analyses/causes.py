@@ -1,0 +1,82 @@
+"""What a failed self-check points to: the likely cause, and what of that kind is found in the network and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from curvcli.analyses.precise import objective_jaxpr
+from curvcli.curvature.work import inner_jaxprs
+from curvcli.problem import Problem
+
+CAUSES = {
+    "deterministic": "the model draws random numbers at evaluation (dropout left on?)",
+    "block": "a product depends on the vectors beside it (a model that mixes examples, or a fault of the XLA compiler)",
+    "symmetric": "a custom derivative (custom_vjp, custom_jvp) is not the derivative of its function",
+    "gradient_vs_loss": "the gradient is not the loss's (stop_gradient, a straight-through estimator, custom_vjp)",
+    "product_vs_gradient": "the product is not the derivative of the gradient (stop_gradient, custom derivatives)",
+    "per_example": "an example's loss depends on those beside it or on its place, and all answers on the batch size "
+    "(batch statistics, or dropout with a fixed key, left on?)",
+}
+
+RANDOM = {
+    "random_bits": "random draws",
+    "threefry2x32": "random draws",
+    "rng_bit_generator": "random draws",
+    "pure_callback": "a callback to Python",
+    "io_callback": "a callback to Python",
+}
+ROUNDING = ("round", "sign", "floor", "ceil")
+DERIVATIVES = {"stop_gradient": "stop_gradient", **{name: name for name in ROUNDING}}
+"""Primitives that can spoil a derivative, and what they are called; custom derivatives have names of their own."""
+CUSTOM = ("custom_vjp_call", "custom_jvp_call")
+JAX = str(Path(jax.__file__).parent)
+
+
+def likely_cause(check: str, problem: Problem) -> str:
+    """What the failure of a check points to, in words. Cost: a trace of the objective."""
+    named = RANDOM if check in ("deterministic", "per_example") else DERIVATIVES
+    found = list(dict.fromkeys(_suspects(objective_jaxpr(problem), named)))
+    if "stop_gradient" not in found:
+        found = [name for name in found if name != "sign"]  # of logsumexp
+    elif any(name in found for name in ROUNDING):
+        found = ["a straight-through estimator", *found]
+    return CAUSES[check] + (f"; found in the model or loss: {', '.join(found)}" if found else "")
+
+
+def _suspects(jaxpr: Any, named: dict[str, str], in_jax: bool = False) -> Iterator[str]:
+    """Equations of the kind that is looked for, by name.
+
+    What JAX's own functions do to their derivatives is right, and how a softmax is shifted does not matter.
+    """
+    maker = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+    for equation in jaxpr.eqns:
+        primitive, inner = equation.primitive.name, inner_jaxprs(equation)
+        name, file, line = _source(inner[0]) if inner else ("", "", "")
+        if primitive in named:
+            if primitive != "stop_gradient" or not (in_jax or _is_largest(equation, maker)):
+                yield named[primitive]
+        elif primitive.startswith(CUSTOM) and named is DERIVATIVES and not file.startswith(JAX):
+            yield f"{primitive.removesuffix('_call')} {name} ({Path(file).name}:{line})"
+        else:
+            for one in inner:
+                yield from _suspects(one, named, _source(one)[1].startswith(JAX))
+
+
+def _is_largest(equation: Any, maker: dict[Any, Any], depth: int = 4) -> bool:
+    """Whether what goes in is the largest of some entries, but for a few steps in between."""
+    makers = [maker[one] for one in equation.invars if not hasattr(one, "val") and one in maker]
+    if any(one.primitive.name == "reduce_max" for one in makers):
+        return True
+    return depth > 1 and any(_is_largest(one, maker, depth - 1) for one in makers)
+
+
+def _source(jaxpr: Any) -> tuple[str, str, str]:
+    """Name, file and line of the function that was traced, as far as JAX remembers them."""
+    told = str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or "")
+    name, _, place = told.partition(" at ")
+    file, _, line = place.rpartition(":")
+    return name, file, line
