@@ -93,16 +93,16 @@ def together(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
 
 
 def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
-    """One program a vector: the tangents of one vector fit the caches.
+    """One program a vector, the same for blocks of any size: the tangents of one vector fit the caches.
 
     The loop is the host's: XLA's CPU backend runs convolutions inside compiled loops through a slow path.
     """
-    return jnp.stack([_single(layout, linear, vectors, index) for index in range(len(vectors))])
+    return jnp.stack([_single(layout, linear, vector) for vector in vectors])
 
 
 @partial(jax.jit, static_argnums=0)
-def _single(layout: Layout, linear: LinearMap, vectors: Array, index: int) -> Array:
-    return linear(layout.unravel(vectors[index]))
+def _single(layout: Layout, linear: LinearMap, vector: Array) -> Array:
+    return linear(layout.unravel(vector))
 
 
 def centred_slopes(

@@ -72,6 +72,15 @@ def test_every_way_of_computing_gives_the_matrix(matrix: str, application: Any, 
     np.testing.assert_allclose(first, explicit(problem, matrix), **CLOSE)
 
 
+def test_one_by_one_is_one_program_whatever_the_size_of_a_block() -> None:
+    problem = replace(mlp_problem(), way=Way("map"))
+    operator, rng = build(problem, "hessian"), np.random.default_rng(0)
+    operator.matmat(jnp.asarray(rng.normal(size=(3, problem.dim))))
+    programs = products._single._cache_size()
+    operator.matmat(jnp.asarray(rng.normal(size=(1, problem.dim))))
+    assert products._single._cache_size() == programs
+
+
 @pytest.mark.parametrize("kept_bytes", [0, 1])
 @pytest.mark.parametrize("width", [1, 4, 7])
 def test_a_wide_block_in_pieces_gives_the_same(width: int, kept_bytes: int) -> None:
