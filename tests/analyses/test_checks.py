@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.reliability_checks import alarms, relu_problem
 from curvcli.analyses.checks import self_checks
 from curvcli.curvature import build
 from curvcli.schema.settings import AnalysisSettings
@@ -110,6 +111,21 @@ def test_randomness_is_caught() -> None:
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu, jax.nn.gelu])
 def test_no_false_alarm(activation: Callable[[Any], Any], seed: int, dtype: str) -> None:
     assert checks(network(activation, dtype), seed) == (set(), [])
+
+
+DEEP = (8, *(30,) * 8, 4)
+
+
+def test_no_false_alarm_where_a_kink_is_near() -> None:
+    """Within 1e-6 of the weights' size, along the gradient: one seed in forty of this network."""
+    assert alarms(relu_problem(DEEP, dtype="float32"), [77]).alarms == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("widths", [DEEP, (20, 50, 10), (20, 200, 200, 10)], ids=str)
+def test_no_false_alarm_at_any_of_many_seeds(widths: tuple[int, ...], dtype: str) -> None:
+    assert alarms(relu_problem(widths, dtype=dtype), range(200)).alarms == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
