@@ -265,10 +265,10 @@ def parse_size(text: str | int) -> int:
     >>> parse_size("4GB"), parse_size("1.5 KiB"), parse_size("100")
     (4000000000, 1536, 100)
     """
-    match = len(str(text)) < 100 and re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
     if not match or match[2].lower() not in _SIZES:
         raise UsageError(f"--max-memory {text}: not a size", "write it as 4GB, 512MiB or a number of bytes")
-    return min(int(Decimal(match[1]) * _SIZES[match[2].lower()]), sys.maxsize)
+    return int(min(Decimal(match[1]) * _SIZES[match[2].lower()], Decimal(sys.maxsize)))
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:
