@@ -149,7 +149,7 @@ def state(folder: Path) -> Iterator[State]:
             raise StateLockedError(
                 f"{folder} is in use by another process", "wait for it to end, or give another --state folder"
             ) from error
-        for orphan in folder.glob(".problem*.json.*"):  # of a process that was killed as it wrote one
+        for orphan in folder.glob(".curv-*.tmp"):  # of a process that was killed as it wrote one
             orphan.unlink(missing_ok=True)
         kept = State(folder)
         try:

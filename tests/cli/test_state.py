@@ -163,7 +163,7 @@ def test_a_damaged_description_has_a_copy(project, curv):
 
 def test_people_see_what_came_from_the_folder(project, curv):
     curv(*PLAIN, "--state", "kept")
-    (project.folder / "kept/.problem.json.abc").write_text("{")  # of a process killed as it wrote
+    (project.folder / "kept/.curv-0123.tmp").write_text("{")  # of a process killed as it wrote
     shown = curv(*PLAIN, "--state", "kept", "--format", "text").out
     assert "8 products (8 kept)" in shown
     assert sorted(one.name for one in (project.folder / "kept").iterdir()) == FILES
