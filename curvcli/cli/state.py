@@ -90,6 +90,11 @@ class State:
         self._records = Records(path)
         return Journal(self._records, loaded.problem)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it was opened for a problem."""
+        return self._records is not None
+
     def finish(self) -> None:
         """The run came to its end."""
         assert self._records is not None
@@ -133,6 +138,7 @@ def state(folder: Path) -> Iterator[State]:
     DataError
         What it says of itself is damaged.
     """
+    new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
         lock = (folder / LOCK).open("w")
@@ -156,6 +162,10 @@ def state(folder: Path) -> Iterator[State]:
             yield kept
         finally:
             kept.close()
+            if new and not kept.begun:  # nothing was computed: nothing is left behind
+                with contextlib.suppress(OSError):
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def _said(folder: Path) -> dict[str, Any] | None:

@@ -86,6 +86,7 @@ def test_dense_is_exact(kind: str) -> None:
     assert {layer.mean.method for layer in answer.result.layers} == {"exact"}
 
 
+@pytest.mark.slow
 def test_diagonals_of_hessian_and_ggn_agree_for_relu() -> None:
     random = np.random.default_rng(3)
     problem = make_problem(
@@ -121,6 +122,7 @@ def test_sampled_against_dense(network: tuple[Problem, np.ndarray], method: str)
     assert 0.7 <= np.sqrt(np.mean(stderr**2)) / error <= 1.4
 
 
+@pytest.mark.slow
 def test_auto_takes_xdiag_where_it_pays(network: tuple[Problem, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diag, "DENSE_DIM", 0)
 

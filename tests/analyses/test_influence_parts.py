@@ -108,6 +108,7 @@ def test_corrected_scores_have_the_shape_of_the_scores() -> None:
 # --- blocks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [PROBLEM, token_problem(l2=0.02)])
 def test_blocks_of_vectors_change_nothing(monkeypatch: pytest.MonkeyPatch, problem: Any) -> None:
     count = problem.batches.num_examples

@@ -148,7 +148,7 @@ REFUSED = {
     "range too far": (2, ("direction", "--range", "0:1e300"), None, "1e+30"),
     "one matrix": (2, ("compare", "--matrices", "hessian"), None, "two names or more"),
     "matrix of a step": (2, ("step", "--matrix", "hessian"), None, "--matrix"),
-    "basis and memory": (71, ("eigs", "--method", "lanczos", "--max-memory", "5kB"), None, "limit is 5 kB", "-k"),
+    "basis and memory": (71, ("eigs", "--method", "lanczos", "--max-memory", "5kB"), None, "5 kB", "--batch-size"),
     "indefinite": (
         3, (*QUERY, "--matrix", "hessian", "--solver", "cg", "--damping", 0), None, "negative curvature", "minres"
     ),

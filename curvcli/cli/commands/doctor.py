@@ -11,7 +11,7 @@ def doctor(
     format: Annotated[
         Literal["json", "text"] | None, typer.Option(help="default: text on a terminal, else json")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads (default: all cores)")] = None,
 ) -> int:
     """[bold]curv doctor --format json | jq .speed[/bold]
 
