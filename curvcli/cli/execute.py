@@ -149,11 +149,11 @@ def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Rep
     several = len(request.checkpoints) > 1 or request.spec["all_steps"]
     codes: list[int] = []
     received = interrupts.current
+    received.answerable = False
     to_file = contextlib.nullcontext() if file is None else output.ReportFile(file)
     with output.own_stdout(needed=as_text or file is None) as stdout, to_file as reports:
         prepare_jax(settings.dtype, settings.threads, cache=not options["no_cache"])
         for target in _targets(request):
-            received.answerable = False
             reply = _tried(answer, target, debug=options["debug"]) if several else answer(target)
             codes.append(reply.code)
             if reports is not None:
@@ -164,6 +164,7 @@ def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Rep
                 output.write_line(stdout, reply.line)
             if received.number is not None:
                 return 128 + received.number
+            received.answerable = False  # the next target, which may have to be waited for, has no answer yet
     return next((code for code in codes if code), 0)
 
 

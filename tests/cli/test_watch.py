@@ -5,6 +5,7 @@ import threading
 import jax
 import pytest
 
+from curvcli.cli import interrupts
 from curvcli.cli.following import Following
 from curvcli.errors import NotFoundError
 
@@ -35,6 +36,18 @@ def test_spectrum_is_the_default_and_the_rest_is_the_analysis_own(project, curv)
     root = project.steps("run", range(1))
     answered = curv("watch", root, "--matrix", "ggn", *FAST, "--until", 0)
     assert (answered.report["schema"], answered.report["matrix"]) == ("curv.spectrum/1", "ggn")
+
+
+def test_ctrl_c_while_it_waits_has_nothing_to_wait_for(project, curv, monkeypatch):
+    answerable = []
+
+    def waited(_):
+        answerable.append(interrupts.current.answerable)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("curvcli.cli.following.time.sleep", waited)
+    answered = curv("watch", project.steps("run", range(1)), "trace", "--method", "hutchinson", *FAST)
+    assert (answered.code, len(answered.lines), answerable) == (130, 1, [False])
 
 
 def test_a_run_that_ends(project, curv):
