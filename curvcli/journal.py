@@ -58,6 +58,7 @@ class Journal:
     store: Store
     problem: Any
     recalled: int = 0
+    _digested: tuple[Any, bytes] = (None, b"")  # weights, and their digest
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -74,6 +75,18 @@ class Journal:
         parts = ("frozen", "predict", "nest", "loss", "batches", "normaliser", "regulariser", "way")
         return problem.dtype == mine.dtype and all(getattr(problem, one) is getattr(mine, one) for one in parts)
 
+    def weights(self, params: Any) -> bytes:
+        """A digest of weights; that of those asked for last is held."""
+        if self._digested[0] is not params:
+            import numpy as np
+
+            digest = hashlib.sha256()
+            for path, leaf in sorted(params.items()):
+                digest.update(path.encode())
+                digest.update(np.ascontiguousarray(leaf).data)
+            self._digested = params, digest.digest()
+        return self._digested[1]
+
 
 def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Callable[[Array], Array]:
     """`function` of a block [k, dim] that maps each row on its own, looked up row by row where a journal is open.
@@ -88,7 +101,7 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
     journal = _covering(problem)
     if journal is None:
         return function
-    place = _place(problem, "rows", *name)
+    place = _place(journal, problem, "rows", *name)
 
     def recalled(vectors: Array) -> Array:
         import jax.numpy as jnp
@@ -121,7 +134,7 @@ def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable
     journal = _covering(problem)
     if journal is None:
         return function
-    place = _place(problem, "whole", *name)
+    place = _place(journal, problem, "whole", *name)
 
     def recalled(*arrays: Array) -> Array:
         import numpy as np
@@ -150,7 +163,7 @@ def finished_rows(problem: Any, vectors: Array, *name: object) -> list[Any]:
         return [None] * len(vectors)
     import numpy as np
 
-    place = _place(problem, "finished", *name)
+    place = _place(journal, problem, "finished", *name)
     return journal.store.take([_key(place, row) for row in np.asarray(vectors)], finished=True)
 
 
@@ -161,7 +174,7 @@ def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> Non
         return
     import numpy as np
 
-    place = _place(problem, "finished", *name)
+    place = _place(journal, problem, "finished", *name)
     keys = [_key(place, row) for row in np.asarray(vectors)]
     new = [i for i, key in enumerate(keys) if not journal.store.holds(key)]
     if new:
@@ -173,15 +186,9 @@ def _covering(problem: Any) -> Journal | None:
     return journal if journal is not None and journal.covers(problem) else None
 
 
-def _place(problem: Any, *name: object) -> bytes:
+def _place(journal: Journal, problem: Any, *name: object) -> bytes:
     """Name and weights, in one digest."""
-    import numpy as np
-
-    digest = hashlib.sha256(repr(name).encode())
-    for path, leaf in sorted(problem.params.items()):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.digest()
+    return hashlib.sha256(repr(name).encode() + journal.weights(problem.params)).digest()
 
 
 def _key(place: bytes, *arrays: Any) -> bytes:
