@@ -9,6 +9,7 @@ from importlib import metadata
 
 from curvcli import __version__
 from curvcli.cli import cache
+from curvcli.cli.runtime import thread_count
 from curvcli.schema.doctor import Cache, DoctorRecord, Memory, Speed
 
 PACKAGES = (
@@ -25,7 +26,6 @@ def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Spe
     """Everything that `curv doctor` tells, from what was measured of this machine."""
     import jax
 
-    count = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     kept = _cache()
     problems = []
     if not sums_rightly:
@@ -37,7 +37,7 @@ def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Spe
     return DoctorRecord(
         curv=__version__, python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}",
         packages={name: _version(name) for name in PACKAGES},
-        devices=[f"{one.platform} {one.device_kind}" for one in jax.local_devices()], threads=count,
+        devices=[f"{one.platform} {one.device_kind}" for one in jax.local_devices()], threads=thread_count(threads),
         cache=kept, memory=memory, speed=speed, problems=problems,
     )  # fmt: skip
 

@@ -67,15 +67,19 @@ def _peak_of_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def thread_count(given: int | None) -> int:
+    """CPU threads that products take: those given, else all cores that this process may use."""
+    return given or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+
+
 def environment(settings: Any) -> Environment:
     """Where this process computes."""
     import jax
 
     device = jax.local_devices()[0]
-    threads = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     return Environment(
         jax=jax.__version__,
         device=f"{device.platform} {device.device_kind}",
         dtype=settings.dtype,
-        threads=threads,
+        threads=thread_count(settings.threads),
     )
