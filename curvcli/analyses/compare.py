@@ -162,7 +162,10 @@ def forecast(problem: Problem, settings: CompareSettings) -> tuple[Plan, Forecas
     """How the work would be cut, the bytes, and an estimate of the products: a solve is counted as 100."""
     plan = memory_plan(problem, settings, choose(problem, settings))
     passes = -(-plan.products // plan.at_once)
-    cost = planning.forecast(products=plan.products, data_passes=passes, bytes=plan.bytes, programs="many parts")
+    cost = planning.forecast(
+        products=plan.products, data_passes=passes, bytes=plan.bytes,
+        programs="written out" if plan.method == "dense" else "several matrices",
+    )  # fmt: skip
     return planning.cut(problem, plan.at_once), cost
 
 

@@ -42,7 +42,10 @@ def cut(problem: Problem, at_once: int) -> Plan:
     )
 
 
-RUNTIME_BYTES = {"one matrix": 265_000_000, "step": 290_000_000, "many parts": 335_000_000}
+RUNTIME_BYTES = {
+    "one matrix": 280_000_000, "step": 290_000_000, "written out": 335_000_000, "solves": 400_000_000,
+    "several matrices": 440_000_000,
+}  # fmt: skip
 """What compilation and compiled programs take beside the arrays: more, the more programs there are. Measured on a CPU
 by `benchmarks/memory.py`."""
 
@@ -53,7 +56,7 @@ def forecast(
     data_passes: int,
     bytes: int,
     seconds: float | None = None,
-    programs: Literal["one matrix", "step", "many parts"] = "one matrix",
+    programs: Literal["one matrix", "step", "written out", "solves", "several matrices"] = "one matrix",
 ) -> Forecast:
     """What an analysis will take beyond a bare process; `bytes` are those of its arrays."""
     runtime = RUNTIME_BYTES[programs]

@@ -361,13 +361,14 @@ def _result(
             else density.mass(quadrature, measures, -np.inf, below, settings.confidence, looks)
         )
         near_zero = density.mass(quadrature, measures, -cut, cut, settings.confidence, looks)
-    smooth = density.smooth(quadrature, min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures))
+    ends = min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures)
+    smooth, grid = density.smooth(quadrature, *ends), density.around_zero(*ends, cut).tolist()
     if method == "dense":
-        reached = np.searchsorted(measures[0].nodes, smooth.grid, side="right")
+        reached = np.searchsorted(measures[0].nodes, grid, side="right")
         counts = (np.r_[0, np.rint(operator.dim * measures[0].weights).cumsum()][reached] / operator.dim).tolist()
-        band = density.Cumulative(grid=smooth.grid, lower=counts, upper=counts)
+        band = density.Cumulative(grid=grid, lower=counts, upper=counts)
     else:
-        band = density.cumulative_band(quadrature, measures, smooth.grid, settings.confidence, looks)
+        band = density.cumulative_band(quadrature, measures, grid, settings.confidence, looks)
     return SpectrumResult(
         dim=operator.dim,
         method=method,  # type: ignore[arg-type]

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from curvcli.errors import DataError, NotFoundError, UsageError
+from curvcli.cli.reports import read_one
+from curvcli.errors import UsageError
 from curvcli.schema.diff import Difference, DiffRecord, Setting, Side
-from curvcli.schema.registry import SCHEMAS
-from curvcli.schema.report import load_json
 
 CURVES = {"density", "cumulative", "nodes", "weights", "profile", "solves", "refits", "scores", "top", "a", "b", "plan"}
 """Parts of results that are no single numbers, or say how the others were found."""
@@ -43,7 +40,7 @@ def compared(first: Path, second: Path) -> DiffRecord:
     UsageError
         They are of two analyses.
     """
-    a, b = read(first), read(second)
+    a, b = read_one(first), read_one(second)
     if a["schema"] != b["schema"]:
         raise UsageError(
             f"{first} is {a['schema']}, and {second} is {b['schema']}", "compare two reports of the same analysis"
@@ -59,46 +56,6 @@ def compared(first: Path, second: Path) -> DiffRecord:
         settings=[one for part in about for one in _settings(part, a.get(part), b.get(part))],
         untrusted=a["untrusted"] or b["untrusted"],
     )  # fmt: skip
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A report as it was written.
-
-    Raises
-    ------
-    NotFoundError
-        There is no such file.
-    DataError
-        It holds no report, or several.
-    """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a report", "give what curv wrote with -o FILE") from error
-    try:
-        found = [load_json(line) for line in lines]
-    except ValueError:
-        try:
-            found = [load_json("\n".join(lines))]  # as jq prints it
-        except ValueError as error:
-            raise DataError(f"{path} is no JSON: {error}", "give what curv wrote with -o FILE") from error
-    if len(found) != 1:
-        raise DataError(f"{path} holds {len(found)} reports", f"take one of them out: sed -n 1p {path} > one.json")
-    report = found[0]
-    name = str(report.get("schema", "")) if isinstance(report, dict) else ""
-    schema = SCHEMAS.get(name.removeprefix("curv.").partition("/")[0])
-    if schema is None or "result" not in schema.model_fields:
-        raise DataError(f"{path} is no report of an analysis", "give what curv wrote with -o FILE")
-    try:
-        schema.model_validate(report)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DataError(
-            f"{path} is no report that this version of curv knows: {place}", "make it again with this version"
-        ) from error
-    return report
 
 
 def _differences(name: str, a: Any, b: Any, shared: bool) -> Iterator[Difference]:

@@ -57,3 +57,23 @@ def given_step(loaded: Loaded, settings: Any) -> Any:
     if settings.factors_from is not None:
         found["factors"] = read_arrays(Path(settings.factors_from))
     return Given(**found)
+
+
+def images_of(report: Any, rows: list[tuple[str, int]], shape: tuple[int, ...] | None) -> tuple[dict[Any, Any], str]:
+    """Inputs that a picture of a report would show, by where they stand; and why there are none."""
+    from curvcli.loading.images import read_images
+
+    return read_images(report.problem, rows, shape)
+
+
+def scores_of(report: Any) -> Any:
+    """The influence report with its scores, where they are in a file that can still be read."""
+    path = report.result.scores
+    if not isinstance(path, str) or not path.endswith((".npz", ".safetensors")) or not Path(path).exists():
+        return report
+    from curvcli.loading.directions import read_arrays
+
+    scores = read_arrays(Path(path)).get("scores")
+    if scores is None or list(scores.shape) != report.result.shape:
+        return report
+    return report.model_copy(update={"result": report.result.model_copy(update={"scores": scores.tolist()})})

@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": "Hessian, GGN, Fisher, empirical Fisher, K-FAC, E-KFAC and diagonal side by side; --laplace",
     "watch": "each step of a training run as it is written, by any of the above",
     "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
+    "plot": "reports as pictures: png, svg, pdf, or a page that shows values and switches scales",
     "diff": "two reports of one analysis, number by number: what changed, and what may be chance",
     "init": "write a curv.toml and prove it by evaluating the loss",
     "doctor": "versions, devices, cache, memory, and how fast this machine is",

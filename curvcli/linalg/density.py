@@ -33,6 +33,23 @@ def smooth(quadrature: Quadrature, low: float, high: float) -> Density:
     return Density(grid=grid.tolist(), value=value.tolist(), stderr=stderr.tolist(), sigma=float(sigma))
 
 
+def around_zero(low: float, high: float, cut: float) -> np.ndarray:
+    """A grid over [low, high], ±cut and a little beyond: equally spaced within ±cut, in equal ratios further out.
+
+    On a grid in equal steps the bulk of a network's spectrum, a millionth of its extent wide, lies between two points.
+
+    >>> around_zero(-2.0, 50.0, 0.5)[[0, -1]].round(1).tolist()
+    [-2.4, 50.4]
+    """
+    # No point is an eigenvalue, where rounding would say on which side it lies: neither the ends are, nor 0.
+    margin = ((high - low) or abs(high) or 1.0) / WIDTHS
+    low, high = low - margin, high + margin
+    cut = max(cut, 1e-12 * max(abs(low), abs(high)), np.finfo(float).tiny)
+    sides = [np.geomspace(cut, max(end, cut), POINTS // 2) for end in (-low, high)]
+    grid = np.concatenate([-sides[0], np.linspace(-cut, cut, 32), sides[1], [low, high]])
+    return np.unique(grid[(grid >= min(low, -cut)) & (grid <= max(high, cut))])
+
+
 def cumulative_band(
     quadrature: Quadrature,
     measures: Sequence[Measure],

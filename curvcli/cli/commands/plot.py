@@ -1,0 +1,139 @@
+"""`curv plot`."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from curvcli.errors import DataError, SpecError, UsageError
+
+Kind = Literal["png", "svg", "pdf", "html"]
+KINDS = ("png", "svg", "pdf", "html")
+
+
+def plot(
+    reports: Annotated[
+        list[Path], typer.Argument(metavar="REPORT…", help="reports of one analysis, as -o FILE wrote them; - is stdin")
+    ],
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("-o", "--output", metavar="FILE",
+                     help="FILE.png, .svg, .pdf or .html (repeatable; default: beside the report, .png); - is stdout"),
+    ] = None,
+    format: Annotated[Kind | None, typer.Option(help="default: by the name of FILE, else png")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="of a run: 2/lr is drawn beside λ_max", min=0.0)
+    ] = None,
+    image_shape: Annotated[
+        str | None, typer.Option(metavar="HxW", help="of influence: inputs are images of this shape: 8x8, 32x32x3")
+    ] = None,
+    dpi: Annotated[int, typer.Option(help="of png", min=20, max=1200)] = 150,
+) -> int:  # fmt: skip
+    """[bold]curv spectrum model.ckpt | curv plot - -o spectrum.html[/bold]
+
+    [bold]curv spectrum runs/7 --all-steps -o run.jsonl; curv plot run.jsonl --learning-rate 0.1[/bold]
+
+    Reports as pictures: png, svg, pdf, or a page of its own that shows values, switches scales and hides series.
+    Several reports are laid over each other; those of one run at several steps become curves over the steps, and
+    spectra a map. stdout has the names of the files written.
+    """
+    from curvcli.cli import output as files
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SpecError("curv plot needs matplotlib", "pip install 'curvcli[plot]'")
+    shape = _shape(image_shape)
+    found = _read(reports)
+    targets: list[tuple[Path, Kind]] = [
+        (path, _kind(path, format)) for path in output or [_beside(reports[0], found[0], format)]
+    ]
+    for path, _ in targets:
+        if str(path) != "-":
+            files.check_writable(path)
+    files.check_distinct(
+        {f"-o {path}": path for path, _ in targets if str(path) != "-"},
+        {f"the report {path}": path for path in reports if str(path) != "-"},
+    )
+    made = _picture(found, learning_rate, shape)
+    with files.own_stdout() as stdout:
+        for path, kind in targets:
+            content = _written(made, found, kind, dpi)
+            if str(path) == "-":
+                stdout.flush()
+                stdout.buffer.write(content)
+                stdout.flush()
+            else:
+                files.write_file(path, content)
+                files.write_line(stdout, str(path))
+    return 0
+
+
+def _read(paths: list[Path]) -> list[Any]:
+    """All reports, and a warning of what was none."""
+    from curvcli.cli.console import warn
+    from curvcli.cli.reports import read_all
+
+    found = []
+    for path in paths:
+        reports, failed = read_all(path)
+        found += reports
+        if failed:
+            warn(f"{path}: {failed} checkpoint{'s' * (failed != 1)} without a report, left out")
+    if not found:
+        raise DataError(f"{paths[0]} holds errors alone", "see what they say: jq .error " + str(paths[0]))
+    return found
+
+
+def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ...] | None) -> Any:
+    from curvcli.cli.console import warn
+    from curvcli.cli.inputs import images_of, scores_of
+    from curvcli.figures.assemble import analysis, picture, wanted_images
+    from curvcli.figures.picture import Image
+
+    images = {}
+    if all(analysis(one) == "influence" for one in found):
+        wanted = wanted_images(found)
+        pixels, why = images_of(found[0], wanted, shape) if wanted else ({}, "")
+        if why and shape is not None:
+            warn(f"inputs are not drawn: {why}")
+        images = {place: Image(one.tolist(), f"input {place[0]} {place[1]}") for place, one in pixels.items()}
+        found = [scores_of(one) for one in found]
+    elif shape is not None:
+        raise UsageError("--image-shape is for reports of influence", "leave it out")
+    return picture(found, images, learning_rate or None)
+
+
+def _written(made: Any, found: list[Any], kind: Kind, dpi: int) -> bytes:
+    if kind == "html":
+        from curvcli.figures import page
+
+        return page.write(made, found)
+    from curvcli.figures import paint
+
+    return paint.write(made, kind, dpi)
+
+
+def _kind(path: Path, given: Kind | None) -> Kind:
+    suffix = path.suffix.lower().removeprefix(".")
+    if given is None and str(path) != "-" and suffix not in KINDS:
+        raise UsageError(f"-o {path}: not a format for pictures", "the name must end in .png, .svg, .pdf or .html")
+    return given or (suffix if suffix in KINDS else "png")  # pyright: ignore[reportReturnType]
+
+
+def _beside(path: Path, report: Any, given: Kind | None) -> Path:
+    """Where the picture goes if nothing is said: beside its report, or, of stdin, here."""
+    from curvcli.figures.assemble import analysis
+
+    suffix = f".{given or 'png'}"
+    return Path(analysis(report) + suffix) if str(path) == "-" else path.with_suffix(suffix)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}(x[13])?", text):
+        raise UsageError(f"--image-shape {text}: no shape of an image", "write it as HxW or HxWxC: 28x28, 32x32x3")
+    return tuple(map(int, text.split("x")))

@@ -1,0 +1,83 @@
+"""Reports read back from files: for `curv diff` and `curv plot`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from curvcli.errors import DataError, NotFoundError
+from curvcli.schema.registry import SCHEMAS
+from curvcli.schema.report import ErrorRecord, load_json
+
+WRITTEN = "give what curv wrote with -o FILE"
+
+
+def read_one(path: Path) -> dict[str, Any]:
+    """The only report of a file, as it was written.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    DataError
+        It holds no report, or several.
+    """
+    found = _records(path)
+    if len(found) != 1:
+        raise DataError(f"{path} holds {len(found)} reports", f"take one of them out: sed -n 1p {path} > one.json")
+    _checked(path, found[0])
+    return found[0]
+
+
+def read_all(path: Path) -> tuple[list[Any], int]:
+    """Every report of a file, or of stdin for `-`; and how many checkpoints had none, but an error.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    DataError
+        It holds anything but reports.
+    """
+    found = _records(path)
+    if not found:
+        raise DataError(f"{path} holds no report", WRITTEN)
+    failed = ErrorRecord.model_fields["schema_name"].default
+    kept = [one for one in found if not (isinstance(one, dict) and one.get("schema") == failed)]
+    return [_checked(path, one) for one in kept], len(found) - len(kept)
+
+
+def _records(path: Path) -> list[Any]:
+    """JSON values: one a line, as curv writes them, or one over many lines, as jq prints it."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a report", WRITTEN) from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    try:
+        return [load_json(line) for line in lines]
+    except ValueError:
+        try:
+            return [load_json(text)]
+        except ValueError as error:
+            raise DataError(f"{path} is no JSON: {error}", WRITTEN) from error
+
+
+def _checked(path: Path, report: Any) -> Any:
+    """The report as a value of its schema."""
+    name = str(report.get("schema", "")) if isinstance(report, dict) else ""
+    schema = SCHEMAS.get(name.removeprefix("curv.").partition("/")[0])
+    if schema is None or "result" not in schema.model_fields:
+        raise DataError(f"{path} is no report of an analysis", WRITTEN)
+    try:
+        return schema.model_validate(report)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"{path} is no report that this version of curv knows: {place}", "make it again with this version"
+        ) from error

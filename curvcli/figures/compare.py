@@ -1,0 +1,138 @@
+"""Matrices side by side."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+from curvcli.figures.naming import labels, matrix, number
+from curvcli.figures.picture import Axis, Mesh, Panel, Series, Table, beside
+from curvcli.schema.compare import CompareReport, CompareResult, StepAngles
+
+TITLE = "Matrices compared"
+
+
+def parts(reports: Sequence[CompareReport]) -> list[Panel | Table]:
+    """Distances, top eigenvalues, eigenspaces, traces, angles between steps."""
+    panels: list[Panel | Table] = []
+    for report, name in zip(reports, labels(reports), strict=True):
+        of = f" ({name})" if name else ""
+        result = report.result
+        panels += [_distances(result, of), _alignment(result, of), _top(result, of), _overlaps(result, of)]
+        panels.append(_traces(result, of))
+        if result.step_angles is not None and result.step_angles.pairs:
+            panels.append(_steps(result.step_angles, of))
+    return panels
+
+
+def _table(
+    names: Sequence[str], cells: dict[tuple[str, str], float], diagonal: float | None
+) -> list[list[float | None]]:
+    return [[diagonal if a == b else cells.get((a, b)) for b in names] for a in names]
+
+
+def _written(rows: list[list[float | None]]) -> list[list[str]]:
+    return [["" if one is None else f"{one:.3g}" for one in row] for row in rows]
+
+
+def _grid(
+    title: str,
+    words: str,
+    names: Sequence[str],
+    rows: list[list[float | None]],
+    label: str,
+    labels: tuple[str, str],
+    scale: Literal["linear", "log"] = "linear",
+) -> Panel:
+    said = [matrix(one) for one in names]
+    places = list(range(len(names)))
+    signed = any(one is not None and one < 0 for row in rows for one in row)
+    return Panel(
+        title, words, Axis(labels[1], names=said), Axis(labels[0], names=said),
+        mesh=Mesh(places, places, rows, label, "diverging" if signed else scale, written=_written(rows)),
+    )  # fmt: skip
+
+
+def _distances(result: CompareResult, of: str) -> Panel:
+    cells = {}
+    for one in result.distances:
+        if one.relative_to_a is not None:
+            cells[one.a, one.b] = one.relative_to_a.value
+        if one.relative_to_b is not None:
+            cells[one.b, one.a] = one.relative_to_b.value
+    return _grid(
+        f"Relative distances{of}", "‖A − B‖_F/‖A‖_F, A by row and B by column. The report has their intervals.",
+        result.matrices, _table(result.matrices, cells, None), "‖A − B‖/‖A‖", ("A", "B"), scale="log",
+    )  # fmt: skip
+
+
+def _alignment(result: CompareResult, of: str) -> Panel:
+    cells = {}
+    for one in result.distances:
+        if one.alignment is not None:
+            cells[one.a, one.b] = cells[one.b, one.a] = one.alignment.value
+    return _grid(
+        f"Alignment{of}", "⟨A, B⟩/(‖A‖ ‖B‖), the cosine of the matrices' angle: 1 where they differ by a factor.",
+        result.matrices, _table(result.matrices, cells, 1.0), "cosine", ("A", "B"),
+    )  # fmt: skip
+
+
+def _top(result: CompareResult, of: str) -> Panel:
+    series = [
+        Series(
+            matrix(name), list(range(1, len(found) + 1)), [one.value for one in found], "line", colour=colour,
+            low=[one.value - one.residual for one in found], high=[one.value + one.residual for one in found],
+        )
+        for colour, (name, found) in enumerate(result.top_eigenvalues.items())
+    ]  # fmt: skip
+    values = [value for one in series for value in [*one.y, *(one.low or [])] if value is not None]
+    return Panel(
+        f"Top eigenvalues{of}", "The largest eigenvalues of each matrix with their residuals.",
+        Axis("rank", whole=True), Axis("eigenvalue", ("log", "linear") if values and min(values) > 0 else ("linear",)),
+        series,
+    )  # fmt: skip
+
+
+def _overlaps(result: CompareResult, of: str) -> Panel:
+    reference = result.matrices[0]
+    chosen = [one for one in result.overlaps if reference in (one.a, one.b)]
+    series = [
+        Series(
+            matrix(one.b if one.a == reference else one.a), list(range(1, len(one.subspaces) + 1)), one.subspaces,
+            "line", colour=colour,
+        )
+        for colour, one in enumerate(chosen, 1)
+    ]  # fmt: skip
+    return Panel(
+        f"Top eigenspaces against those of the {matrix(reference)}{of}",
+        "The mean squared cosine between the spans of the top j eigenvectors; a gap where a span is not determined.",
+        Axis("j", whole=True), Axis("overlap", limits=(-0.03, 1.03)), series,
+    )  # fmt: skip
+
+
+def _traces(result: CompareResult, of: str) -> Panel:
+    names = list(result.traces)
+    series = [
+        Series(
+            label, [index + beside(which, 2) for index in range(len(names))], [found[one].value for one in names],
+            "bars", low=[found[one].interval[0] for one in names], high=[found[one].interval[1] for one in names],
+        )
+        for which, (label, found) in enumerate((("trace", result.traces), ("Frobenius norm", result.frobenius_norms)))
+    ]  # fmt: skip
+    return Panel(
+        f"Traces and norms{of}", "Trace and Frobenius norm of each matrix with their intervals.",
+        Axis("", names=[matrix(one) for one in names]), Axis("trace, ‖A‖_F"), series, sideways=True,
+    )  # fmt: skip
+
+
+def _steps(found: StepAngles, of: str) -> Panel:
+    names = list(dict.fromkeys(itertools.chain.from_iterable((one.a, one.b) for one in found.pairs)))
+    cells = {}
+    for one in found.pairs:
+        cells[one.a, one.b] = cells[one.b, one.a] = one.cosine
+    return _grid(
+        f"Angles between damped steps{of}",
+        f"The cosine between the steps −(A + λI)⁻¹∇J, λ = {number(found.damping)}.",
+        names, _table(names, cells, 1.0), "cosine", ("step of", "step of"),
+    )  # fmt: skip

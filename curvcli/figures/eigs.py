@@ -1,0 +1,54 @@
+"""Extreme eigenvalues with their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curvcli.figures.naming import labels, matrix, number
+from curvcli.figures.picture import Axis, Panel, Series, Table
+from curvcli.schema.eigs import EigsReport
+
+TITLE = "Eigenvalues"
+
+
+def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
+    """Stems, and how much of the gradient lies along each vector."""
+    series, shares = [], []
+    for colour, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
+        name, pairs = label or matrix(report.matrix), report.result.eigenvalues
+        at = list(range(1, len(pairs) + 1))
+        series.append(
+            Series(
+                name, at, [one.value for one in pairs], "stems", colour=colour,
+                low=[one.value - one.residual for one in pairs], high=[one.value + one.residual for one in pairs],
+                notes=[f"± {one.residual:.1g}" + ("" if one.converged else ", not converged") for one in pairs],
+            )
+        )  # fmt: skip
+        known = [one.gradient_cosine_squared for one in pairs]
+        if any(value is not None for value in known):
+            shares.append(Series(name, at, known, "stems", colour=colour))
+    values = [value for one in series for value in one.y if value is not None]
+    scales = ("linear", "log") if min(values) > 0 else ("linear", "symlog")
+    threshold = max(1e-6 * max(map(abs, values)), 1e-300)
+    first = reports[0].result
+    panels: list[Panel | Table] = [
+        Panel(
+            "Eigenvalues",
+            f"The {len(first.eigenvalues)} eigenvalues asked for ({first.which}), from {number(max(values))} to "
+            f"{number(min(values))}; the bars are ± the residual.",
+            Axis("rank", whole=True),
+            Axis("eigenvalue λ", scales, threshold),
+            series,
+        )
+    ]
+    if shares:
+        overlap = first.gradient_overlap
+        panels.append(
+            Panel(
+                "The gradient along the eigenvectors",
+                "The share of ‖∇J‖² along each vector."
+                + ("" if overlap is None or len(reports) > 1 else f" Together they hold {overlap:.3g} of it."),
+                Axis("rank", whole=True), Axis("share of the squared gradient", ("linear", "log")), shares,
+            )
+        )  # fmt: skip
+    return panels

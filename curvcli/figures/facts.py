@@ -1,0 +1,51 @@
+"""Every number of a report that has an uncertainty, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from curvcli.figures.naming import AnyReport, labels, number
+from curvcli.figures.picture import Table
+from curvcli.schema.base import Strict
+from curvcli.schema.estimate import Eigenvalue, Estimate, Interval
+
+MOST = 400
+"""Rows; the report has them all."""
+
+
+def table(reports: Sequence[AnyReport]) -> Table:
+    """By name, with the interval and what it says."""
+    rows = []
+    for report, name in zip(reports, labels(reports), strict=True):
+        for path, found in numbers(report.result):
+            rows.append([*([name] if len(reports) > 1 else []), path, f"{found.value:.8g}", *_uncertainty(found)])
+    heads = [*(["report"] if len(reports) > 1 else []), "number", "value", "interval", "what it says"]
+    return Table("Numbers", "Every number of the report with its uncertainty.", heads, rows[:MOST])
+
+
+def _uncertainty(found: Interval) -> tuple[str, str]:
+    low, high = found.interval
+    interval = f"[{low:.8g}, {high:.8g}]"
+    if isinstance(found, Eigenvalue):
+        said = f"residual {number(found.residual)}" + ("" if found.converged else ", not converged")
+        return interval, said
+    if isinstance(found, Estimate) and found.method != "exact":
+        return interval, f"{found.confidence:.0%} interval, standard error {number(found.stderr)}, {found.method}"
+    return interval, "exact"
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Interval]]:
+    """The uncertain numbers inside a result, by where they stand."""
+    if isinstance(value, Interval):
+        yield path, value
+    elif isinstance(value, Strict):
+        for name in type(value).model_fields:
+            yield from numbers(getattr(value, name), f"{path}.{name}" if path else name)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from numbers(one, f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            if isinstance(one, Strict | dict):
+                yield from numbers(one, f"{path}[{getattr(one, 'name', index)}]")

@@ -1,0 +1,36 @@
+"""What curv sees of a model and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curvcli.figures.naming import labels, number
+from curvcli.figures.picture import Axis, Panel, Series, Table
+from curvcli.schema.inspect import InspectReport
+
+TITLE = "What is analysed"
+
+
+def parts(reports: Sequence[InspectReport]) -> list[Panel | Table]:
+    """Parameters of each layer, examples of each class, arrays."""
+    made: list[Panel | Table] = []
+    for report, name in zip(reports, labels(reports), strict=True):
+        result, of = report.result, f" ({name})" if name else ""
+        layers, sizes = list(result.layers), [float(one) for one in result.layers.values()]
+        made.append(
+            Panel(f"Parameters of each layer{of}", f"{report.problem.num_params:,} parameters are differentiated.",
+                  Axis("", names=layers), Axis("parameters", ("linear", "log")),
+                  [Series("parameters", list(range(len(layers))), sizes, "bars")],
+                  sideways=True)
+        )  # fmt: skip
+        if result.data.classes:
+            classes = result.data.classes
+            made.append(
+                Panel(f"Examples of each class{of}", "Labels in the data.", Axis("class", whole=True),
+                      Axis("examples"), [Series("examples", list(range(len(classes))), classes, "stems")])
+            )  # fmt: skip
+        rows = [[one.name, " × ".join(map(str, one.shape)), one.stored_dtype, number(one.norm),
+                 "yes" if one.differentiated else "held fixed"] for one in result.parameters]  # fmt: skip
+        made.append(Table(f"Arrays{of}", "The arrays of the checkpoint.",
+                          ["array", "shape", "dtype", "norm", "differentiated"], rows))  # fmt: skip
+    return made

@@ -1,0 +1,425 @@
+"""Pictures drawn with matplotlib: panels on axes, whole pictures as png, svg or pdf."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, SymmetricalLogLocator
+
+from curvcli.figures.picture import Axis, Mesh, Panel, Picture, Rule, Scale, Series, Table
+
+WIDTH, HEIGHT = 7.2, 3.7
+"""Of one panel, in inches."""
+
+STEPS = [1, 2, 2.5, 5, 10]
+"""Distances between ticks, times a power of ten."""
+
+MOST_NAMES = 24
+"""Names along an axis that runs to the right; of more, every second or third is shown."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours. Series are told apart by colours that the colour-blind can tell apart too (Wong 2011)."""
+
+    ink: str = "#1c1c1c"
+    faint: str = "#8a8a8a"
+    grid: str = "#e4e4e4"
+    paper: str = "#ffffff"
+    series: tuple[str, ...] = (
+        "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fa0", "#5b5b5b",
+    )  # fmt: skip
+
+    def colour(self, index: int) -> str:
+        """Of a series."""
+        return self.series[index % len(self.series)]
+
+
+LIGHT = Theme()
+SETTINGS: Any = {
+    "svg.fonttype": "none", "path.simplify_threshold": 0.5, "font.size": 9, "axes.titlesize": 10, "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans", "axes.unicode_minus": True, "svg.hashsalt": "curv",
+}  # fmt: skip
+
+
+def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) -> bytes:
+    """The whole picture as one file: panels below each other, from four on in two columns."""
+    with rc_context(SETTINGS):
+        columns = 1 if len(picture.parts) < 4 else 2
+        rows = [list(picture.parts[start : start + columns]) for start in range(0, len(picture.parts), columns)]
+        heights = [max(part_height(one) for one in row) for row in rows]
+        head = 0.42 + 0.2 * len(picture.about) + (0.25 if picture.alarm else 0)
+        figure = Figure(figsize=(WIDTH * columns, sum(heights) + head), facecolor=LIGHT.paper, layout="constrained")
+        FigureCanvasAgg(figure)
+        made: Any = figure.subfigures(2, 1, height_ratios=[head, sum(heights)])
+        upper, lower = made
+        _head(upper, picture, head)
+        grid = lower.add_gridspec(len(rows), columns, height_ratios=heights)
+        for i, row in enumerate(rows):
+            for j, part in enumerate(row):
+                alone = len(row) == 1
+                axes = lower.add_subplot(grid[i, :] if alone else grid[i, j])
+                _words(axes, part, 118 if alone or columns == 1 else 112)
+                if isinstance(part, Table):
+                    table(axes, part)
+                else:
+                    panel(axes, part, LIGHT, legend=True)
+        stream = io.BytesIO()
+        metadata = {"png": {"Software": None}, "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+                    "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}[kind]  # fmt: skip
+        figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
+        return stream.getvalue()
+
+
+def _words(axes: Axes, part: Panel | Table, width: int) -> None:
+    """The title, and what the part shows."""
+    words = textwrap.wrap(part.words, width)
+    axes.set_title("\n".join(words), loc="left", color=LIGHT.faint, fontsize=7.5)
+    axes.annotate(
+        part.title, (0, 1), xycoords="axes fraction", xytext=(0, 10 + 9.3 * len(words)), textcoords="offset points",
+        color=LIGHT.ink, fontweight="bold", fontsize=10, va="bottom",
+    )  # fmt: skip
+
+
+def part_height(part: Panel | Table) -> float:
+    """Inches that a part needs, its title and words included."""
+    words = 0.13 * (len(part.words) // 110 + 1)
+    return words + (0.8 + row_height(part) * (len(part.rows) + 1) if isinstance(part, Table) else panel_height(part))
+
+
+def panel_height(part: Panel) -> float:
+    """Inches that a panel needs without them."""
+    if part.sideways:
+        return max(2.2, 1.3 + 0.24 * len(part.x.names))
+    if part.mesh is not None and part.y.names:
+        return max(3.0, 1.4 + 0.28 * len(part.y.names))
+    return HEIGHT + (0.6 if part.mesh is not None else 0)
+
+
+def row_height(part: Table) -> float:
+    """Inches of a table's row: more where it has images."""
+    return 0.5 if any(part.images) else 0.22
+
+
+def _head(figure: Any, picture: Picture, height: float) -> None:
+    """Title, what was analysed, and what is wrong."""
+    down = 0.3
+    figure.text(0.02, 1 - down / height, picture.title, color=LIGHT.ink, fontsize=13, fontweight="bold")
+    for line in picture.about:
+        down += 0.2
+        figure.text(0.02, 1 - down / height, line, color=LIGHT.faint, fontsize=8.5)
+    if picture.alarm:
+        figure.text(0.02, 1 - (down + 0.25) / height, picture.alarm, color="#c00000", fontsize=10, fontweight="bold")
+
+
+def panel(
+    axes: Axes, part: Panel, theme: Theme, *, legend: bool, x: Scale | None = None, y: Scale | None = None
+) -> None:
+    """Draw one panel.
+
+    Parameters
+    ----------
+    legend
+        Whether series are named in the picture; a page names them beside it.
+    x, y
+        Scales other than the first.
+    """
+    across, up = (part.y, part.x) if part.sideways else (part.x, part.y)
+    first, second = (
+        (y or part.y.scales[0], "linear") if part.sideways else (x or part.x.scales[0], y or part.y.scales[0])
+    )
+    axes.set_facecolor("none")
+    for spine in axes.spines.values():
+        spine.set_color(theme.faint)
+    axes.tick_params(colors=theme.ink, which="both")
+    if part.mesh is None:
+        axes.grid(color=theme.grid, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if part.mesh is not None:
+        _mesh(axes, part.mesh, theme)
+    _scale(axes, "x", across, first, theme)
+    _scale(axes, "y", up, second, theme)
+    for region in part.regions:
+        axes.axvspan(region.low, region.high, color=theme.colour(2), alpha=0.1, linewidth=0, label=region.label)
+    bars = sum(one.style == "bars" for one in part.series)
+    scale = second if not part.sideways else first
+    for index, series in enumerate(part.series):
+        artists = _series(axes, series, theme.colour(index if series.colour is None else series.colour), bars,
+                          part.sideways, log=scale == "log", floor=part.y.limits)  # fmt: skip
+        for artist in artists:
+            artist.set_gid(f"series-{index}")
+    _limits(axes, part)
+    for index, rule in enumerate(part.rules):
+        _rule(axes, rule, index, theme)
+    if legend and (len(part.series) > 1 or part.regions):
+        shown = axes.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor=theme.grid, labelcolor=theme.ink)
+        shown.get_frame().set_facecolor(theme.paper)
+
+
+def _rule(axes: Axes, rule: Rule, index: int, theme: Theme) -> None:
+    """A line across, named where there is room: towards the middle of the panel."""
+    upright = rule.of == "x"
+    (axes.axvline if upright else axes.axhline)(rule.value, color=theme.faint, linewidth=0.9, linestyle=(0, (4, 3)))
+    if not rule.label:
+        return
+    at = axes.transAxes.inverted().transform(axes.transData.transform((rule.value, rule.value)))
+    right, under = upright and at[0] > 0.6, upright or at[1] > 0.93
+    axes.annotate(
+        rule.label, (rule.value, 0.98 - 0.07 * (index % 3)) if upright else (0.99, rule.value),
+        xycoords=axes.get_xaxis_transform() if upright else axes.get_yaxis_transform(), textcoords="offset points",
+        xytext=(-3 if right else 3, 0) if upright else (0, -2 if under else 2), fontsize=7.5, color=theme.ink,
+        ha="right" if right or not upright else "left", va="top" if under else "bottom", annotation_clip=True,
+    )  # fmt: skip
+
+
+def _limits(axes: Axes, part: Panel) -> None:
+    if part.x.limits:
+        axes.set_xlim(*part.x.limits)
+    if part.y.limits:
+        (axes.set_xlim if part.sideways else axes.set_ylim)(*part.y.limits)
+    if part.sideways:
+        axes.set_ylim(len(part.x.names) - 0.4, -0.6)
+    elif part.mesh is not None and part.y.names:
+        axes.invert_yaxis()
+
+
+def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme: Theme) -> None:
+    """Scale, label and ticks of an axis."""
+    (axes.set_xlabel if which == "x" else axes.set_ylabel)(axis.label, color=theme.ink)
+    set_scale = axes.set_xscale if which == "x" else axes.set_yscale
+    target = axes.xaxis if which == "x" else axes.yaxis
+    if scale == "symlog":
+        set_scale("symlog", linthresh=axis.threshold)
+        target.set_major_locator(_Apart(base=10, linthresh=axis.threshold))
+        target.set_minor_locator(LogLocator(base=10, numticks=1))
+    elif scale == "log":
+        set_scale("log", nonpositive="clip")
+    if axis.names:
+        turned = which == "x" and max(map(len, axis.names)) > 5
+        labels = [name if len(name) <= 34 else f"{name[:15]}…{name[-17:]}" for name in axis.names]
+        every = -(-len(labels) // MOST_NAMES) if which == "x" else 1
+        target.set_ticks(range(0, len(labels), every), labels=labels[::every], rotation=45 if turned else 0,
+                         ha="right" if turned or which == "y" else "center", fontsize=8)  # fmt: skip
+        return
+    if scale == "log":
+        target.set_major_locator(_LogTicks())
+        target.set_minor_locator(NullLocator())
+    elif scale == "linear":
+        target.set_major_locator(MaxNLocator("auto", steps=STEPS, integer=axis.whole))
+    target.set_major_formatter(_Ticks(powers=scale != "linear"))
+
+
+class _LogTicks(LogLocator):
+    """Powers of ten; where there are too few, 2 and 5 of each; over less than half a decade, as on a linear scale."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """Between the limits."""
+        low, high = sorted((vmin, vmax))
+        if low <= 0 or high / low > 100:
+            return np.asarray(LogLocator(base=10, numticks=8).tick_values(vmin, vmax))
+        if high / low > 3:
+            return np.asarray(LogLocator(base=10, subs=(1, 2, 5), numticks=12).tick_values(vmin, vmax))
+        return np.asarray(MaxNLocator(6, steps=STEPS).tick_values(low, high))
+
+
+class _Ticks(Formatter):
+    """Numbers at ticks, with as many digits as tell them apart."""
+
+    def __init__(self, *, powers: bool) -> None:
+        self._powers, self._digits = powers, 6
+
+    def set_locs(self, locs: Any) -> None:
+        """Where the ticks are."""
+        self._digits = next(
+            (digits for digits in range(6, 16) if len({f"{one:.{digits}g}" for one in locs}) == len(set(locs))), 16
+        )
+
+    def __call__(self, x: Any, pos: Any = None) -> str:
+        return tick(float(x), powers=self._powers, digits=self._digits)
+
+
+class _Apart(SymmetricalLogLocator):
+    """Ticks at powers of ten, none of which covers another's number."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """At most nine, zero among them where it is seen."""
+        low, high = min(vmin, vmax), max(vmin, vmax)
+        threshold = float(self._linthresh)  # pyright: ignore[reportAttributeAccessIssue]
+        first = math.ceil(math.log10(threshold) - 1e-9)
+        powers = [10.0**k for k in range(first, 40) if 10.0**k <= max(abs(low), abs(high))]
+        ticks = [*(-one for one in reversed(powers)), 0.0, *powers]
+        seen = [one for one in ticks if low <= one <= high]
+        beyond = [one for one in seen if one != 0]
+        step = max(1, math.ceil(len(beyond) / 8))
+        kept = [one for one in beyond if (round(math.log10(abs(one))) - round(math.log10(powers[-1]))) % step == 0]
+        # Beside zero a tick needs as much room as between two others.
+        room = 1 if step > 1 or len(beyond) > 4 else 0
+        return np.array(
+            [*(one for one in kept if abs(one) > threshold * 10 ** (room - 0.5)), *(one for one in seen if one == 0)]
+        )
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def tick(value: float, *, powers: bool, digits: int = 6) -> str:
+    """A number at a tick.
+
+    >>> tick(0.001, powers=True), tick(-100.0, powers=True), tick(0.25, powers=False), tick(4e-05, powers=False)
+    ('10⁻³', '−10²', '0.25', '4·10⁻⁵')
+    """
+    exponent = math.log10(abs(value)) if value else 0.0
+    if powers and value and abs(exponent - round(exponent)) < 1e-9 and abs(round(exponent)) >= 2:
+        return ("−" if value < 0 else "") + "10" + str(round(exponent)).translate(SUPERSCRIPTS)
+    if value and not -3 <= exponent < 6:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{float(mantissa):.{digits}g}·10{str(int(power)).translate(SUPERSCRIPTS)}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def _series(
+    axes: Axes, one: Series, colour: str, bars: int, sideways: bool, *, log: bool, floor: tuple[float, float] | None
+) -> list[Any]:
+    """Draw a series; what was drawn."""
+    x, y = _array(one.x), _array(one.y)
+    low, high = (None if side is None else _array(side) for side in (one.low, one.high))
+    made: list[Any] = []
+    if one.style == "band" and low is not None and high is not None:
+        return [axes.fill_between(x, low, high, color=colour, alpha=0.45, linewidth=0.8, label=one.name)]
+    if one.style in ("line", "dashed"):
+        if low is not None and high is not None and np.any(high > low):
+            under = np.maximum(low, floor[0]) if log and floor else low
+            every = slice(None, None, max(len(x) // 200, 1))
+            made.append(
+                axes.fill_between(x[every], under[every], np.maximum(high, under)[every], color=colour, alpha=0.22,
+                                  linewidth=0)
+            )  # fmt: skip
+        few = one.style == "line" and len(x) <= 30
+        made += axes.plot(
+            x, y, color=colour, linewidth=1.5, linestyle="--" if one.style == "dashed" else "-", label=one.name,
+            marker="o" if few else None, markersize=3.5,
+        )  # fmt: skip
+        return made
+    if low is not None and high is not None and np.any(high > low):
+        errors = np.maximum(np.stack([y - low, high - y]), 0)
+        drawn = axes.errorbar(
+            *((y, x) if sideways else (x, y)), xerr=errors if sideways else None, yerr=None if sideways else errors,
+            fmt="none", ecolor=colour, elinewidth=1.0, capsize=2 if len(x) <= 40 else 0,
+            zorder=3,
+        )  # fmt: skip
+        made += [*drawn.lines[1], *drawn.lines[2]]
+        if one.style == "bars":
+            for artist in made:
+                artist.set_color("#444444" if colour != "#5b5b5b" else colour)
+    if one.style == "bars":
+        size = 0.8 / bars * 0.9
+        drawn = (axes.barh if sideways else axes.bar)(
+            x, np.nan_to_num(y), size, color=colour, alpha=0.75, label=one.name
+        )
+        made += list(drawn)
+    elif one.style == "stems":
+        bottom = 0.0 if not log else (floor[0] if floor else 0.5 * float(np.nanmin(np.where(y > 0, y, np.nan))))
+        made.append(axes.vlines(x, bottom, y, color=colour, linewidth=0.9, alpha=0.7))
+        made += axes.plot(x, y, "o", color=colour, markersize=3.2, label=one.name)
+    else:
+        made += axes.plot(x, y, "o", color=colour, markersize=4, label=one.name)
+    return made
+
+
+def _array(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([math.nan if one is None else one for one in values], float)
+
+
+def _mesh(axes: Axes, mesh: Mesh, theme: Theme) -> None:
+    """Colours, lines of equal value, numbers in cells, and the scale beside them."""
+    z = np.ma.masked_invalid(np.array([_array(row) for row in mesh.z]))
+    low, high = (float(z.min()), float(z.max())) if z.count() else (0.0, 1.0)
+    if mesh.scale == "diverging":
+        size = max(abs(low), abs(high)) or 1.0
+        norm: Any = TwoSlopeNorm(0.0, -size, size)
+    elif mesh.scale == "log" and high > low > 0:
+        norm = LogNorm(low, high)
+    else:
+        norm = Normalize(low, high)
+    palette = "RdBu_r" if mesh.scale == "diverging" else "viridis" if mesh.contours or not mesh.written else "Blues"
+    edges = [_edges(side, count) for side, count in zip((mesh.x, mesh.y), (z.shape[1], z.shape[0]), strict=True)]
+    # With fewer than 50 colours the scale beside it is drawn, not a picture of it.
+    colours = colormaps[palette].resampled(48)
+    drawn = axes.pcolormesh(*edges, z, norm=norm, cmap=colours, rasterized=z.size > 4000)
+    if mesh.contours:
+        finite = np.ma.filled(z, np.nan)
+        levels = sorted({one for one in mesh.contours if low < one < high})
+        if levels and min(z.shape) > 1:
+            axes.contour(mesh.x, mesh.y, finite, levels, colors="white", linewidths=0.9)
+            if mesh.model is not None:
+                model = np.array([_array(row) for row in mesh.model])
+                inside = [one for one in levels if np.nanmin(model) < one < np.nanmax(model)]
+                if inside:
+                    axes.contour(mesh.x, mesh.y, model, inside, colors="#ffb000", linewidths=1.0, linestyles="dashed")
+    for j, row in enumerate(mesh.written or []):
+        for i, text in enumerate(row):
+            if text and z[j, i] is not np.ma.masked:
+                light = sum(_luminance(drawn.to_rgba(z[j, i]))) > 0.55
+                axes.text(i, j, text, ha="center", va="center", fontsize=7.5, color="#1b1b1b" if light else "#fafafa")
+    bar = axes.figure.colorbar(drawn, ax=axes, pad=0.02)
+    bar.set_label(mesh.label, color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink, which="both")
+    if mesh.scale == "log":
+        bar.ax.yaxis.set_major_formatter(_Ticks(powers=True))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _luminance(colour: Any) -> tuple[float, float, float]:
+    return 0.2126 * float(colour[0]), 0.7152 * float(colour[1]), 0.0722 * float(colour[2])
+
+
+def _edges(places: Sequence[float], count: int) -> list[float]:
+    """Edges of cells: as given, or halfway between places.
+
+    >>> _edges([0.0, 1.0, 3.0], 3), _edges([0.0, 1.0], 1)
+    ([-0.5, 0.5, 2.0, 4.0], [0.0, 1.0])
+    """
+    if len(places) == count + 1:
+        return list(places)
+    if count == 1:
+        return [places[0] - 0.5, places[0] + 0.5]
+    middle = [0.5 * (one + other) for one, other in pairwise(places)]
+    return [1.5 * places[0] - 0.5 * places[1], *middle, 1.5 * places[-1] - 0.5 * places[-2]]
+
+
+def table(axes: Axes, part: Table) -> None:
+    """Texts in columns, with images before them."""
+    axes.set_axis_off()
+    rows = [list(part.heads), *map(list, part.rows)]
+    longest = [max(len(row[column]) for row in rows) + 2 for column in range(len(part.heads))]
+    pictured = any(part.images)
+    start, total = (0.09 if pictured else 0.0), sum(longest)
+    places = [start + (1 - start) * sum(longest[:column]) / total for column in range(len(longest))]
+    step, size = 72 * row_height(part), max(5.0, min(8.0, 8 * 100 * (1 - start) / total))
+    for index, row in enumerate(rows):
+        down = (0, -(index + 0.6) * step)
+        for place, text in zip(places, row, strict=True):
+            axes.annotate(text, (place, 1), xycoords="axes fraction", xytext=down, textcoords="offset points",
+                          fontsize=size, va="center", color=LIGHT.faint if index == 0 else LIGHT.ink)  # fmt: skip
+        image = part.images[index - 1] if pictured and index > 0 else None
+        if image is not None:
+            pixels = np.array(image.pixels)
+            drawn = OffsetImage(pixels, zoom=0.92 * step / pixels.shape[0], cmap="gray", norm=Normalize(0, 1),
+                                interpolation="nearest", dpi_cor=True)  # fmt: skip
+            axes.add_artist(
+                AnnotationBbox(drawn, (0, 1), xycoords="axes fraction", xybox=(0.5 * step, down[1]),
+                               boxcoords="offset points", frameon=False, pad=0)
+            )  # fmt: skip

@@ -1,0 +1,98 @@
+"""What kind of point this is: both ends of the spectrum against what gradient descent bears."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curvcli.figures.naming import labels, number
+from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
+from curvcli.schema.saddle import SaddleReport, SaddleResult
+
+TITLE = "Minimum or saddle"
+
+
+def parts(reports: Sequence[SaddleReport]) -> list[Panel | Table]:
+    """Eigenvalues at both ends, 2/lr, the tolerance; the factors of gradient descent; the counts."""
+    names = [name or "eigenvalues" for name in labels(reports)]
+    panels: list[Panel | Table] = [_ends(reports, names)]
+    if any(mode.rate is not None for one in reports for mode in one.result.gradient_descent.modes):
+        panels.append(_factors(reports, names))
+    return [*panels, _verdicts(reports, names)]
+
+
+def _ends(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
+    series, rules = [], []
+    for colour, (report, name) in enumerate(zip(reports, names, strict=True)):
+        modes = report.result.gradient_descent.modes
+        series.append(
+            Series(
+                name, list(range(1, len(modes) + 1)), [one.eigenvalue for one in modes], "stems", colour=colour,
+                low=[one.eigenvalue - one.residual for one in modes],
+                high=[one.eigenvalue + one.residual for one in modes],
+            )
+        )  # fmt: skip
+    rates = {rate for one in reports if (rate := one.result.gradient_descent.learning_rate)}
+    rules += [Rule(2 / rate, f"2/lr at lr {rate:g}", "y") for rate in sorted(rates)]
+    result = reports[0].result
+    tolerance = max(max(one.result.tolerance for one in reports), 1e-300)
+    words = [f"{name}: {_verdict(one.result)}" for name, one in zip(names, reports, strict=True)]
+    return Panel(
+        "Both ends of the Hessian's spectrum",
+        (_verdict(result) if len(reports) == 1 else " ".join(words))
+        + f" Within ±{number(tolerance)} an eigenvalue counts as zero; the axis is linear there."
+        + (" Gradient descent is unstable along what lies above 2/lr." if rules else ""),
+        Axis("rank, from the largest of those found", whole=True),
+        Axis("eigenvalue λ", ("symlog", "linear"), tolerance),
+        series,
+        rules,
+    )
+
+
+def _verdict(result: SaddleResult) -> str:
+    said = result.classification.replace("-", " ")
+    return f"Classified as {said}, gradient norm {number(result.gradient_norm)}."
+
+
+def _factors(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
+    series = []
+    for colour, (report, name) in enumerate(zip(reports, names, strict=True)):
+        modes = [one for one in report.result.gradient_descent.modes if one.rate is not None]
+        series.append(
+            Series(
+                name, [one.eigenvalue for one in modes], [one.rate for one in modes], "points", colour=colour,
+                notes=["grows" if one.rate and one.rate > 1 else "" if one.steps_to_halve is None
+                       else f"halves in {one.steps_to_halve:.3g} steps" for one in modes],
+            )
+        )  # fmt: skip
+    threshold = max(max(one.result.tolerance for one in reports), 1e-300)
+    return Panel(
+        "What a step of gradient descent does to each",
+        "The factor |1 − lr·λ| of a step along each eigenvector: above 1 it grows.",
+        Axis("eigenvalue λ", ("symlog", "linear"), threshold),
+        Axis("factor of a step"),
+        series,
+        [Rule(1.0, "neither grows nor shrinks", "y")],
+    )
+
+
+def _verdicts(reports: Sequence[SaddleReport], names: list[str]) -> Table:
+    rows = []
+    for name, report in zip(names, reports, strict=True):
+        one = report.result
+        rows.append(
+            [name if len(reports) > 1 else "this point", one.classification.replace("-", " "),
+             number(one.gradient_norm),
+             f"{number(one.lambda_min.value)} ± {one.lambda_min.residual:.1g}",
+             f"{number(one.lambda_max.value)} ± {one.lambda_max.residual:.1g}",
+             _count(one.index.value, one.index.interval), _count(one.null_space.value, one.null_space.interval),
+             number(one.max_stable_learning_rate)]
+        )  # fmt: skip
+    return Table(
+        "Evidence", "The class, the extremes with residuals, how many eigenvalues are negative and zero, 2/λ_max.",
+        ["point", "class", "‖∇J‖", "λ_min", "λ_max", "negative", "zero", "2/λ_max"], rows,
+    )  # fmt: skip
+
+
+def _count(value: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{value:.0f}" if low == high else f"{value:.0f} in [{low:.0f}, {high:.0f}]"

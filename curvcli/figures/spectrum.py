@@ -1,0 +1,153 @@
+"""The spectral density, counts of eigenvalues, and the cumulative density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import stdev
+
+from curvcli.figures import bins
+from curvcli.figures.naming import labels, matrix, number
+from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
+from curvcli.schema.spectrum import Cumulative, SpectrumReport, SpectrumResult
+
+TITLE = "Spectrum"
+BINS, FAINTEST, VISIBLE = 90, 1e-2, 2e-3
+
+
+def parts(reports: Sequence[SpectrumReport]) -> list[Panel | Table]:
+    """Bulk and outliers: the density on a logarithmic scale, and counts on an axis that resolves what is near zero."""
+    names = labels(reports)
+    kept = [(report.result, name or matrix(report.matrix)) for report, name in zip(reports, names, strict=True)]
+    edges = max(max(abs(one.lambda_max.value), abs(one.lambda_min.value)) for one, _ in kept)
+    # Eigenvalues between ± this are told apart on a linear scale; below it they are rounding.
+    threshold = max(max(one.near_zero_tolerance for one, _ in kept), 1e-6 * edges, 1e-300)
+    return [_density(kept), _counts(kept, threshold), _cumulative(kept, threshold)]
+
+
+def _density(kept: list[tuple[SpectrumResult, str]]) -> Panel:
+    """Eigenvalues per unit of λ, smoothed."""
+    series, floors = [], []
+    for colour, (result, name) in enumerate(kept):
+        density, dim = result.density, result.dim
+        # One eigenvalue alone makes a bump of height 1/(σ√2π): what lies far below it is the Gaussian's tail.
+        if density.sigma > 0:
+            floors.append(0.03 / (density.sigma * math.sqrt(2 * math.pi)))
+        value = [dim * one for one in density.value]
+        margin = [1.96 * dim * one for one in density.stderr]
+        band = any(margin)
+        series.append(
+            Series(
+                name, density.grid, value, colour=colour,
+                low=[max(one - by, 0.0) for one, by in zip(value, margin, strict=True)] if band else None,
+                high=[one + by for one, by in zip(value, margin, strict=True)] if band else None,
+            )
+        )  # fmt: skip
+    floor = min(floors, default=0.0)
+    top = max(max(value for value in one.y if value is not None) for one in series)
+    sigma = ", ".join(dict.fromkeys(number(result.density.sigma) for result, _ in kept))
+    method = "exact" if all(result.method == "dense" for result, _ in kept) else "stochastic Lanczos quadrature"
+    return Panel(
+        "Spectral density",
+        f"How many eigenvalues there are for a unit of λ, by {method}, smoothed by a Gaussian of width σ = {sigma}"
+        + (", the band ± 1.96 standard errors" if any(one.low for one in series) else "")
+        + ". "
+        + " ".join(_extremes(result, name, many=len(kept) > 1) for result, name in kept),
+        Axis("eigenvalue λ"),
+        Axis(
+            "eigenvalues per unit of λ",
+            ("log", "linear") if floor else ("linear",),
+            limits=(floor, 2.0 * top) if 0 < floor < top else None,
+        ),
+        series,
+        [Rule(one.value, name) for result, _ in kept[:1] for one, name in (
+            (result.lambda_max, f"λ_max {number(result.lambda_max.value)}"),
+            (result.lambda_min, f"λ_min {number(result.lambda_min.value)}"),
+        )] if len(kept) == 1 else [],
+    )  # fmt: skip
+
+
+def _extremes(result: SpectrumResult, name: str, *, many: bool) -> str:
+    high, low = result.lambda_max, result.lambda_min
+    said = f"λ_max is {number(high.value)} ± {high.residual:.1g}, λ_min {number(low.value)} ± {low.residual:.1g}."
+    return f"{name}: {said}" if many else said
+
+
+def _counts(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
+    """How many eigenvalues there are of each size: the way to see the bulk beside the outliers."""
+    low = min(min(row[0] for row in one.nodes) for one, _ in kept)
+    high = max(max(row[-1] for row in one.nodes) for one, _ in kept)
+    edges = bins.edges(min(1.2 * low, -threshold), max(1.2 * high, threshold), threshold, BINS)
+    centres = [
+        bins.backward(0.5 * (bins.forward(a, threshold) + bins.forward(b, threshold)), threshold)
+        for a, b in pairwise(edges)
+    ]
+    series = []
+    for colour, (result, name) in enumerate(kept):
+        rows = bins.counted(result, edges)
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        shown = [index for index, mean in enumerate(means) if mean > FAINTEST]
+        errors = [0.0 if result.method == "dense" else _error([row[i] for row in rows]) for i in shown]
+        series.append(
+            Series(
+                name, [centres[i] for i in shown], [means[i] for i in shown], "stems", colour=colour,
+                low=[max(means[i] - 1.96 * error, 0.3 * FAINTEST) for i, error in zip(shown, errors, strict=True)],
+                high=[means[i] + 1.96 * error for i, error in zip(shown, errors, strict=True)],
+                notes=[f"λ from {number(edges[i])} to {number(edges[i + 1])}" for i in shown],
+            )
+        )  # fmt: skip
+    return Panel(
+        "How many eigenvalues of which size",
+        f"Eigenvalues counted in {BINS} bins without any smoothing, by the probes alone; the bars are ± 1.96 standard "
+        f"errors. The axis is linear within ±{threshold:.1g}, logarithmic beyond, which shows bulk and outliers.",
+        Axis("eigenvalue λ", ("symlog", "linear"), threshold),
+        Axis("eigenvalues in a bin", ("log",), limits=(0.5 * FAINTEST, 3.0 * max(one.dim for one, _ in kept))),
+        series,
+    )
+
+
+def _stairs(curve: Cumulative) -> tuple[list[float], list[float], list[float]]:
+    """Corners of the band: between two points the share is at least what it is at the left one, at most what it is at
+    the right one. Steps that cannot be seen are left out."""
+    points: list[tuple[float, float, float]] = []
+    for i, at in enumerate(curve.grid):
+        last = i + 1 == len(curve.grid)
+        beyond = curve.upper[i] if last else curve.upper[i + 1]
+        before = curve.lower[i - 1] if i else curve.lower[i]
+        for low, high in ((before, curve.upper[i]), (curve.lower[i], beyond)):
+            if not points or last or abs(low - points[-1][1]) + abs(high - points[-1][2]) > VISIBLE:
+                if points and points[-1][0] < at:  # level up to here
+                    points.append((at, *points[-1][1:]))
+                points.append((at, low, high))
+    x, low, high = (list(column) for column in zip(*points, strict=True))
+    return x, low, high
+
+
+def _error(counts: list[float]) -> float:
+    """The standard error of a bin's mean over the probes, no less than theory has it for as many eigenvalues.
+
+    A random unit vector sees each eigenvalue with a weight χ²₁/D nearly, of variance 2: few probes that happen to agree
+    say less than this.
+    """
+    mean, number = sum(counts) / len(counts), len(counts)
+    theory = math.sqrt(2 * max(mean, 1.0) / number)
+    return max(theory, stdev(counts) / math.sqrt(number) if number > 1 else 0.0)
+
+
+def _cumulative(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
+    """Bounds on the share of eigenvalues up to λ."""
+    series = []
+    for colour, (result, name) in enumerate(kept):
+        curve = result.cumulative
+        x, low, high = _stairs(curve)
+        middle = [0.5 * (a + b) for a, b in zip(low, high, strict=True)]
+        series.append(Series(name, x, middle, "band", low=low, high=high, colour=colour))
+    return Panel(
+        "Cumulative density",
+        "The share of eigenvalues up to λ lies within the band: bounds by Chebyshev, Markov and Stieltjes, widened for "
+        "sampling.",
+        Axis("eigenvalue λ", ("symlog", "linear"), threshold),
+        Axis("share of eigenvalues ≤ λ", limits=(-0.02, 1.02)),
+        series,
+    )

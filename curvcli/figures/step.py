@@ -1,0 +1,99 @@
+"""A second-order step, previewed and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curvcli.figures.naming import labels, number
+from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
+from curvcli.schema.step import StepReport, StepResult
+
+TITLE = "Step"
+
+
+def parts(reports: Sequence[StepReport]) -> list[Panel | Table]:
+    """J over the steps made, the λ tried, the iterations of the solve; what the step came to."""
+    names = [name or report.result.method for name, report in zip(labels(reports), reports, strict=True)]
+    results = [report.result for report in reports]
+    panels: list[Panel | Table] = []
+    if any(one.steps for one in results):
+        panels += _made(results, names)
+    if any(len(one.trials) > 1 for one in results):
+        panels.append(_trials(results, names))
+    if any(len(one.cg) > 1 for one in results):
+        panels += _solves(results, names)
+    return [*panels, _facts(results, names)]
+
+
+def _made(results: list[StepResult], names: list[str]) -> list[Panel]:
+    losses, dampings = [], []
+    for colour, (one, name) in enumerate(zip(results, names, strict=True)):
+        at = [record.step - 1 for record in one.steps]
+        losses.append(
+            Series(name, [*at, len(at)], [*(record.loss for record in one.steps), one.final_loss], colour=colour,
+                   notes=[*("" if record.accepted else "the next step was not made" for record in one.steps), ""])
+        )  # fmt: skip
+        dampings.append(Series(name, [record.step for record in one.steps], [r.damping for r in one.steps],
+                               colour=colour, notes=[f"ρ {number(r.reduction_ratio)}" for r in one.steps]))  # fmt: skip
+    positive = all(value is None or value > 0 for one in losses for value in one.y)
+    panels = [
+        Panel("The loss over the steps", "J before each step, and after the last.", Axis("steps made", whole=True),
+              Axis("loss J", ("log", "linear") if positive else ("linear",)), losses)
+    ]  # fmt: skip
+    if any(len(set(one.y)) > 1 for one in dampings):
+        panels.append(
+            Panel("Damping over the steps", "λ of each step, by the Levenberg–Marquardt rule.",
+                  Axis("step", whole=True), Axis("λ", ("log", "linear")), dampings)
+        )  # fmt: skip
+    return panels
+
+
+def _trials(results: list[StepResult], names: list[str]) -> Panel:
+    series = []
+    for one, name in zip(results, names, strict=True):
+        tried = sorted(one.trials, key=lambda trial: trial.damping)
+        at = [trial.damping for trial in tried]
+        series += [
+            Series(f"{name}: J falls by", at, [trial.actual_decrease for trial in tried], "line",
+                   notes=[f"ρ {number(trial.reduction_ratio)}" for trial in tried]),
+            Series(f"{name}: Q falls by", at, [trial.predicted_decrease for trial in tried], "dashed"),
+        ]  # fmt: skip
+    return Panel(
+        "What each λ would do", "How far J falls, and how far the quadratic model says it would, for each λ tried.",
+        Axis("damping λ", ("log", "linear")), Axis("decrease", ("linear",)), series,
+        [Rule(results[0].damping, "chosen")] if len(results) == 1 and results[0].damping > 0 else [],
+    )  # fmt: skip
+
+
+def _solves(results: list[StepResult], names: list[str]) -> list[Panel]:
+    quadratic, residual = [], []
+    for colour, (one, name) in enumerate(zip(results, names, strict=True)):
+        at = [float(step.iteration) for step in one.cg]
+        quadratic.append(Series(f"{name}: Q", at, [step.quadratic for step in one.cg], "line", colour=colour))
+        seen = [step for step in one.cg if step.loss is not None]
+        if seen:
+            start = one.steps[0].loss if one.steps else None
+            if start is not None:
+                quadratic.append(
+                    Series(f"{name}: J − J(w)", [float(step.iteration) for step in seen],
+                           [step.loss - start for step in seen if step.loss is not None], "points", colour=colour)
+                )  # fmt: skip
+        residual.append(Series(name, at, [step.residual for step in one.cg], "line", colour=colour))
+    return [
+        Panel("The solve", "The quadratic model at each iteration of conjugate gradients.",
+              Axis("iteration", whole=True), Axis("Q − Q(0)"), quadratic),
+        Panel("Residual of the solve", "‖(C + λI)δ + ∇J‖/‖∇J‖ at each iteration.", Axis("iteration", whole=True),
+              Axis("relative residual", ("log", "linear")), residual),
+    ]  # fmt: skip
+
+
+def _facts(results: list[StepResult], names: list[str]) -> Table:
+    rows = [
+        [name, number(one.damping), number(one.step_norm), number(one.predicted_decrease), number(one.actual_decrease),
+         number(one.reduction_ratio), number(one.next_damping), one.solve.status, f"{one.passes.in_gradients:.0f}"]
+        for one, name in zip(results, names, strict=True)
+    ]  # fmt: skip
+    return Table(
+        "What it came to", "The step, what Q says and J does; the cost in gradients.",
+        ["step", "λ", "‖δ‖", "Q falls by", "J falls by", "ρ", "next λ", "solve", "gradients"], rows,
+    )  # fmt: skip

@@ -1,0 +1,176 @@
+"""A panel as SVG for a page: no metadata, no references outside itself, colours that follow the page's."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from curvcli.figures import paint
+from curvcli.figures.picture import Axis, Panel, Scale
+
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+
+MARKED = paint.Theme(
+    ink="#010101", faint="#020202", grid="#030303", paper="#040404",
+    series=tuple(f"#0501{index:02x}" for index in range(len(paint.LIGHT.series))),
+)  # fmt: skip
+"""Colours that stand for the page's own."""
+
+VARIABLES = {
+    MARKED.ink: "var(--ink)", MARKED.faint: "var(--faint)", MARKED.grid: "var(--grid)", MARKED.paper: "var(--paper)",
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(MARKED.series)},
+}  # fmt: skip
+
+
+def variants(panel: Panel, prefix: str) -> list[str]:
+    """The panel with each pair of its scales, the first one shown and the others hidden."""
+    pairs = list(itertools.product(panel.x.scales, panel.y.scales))
+    return [_svg(panel, f"{prefix}-{index}", *pair, hidden=index > 0) for index, pair in enumerate(pairs)]
+
+
+def _svg(panel: Panel, name: str, x: Scale, y: Scale, *, hidden: bool) -> str:
+    """One of them. `data-geometry` says where values lie, in its own units."""
+    with rc_context(paint.SETTINGS | {"svg.hashsalt": name}):
+        # Titles and words are the page's; the height is that of a picture without them.
+        figure = Figure(figsize=(paint.WIDTH, paint.panel_height(panel)), layout="constrained", facecolor="none")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        paint.panel(axes, panel, MARKED, legend=False, x=x, y=y)
+        for artist in axes.collections:
+            artist.set_rasterized(False)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", facecolor="none",
+                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # fmt: skip
+        # The sizes of svg are points, 72 to the inch, with y from the top.
+        scale, (_, height) = 72 / figure.dpi, 72 * figure.get_size_inches()
+        box = axes.get_window_extent()
+        across, up = (panel.y, panel.x) if panel.sideways else (panel.x, panel.y)
+        scales = (y, "linear") if panel.sideways else (x, y)
+        geometry = {
+            "x": _side(box.x0 * scale, box.x1 * scale, axes.get_xlim(), scales[0], across),
+            "y": _side(height - box.y0 * scale, height - box.y1 * scale, axes.get_ylim(), scales[1], up),
+        }
+    root = ET.fromstring(stream.getvalue())
+    _clean(root)
+    root.attrib.update({"data-x": x, "data-y": y, "data-geometry": json.dumps(geometry), "aria-hidden": "true"})
+    for size in ("width", "height"):
+        del root.attrib[size]
+    if hidden:
+        root.set("class", "hidden")
+    return _written(root)
+
+
+def _side(start: float, end: float, limits: tuple[float, float], scale: Scale, axis: Axis) -> dict[str, Any]:
+    return {"at": [round(start, 2), round(end, 2)], "limits": list(limits), "scale": scale,
+            "threshold": axis.threshold}  # fmt: skip
+
+
+def _clean(root: ET.Element) -> None:
+    """Markers drawn where they stand, no names but those of series and clips, nothing that tells of the maker."""
+    shapes = {f"#{one.get('id')}": one for one in root.iter(f"{SVG}path") if one.get("id")}
+    for parent in list(root.iter()):
+        for index, child in enumerate(list(parent)):
+            if child.tag == f"{SVG}use":
+                shape = shapes[child.get(f"{XLINK}href", "")]
+                parent[index] = _marker(shape, child)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            tag = child.tag.removeprefix(SVG)
+            empty = tag == "g" and not len(child) and not (child.text or "").strip()
+            gone = tag in ("metadata", "title", "style") or (tag == "defs" and child.find(f"{SVG}clipPath") is None)
+            if gone or empty:
+                parent.remove(child)
+    for one in root.iter():
+        name = one.get("id", "")
+        if one.tag != f"{SVG}clipPath":
+            one.attrib.pop("id", None)
+        if name.startswith("series-"):
+            one.set("class", name)
+        if "style" in one.attrib:
+            one.set("style", _styled(one.attrib["style"]))
+        for attribute in ("d", "x", "y", "width", "height", "transform"):
+            if attribute in one.attrib:
+                one.set(attribute, _shortened(one.attrib[attribute]))
+        if one.get("transform", "").startswith("rotate(-0 "):
+            del one.attrib["transform"]
+    _flatten(root)
+    _join(root)
+
+
+def _marker(shape: ET.Element, used: ET.Element) -> ET.Element:
+    """A marker drawn where it is used."""
+    path, x, y = shape.get("d", ""), float(used.get("x", 0)), float(used.get("y", 0))
+    style = ";".join(part for part in (shape.get("style"), used.get("style")) if part)
+    if "C" in path:  # all that are round are circles, and begin at their lowest point
+        radius = abs(float(path.split()[2]))
+        return ET.Element(f"{SVG}circle", {"cx": f"{x:.2f}", "cy": f"{y:.2f}", "r": f"{radius:.2f}", "style": style})
+    moved = re.sub(
+        r"(-?[\d.]+) (-?[\d.]+)", lambda pair: f"{float(pair[1]) + x:.2f} {float(pair[2]) + y:.2f}", path
+    )  # fmt: skip
+    return ET.Element(f"{SVG}path", {"d": moved, "style": style})
+
+
+def _join(root: ET.Element) -> None:
+    """Neighbouring paths of one look as one path; a look that all of a group share is the group's."""
+    for parent in [root, *root.iter(f"{SVG}g")]:
+        kept: ET.Element | None = None
+        for child in list(parent):
+            looks = {name: value for name, value in child.attrib.items() if name != "d"}
+            if child.tag == f"{SVG}path" and "transform" not in looks:
+                if kept is not None and looks == {name: value for name, value in kept.attrib.items() if name != "d"}:
+                    kept.set("d", f"{kept.get('d', '').strip()} {child.get('d', '').strip()}")
+                    parent.remove(child)
+                    continue
+                kept = child
+            else:
+                kept = None
+        styles = {child.get("style") for child in parent}
+        if parent.tag == f"{SVG}g" and len(parent) > 1 and len(styles) == 1 and "style" not in parent.attrib:
+            parent.set("style", styles.pop() or "")
+            for child in parent:
+                child.attrib.pop("style", None)
+
+
+def _flatten(parent: ET.Element) -> None:
+    """Groups that say nothing give their place to what they hold; what has neither colour nor line goes."""
+    kept: list[ET.Element] = []
+    for child in list(parent):
+        _flatten(child)
+        invisible = child.tag == f"{SVG}path" and child.get("style") == "fill:none"
+        if child.tag == f"{SVG}g" and not child.attrib:
+            kept += list(child)
+        elif not invisible and not (child.tag == f"{SVG}g" and not len(child)):
+            kept.append(child)
+    parent[:] = kept
+
+
+def _shortened(text: str) -> str:
+    """A tenth of a point is finer than a screen; spaces only where numbers would run together."""
+    text = re.sub(r"(\.\d)\d+", r"\1", text)
+    text = re.sub(r"\.0\b", "", text)
+    return re.sub(r"\s*([MLCQzZ])\s*", r"\1", re.sub(r"\s+", " ", text)).strip()
+
+
+def _styled(style: str) -> str:
+    style = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", style)
+    style = re.sub(r"stroke-(linejoin|linecap|miterlimit): ?[\w.]+;? ?", "", style)
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
+    said = dict(part.split(":", 1) for part in re.sub(r"\s*([;:])\s*", r"\1", style).split(";") if part)
+    return ";".join(f"{name}:{value}" for name, value in said.items())
+
+
+def _written(root: ET.Element) -> str:
+    text = ET.tostring(root, encoding="unicode")
+    text = re.sub(r' ?xmlns:?\w*="[^"]*"', "", text).replace("ns0:", "").replace("ns1:", "")
+    text = re.sub(r"\s*\n\s*", "", text).replace(" />", "/>")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
