@@ -30,6 +30,7 @@ ALLOWED = {
     "loading": {"problem", "losses", "atomic"},
     "figures": set(),
     "cli": {"xla", "stopwatch", "journal", "atomic", "figures"},
+    "api": {"cli", "loading", "analyses", "stopwatch", "xla"},
     "__main__": {"cli"},
 }
 ENGINE = {"jax", "jaxlib", "flax", "orbax", "numpy", "scipy", "optax"}

@@ -32,7 +32,7 @@ from curvcli.loading import files, orbax
 from curvcli.loading.files import Select, Tree
 from curvcli.loading.orbax import REPLACE
 
-Format = Literal["orbax", "msgpack", "safetensors", "npz"]
+Format = Literal["orbax", "msgpack", "safetensors", "npz", "memory"]
 
 _WRAPPER = re.compile("default|state|pytree|train_state|model|model_state|variables|checkpoint|ckpt|target")
 _OPTIMIZER = re.compile("opt|optim|opt_states?|optimizers?|optimizer_states?|tx|apply_fn")
@@ -107,6 +107,26 @@ def load_checkpoint(path: Path, *, step: int | None = None, params: str | None =
     check_finite(find_params(tree, params)[0], where)
     metadata = orbax.read_metadata(found) if kind == "orbax" else {}
     return Checkpoint(path, kind, number, tree, _digest(tree), metadata)
+
+
+def in_memory(name: str, tree: Tree, step: int | None) -> Checkpoint:
+    """Weights that no file holds, as if they had been read.
+
+    Parameters
+    ----------
+    tree
+        Nested dict with string keys and numpy arrays.
+
+    Raises
+    ------
+    DataError
+        There are none, or they are not finite.
+    """
+    tree = _unbox(tree)
+    if not tree:
+        raise DataError(f"{name}: no arrays", "give the parameters, or the dictionary of all variables")
+    check_finite(find_params(tree, None)[0], name)
+    return Checkpoint(Path(name), "memory", step, tree, _digest(tree), {})
 
 
 def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,22 @@ def load_problem(
         )
     targets.check_path(spec.data.path or "")
     data = load_dataset(spec.data, base=found.base, call_target=targets.load, num_examples=settings.num_examples)
+    return replace(fitted(spec, targets, stored, data, settings), spec_file=found.origin if found.values else None)
+
+
+def fitted(spec: ProblemSpec, targets: Any, stored: Checkpoint, data: Dataset, settings: DataSettings) -> Loaded:
+    """Weights and data that have been read, fitted together with model and loss.
+
+    Parameters
+    ----------
+    targets
+        Has what the specification names: `load(name)`.
+
+    Raises
+    ------
+    CurvError
+        Of the class that fits what is wrong.
+    """
     dtype = np.dtype(settings.dtype)
     inputs = jax.tree.map(lambda array: _batch_of("inputs", array, dtype), data.inputs)
     network = _network(spec, targets, stored, inputs)
@@ -124,13 +140,12 @@ def load_problem(
     return Loaded(
         problem,
         spec,
-        CheckpointRecord(path=str(checkpoint), format=stored.format, step=stored.step, sha256=stored.sha256),
+        CheckpointRecord(path=str(stored.path), format=stored.format, step=stored.step, sha256=stored.sha256),
         DataRecord(path=data.path, num_examples=data.num_examples, sha256=data.sha256),
         {path: str(leaf.dtype) for path, leaf in network.params.items()},
         outputs,
         warnings,
         targets,
-        found.origin if found.values else None,
     )
 
 

@@ -19,7 +19,9 @@ class CheckpointRecord(Strict):
     """What the weights were read from."""
 
     path: str
-    format: Literal["orbax", "msgpack", "safetensors", "npz"]
+    format: Literal["orbax", "msgpack", "safetensors", "npz", "memory"] = Field(
+        description="memory: handed over by a Python program, not read from a file"
+    )
     step: int | None
     sha256: str = Field(description="of the arrays that were read")
 

@@ -1,0 +1,301 @@
+"""The analyses from Python: what `curv` does with files, done with objects that a program holds already.
+
+A training loop makes one `Objective` and asks it of its weights as they are. All that was compiled for one set of
+weights serves the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from curvcli import __version__
+from curvcli.errors import NumericsError, UsageError
+from curvcli.schema.compare import CompareReport
+from curvcli.schema.diag import DiagReport
+from curvcli.schema.direction import DirectionReport
+from curvcli.schema.eigs import EigsReport
+from curvcli.schema.influence import InfluenceReport
+from curvcli.schema.landscape import LandscapeReport
+from curvcli.schema.report import Cost, Report
+from curvcli.schema.saddle import SaddleReport
+from curvcli.schema.spectrum import SpectrumReport
+from curvcli.schema.step import StepReport
+from curvcli.schema.trace import TraceReport
+from curvcli.xla import SWITCH, guard_environment
+
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
+
+R = TypeVar("R", bound=Report[Any, Any])
+
+FILES = ("save", "escape", "state", "plan", "save_factors", "optimizer_state")
+"""Settings that speak of files a program has no need of."""
+
+
+@dataclass(frozen=True)
+class Found(Generic[R]):
+    """What an analysis found.
+
+    Parameters
+    ----------
+    report
+        As `curv` writes it: `report.result` has the numbers, `report.to_json()` is a line that `curv plot` and
+        `curv diff` read.
+    arrays
+        Vectors, diagonals or scores by name, where the settings name a file for them, which is written too.
+    params
+        Weights that a step leads to, by path.
+    """
+
+    report: R
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def result(self) -> Any:
+        """`report.result`."""
+        return self.report.result
+
+
+class Objective:
+    """A network, data and a loss: J(w) = (1/M) Σ loss + R(w), to be asked about at any weights.
+
+    Parameters
+    ----------
+    model
+        A linen module, an nnx module, or a function `apply(params, inputs)`. Dropout is turned off and batch statistics
+        are held fixed.
+    data
+        `(inputs, targets)`, `(inputs, targets, mask)`, or a dict of arrays `inputs`, `targets` and perhaps `mask`; each
+        array [N, …].
+    loss
+        `squared_error`, `softmax_cross_entropy`, `sigmoid_cross_entropy`, `poisson`, or
+        `fn(outputs, targets) -> one loss an example`.
+    kind
+        `linen`, `nnx` or `apply`, where it cannot be told.
+    l2, regulariser
+        R(w) = ½·l2·‖w‖² + regulariser(params).
+    reduction
+        M: `mean`, the examples; `tokens`, those not masked; `sum`, 1.
+    likelihood
+        Of a loss of your own, for the Fisher matrices: the name of a loss, or `fn(outputs, key) -> targets drawn`.
+    ignore_label
+        A class number whose tokens are left out.
+
+    Raises
+    ------
+    CurvError
+        The data are not finite, empty, or of several lengths.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> line = Objective(lambda params, x: x @ params["w"], (x, x @ np.ones((3, 1))), "squared_error")
+    >>> found = line.spectrum({"w": np.zeros((3, 1))}, dtype="float64")
+    >>> bool(np.isclose(found.result.lambda_max.value, np.linalg.eigvalsh(x.T @ x / 40)[-1]))
+    True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        loss: str | Callable[..., Any],
+        *,
+        kind: Literal["linen", "nnx", "apply"] | None = None,
+        l2: float = 0.0,
+        reduction: Literal["mean", "sum", "tokens"] = "mean",
+        regulariser: Callable[..., Any] | None = None,
+        likelihood: str | Callable[..., Any] | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
+        guard_environment()
+        from curvcli.loading.memory import hold
+
+        _check_sums()
+        self._held = hold(
+            model, data, loss, kind=kind, l2=l2, reduction=reduction, regulariser=regulariser,
+            likelihood=likelihood, ignore_label=ignore_label,
+        )  # fmt: skip
+        self._functions: dict[Any, dict[str, Any]] = {}
+
+    def spectrum(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SpectrumReport]:
+        """`curv spectrum`: density, extremes, trace. All methods take the same first arguments.
+
+        Parameters
+        ----------
+        variables
+            The parameters, the variables with other collections beside `params`, or an nnx module.
+        at
+            The training step, which goes into the report.
+        settings
+            The command's options, by name: `matrix="ggn"`, `probes=4`, `num_examples=512`.
+
+        Raises
+        ------
+        CurvError
+            Of the class that fits what is wrong: a setting, the model, the numbers.
+        """
+        return self._run("spectrum", SpectrumReport, variables, at, settings)
+
+    def trace(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[TraceReport]:
+        """`curv trace`: trace, Frobenius norm, the trace of each layer."""
+        return self._run("trace", TraceReport, variables, at, settings)
+
+    def diag(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DiagReport]:
+        """`curv diag`: the diagonal, in `arrays` where `arrays=` names a file."""
+        return self._run("diag", DiagReport, variables, at, settings)
+
+    def eigs(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[EigsReport]:
+        """`curv eigs`: extreme eigenpairs, the vectors in `arrays` where `vectors=` names a file."""
+        return self._run("eigs", EigsReport, variables, at, settings)
+
+    def saddle(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SaddleReport]:
+        """`curv saddle`: what kind of point this is."""
+        return self._run("saddle", SaddleReport, variables, at, settings)
+
+    def direction(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DirectionReport]:
+        """`curv direction`: curvature and loss along directions."""
+        return self._run("direction", DirectionReport, variables, at, settings)
+
+    def landscape(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[LandscapeReport]:
+        """`curv landscape`: the loss on a line or a plane."""
+        return self._run("landscape", LandscapeReport, variables, at, settings)
+
+    def influence(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[InfluenceReport]:
+        """`curv influence`: `remove=True`, `label_perturb=True` or `input_perturb=True`; queries are rows of data."""
+        return self._run("influence", InfluenceReport, variables, at, settings)
+
+    def step(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[StepReport]:
+        """`curv step`: a second-order step; `params` has the weights that it leads to."""
+        return self._run("step", StepReport, variables, at, settings)
+
+    def compare(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[CompareReport]:
+        """`curv compare`: matrices side by side."""
+        return self._run("compare", CompareReport, variables, at, settings)
+
+    def _run(self, name: str, kind: type[R], variables: Any, at: int | None, given: dict[str, Any]) -> Found[R]:
+        """One analysis, and its report."""
+        import jax
+
+        from curvcli.analyses.tuning import planned, way_of
+        from curvcli.cli import output
+        from curvcli.cli.reporting import problem_record
+        from curvcli.cli.runtime import compile_clock, environment, peak_memory
+        from curvcli.stopwatch import Stopwatch
+
+        settings = _settings(kind, name, given)
+        started, clock = time.perf_counter(), Stopwatch()
+        precision = jax.default_matmul_precision("highest")
+        with compile_clock(clock), precision, jax.enable_x64(settings.dtype == "float64"):
+            loaded = self._held.at(variables, at, settings)
+            problem = replace(loaded.problem, **self._shared(loaded, settings))
+            problem = planned(problem, settings)
+            loaded = replace(loaded, problem=problem)
+            answer = _analysis(name, loaded, settings, _Deadline(settings.time_limit))
+        for option in ("vectors", "arrays", "scores"):
+            if answer.arrays and getattr(settings, option, None):
+                output.write_arrays(Path(getattr(settings, option)), answer.arrays, answer.axes)
+        report = kind(
+            curv=__version__,
+            problem=problem_record(loaded, answer.loss_value),
+            matrix=settings.matrix,
+            regulariser_included=settings.regulariser_included,
+            settings=settings,
+            result=answer.result,
+            checks=answer.checks,
+            untrusted=any(not check.passed for check in answer.checks.values()),
+            cost=Cost(
+                products=answer.meter.products, forms=answer.meter.forms, data_passes=answer.meter.data_passes,
+                seconds=time.perf_counter() - started, compile_seconds=clock.compiling,
+                peak_memory_bytes=peak_memory(), way=way_of(problem),
+            ),
+            environment=environment(settings),
+            warnings=[*loaded.warnings, *answer.warnings],
+        )  # fmt: skip
+        return Found(report, answer.arrays, answer.params)
+
+    def _shared(self, loaded: Loaded, settings: Any) -> dict[str, Any]:
+        """The functions of the first problem of this form, so that what was compiled for it serves all."""
+        from curvcli.loading.resolve import functions_of
+
+        problem = loaded.problem
+        shapes = tuple((path, leaf.shape) for path, leaf in problem.params.items())
+        form = shapes, settings.dtype, loaded.outputs.shape[1:]
+        return self._functions.setdefault(form, functions_of(problem))
+
+
+@functools.cache
+def _check_sums() -> None:
+    """JAX may have started before it could be guarded, with a fault that makes every answer wrong without a word."""
+    from curvcli.analyses.machine import sums_rightly
+
+    if not sums_rightly():
+        raise NumericsError(
+            "this JAX sums wrongly on this CPU (jax issue #39103)",
+            f"import curvcli before the first computation, or start with XLA_FLAGS={SWITCH}=-reduce",
+        )
+
+
+class _Deadline:
+    """A monitor that only knows a time limit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def stop(self) -> str | None:
+        """Why to stop."""
+        return "time limit" if self._end is not None and time.monotonic() > self._end else None
+
+    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
+        """Nothing is drawn."""
+
+
+def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) -> Any:
+    """The command's settings, from the names of its options."""
+    from pydantic import ValidationError
+
+    model: Any = kind.model_fields["settings"].annotation
+    for setting in FILES:
+        if given.get(setting) is not None:
+            raise UsageError(
+                f"{setting} is of files", "a program has what it would hold: see Found.params, Found.arrays"
+            )
+    own = {"save": "memory"} if name == "step" else {}
+    aliases = {key: f"{key}_" for key in ("self",) if key in given}
+    values = {**own, **{aliases.get(key, key): value for key, value in given.items()}}
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or name
+        raise UsageError(
+            f"{place}: {first['msg'].replace('Value error, ', '')}", f"see the options: curv {name} --help"
+        ) from error
+
+
+def _analysis(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
+    """Run it, with what it takes beside the problem."""
+    from curvcli.cli import inputs
+
+    run = importlib.import_module(f"curvcli.analyses.{name}").run
+    if name in ("direction", "landscape"):
+        given, warnings = inputs.given_directions(loaded, settings)
+        answer = run(loaded.problem, settings, given, monitor)
+        answer.warnings[:0] = warnings
+        return answer
+    if name in ("influence", "step"):
+        given = (inputs.given_influence if name == "influence" else inputs.given_step)(loaded, settings)
+        return run(loaded.problem, settings, given, monitor)
+    if name == "saddle":
+        return run(loaded.problem, settings, monitor, None)
+    return run(loaded.problem, settings, monitor)

@@ -1,0 +1,134 @@
+"""A network, a loss, data and weights that a Python program holds already become a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from curvcli.errors import SpecError
+from curvcli.loading.checkpoint import in_memory
+from curvcli.loading.dataset import Dataset, load_dataset
+from curvcli.loading.resolve import Loaded, fitted
+from curvcli.schema.settings import DataSettings
+from curvcli.schema.spec import DataSpec, LossSpec, ModelKind, ModelSpec, ProblemSpec, Reduction
+
+PLACE = "memory"
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Stands where `Targets` import by name: the objects themselves, by their names in the specification."""
+
+    named: dict[str, Any]
+    base: Path = field(default_factory=Path.cwd)
+
+    def load(self, target: str) -> Any:
+        """The object of that name."""
+        return self.named[target]
+
+
+@dataclass(frozen=True)
+class Held:
+    """All of an objective but its weights."""
+
+    spec: ProblemSpec
+    objects: Objects
+    data: Dataset
+
+    def at(self, variables: Any, step: int | None, settings: DataSettings) -> Loaded:
+        """The problem at these weights.
+
+        Raises
+        ------
+        CurvError
+            Weights, model, data and loss do not fit together.
+        """
+        data = self.data
+        if settings.num_examples is not None:
+            data = self._read(settings.num_examples)
+        stored = in_memory(PLACE, _as_tree(variables), step)
+        return fitted(self.spec, self.objects, stored, data, settings)
+
+    def _read(self, count: int | None) -> Dataset:
+        return load_dataset(self.spec.data, base=self.objects.base, call_target=self.objects.load, num_examples=count)
+
+
+def hold(
+    model: Any,
+    data: Any,
+    loss: str | Callable[..., Any],
+    *,
+    kind: ModelKind | None,
+    l2: float,
+    reduction: Reduction,
+    regulariser: Callable[..., Any] | None,
+    likelihood: str | Callable[..., Any] | None,
+    ignore_label: int | None,
+) -> Held:
+    """Take these objects at the names of a specification, and check the data.
+
+    Raises
+    ------
+    CurvError
+        The data are not finite, empty, or of several lengths.
+    """
+    named: dict[str, Any] = {f"{PLACE}:data": lambda: data}
+
+    def called(what: str, given: Any) -> Any:
+        """The name of a function; names of the table of losses are names already."""
+        if given is None or isinstance(given, str):
+            return given
+        name = f"{PLACE}:{getattr(given, '__name__', what)}"
+        named[name] = given
+        return name
+
+    target = f"{PLACE}:{getattr(model, '__name__', type(model).__name__)}"
+    named[target] = model
+    mask = "mask" if isinstance(data, Mapping) and "mask" in data else None
+    spec = ProblemSpec(
+        model=ModelSpec(target=target, kind=kind),
+        data=DataSpec(path=f"{PLACE}:data", inputs="inputs", targets="targets", mask=mask),
+        loss=LossSpec(
+            name=called("loss", loss), l2=l2, reduction=reduction, regulariser=called("regulariser", regulariser),
+            likelihood=called("likelihood", likelihood), ignore_label=ignore_label,
+        ),
+    )  # fmt: skip
+    if isinstance(loss, str) and ":" in loss:
+        raise SpecError(f"{loss!r}: in Python give the loss itself", "pass the function, or the name of a known loss")
+    held = Held(spec, Objects(named), Dataset(None, np.zeros(0), None, 0, 0, PLACE, ""))
+    return Held(spec, held.objects, held._read(None))
+
+
+def _as_tree(variables: Any) -> dict[str, Any]:
+    """A model's variables as nested dicts of numpy arrays with string keys."""
+    from flax import nnx
+
+    if isinstance(variables, nnx.Module):
+        variables = nnx.state(variables)
+    if isinstance(variables, nnx.State):
+        variables = nnx.to_pure_dict(variables)
+    if not isinstance(variables, Mapping):
+        raise SpecError(
+            f"the weights are a {type(variables).__name__}", "give the parameters, the variables, or an nnx module"
+        )
+    return _strings(variables)
+
+
+def _strings(node: Mapping[Any, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            made[str(key)] = _strings(value)
+        elif isinstance(value, list | tuple):
+            made[str(key)] = _strings(dict(enumerate(value)))
+        elif value is not None:
+            # Random streams of nnx have keys, which are no weights and which no array holds.
+            if hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+                continue
+            made[str(key)] = np.asarray(value)
+    return made
