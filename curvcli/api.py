@@ -259,6 +259,9 @@ class _Deadline:
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
         """Nothing is drawn."""
 
+    def known(self, text: str) -> None:
+        """Nothing is drawn."""
+
 
 def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) -> Any:
     """The command's settings, from the names of its options."""

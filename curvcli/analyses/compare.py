@@ -163,6 +163,7 @@ def forecast(problem: Problem, settings: CompareSettings) -> tuple[Plan, Forecas
     plan = memory_plan(problem, settings, choose(problem, settings))
     passes = -(-plan.products // plan.at_once)
     cost = planning.forecast(
+        problem,
         products=plan.products, data_passes=passes, bytes=plan.bytes,
         programs="written out" if plan.method == "dense" else "several matrices",
     )  # fmt: skip

@@ -161,7 +161,7 @@ def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:
         fresh = 0 if exact else pruning.PROBES
         products, passes = products + fresh + 1, passes + -(-fresh // memory.at_once) + 1
     return planning.cut(problem, memory.at_once), planning.forecast(
-        products=products, data_passes=passes, bytes=memory.bytes
+        problem, products=products, data_passes=passes, bytes=memory.bytes
     )
 
 
@@ -217,6 +217,7 @@ def sampled(
             break
         level = spent(alpha, look)
         relative = _half_width(found, sampler.layout, level) / (_rms(found.value) or 1.0)
+        monitor.known(f"entries ± {relative:.1%} (root mean square)")
         if relative <= settings.rtol:
             break
         if budget >= settings.max_probes or monitor.stop() is not None:

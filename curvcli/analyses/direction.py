@@ -147,7 +147,7 @@ def forecast(problem: Problem, settings: DirectionSettings) -> tuple[Plan, Forec
     needed = lines.check(problem, settings)
     products = lines.products(problem, settings)
     plan = planning.cut(problem, len(settings.along))
-    return plan, planning.forecast(products=products, data_passes=products + 4, bytes=needed)
+    return plan, planning.forecast(problem, products=products, data_passes=products + 4, bytes=needed)
 
 
 def derivatives(

@@ -113,7 +113,7 @@ def forecast(problem: Problem, settings: EigsSettings) -> tuple[Plan, Forecast]:
     plan, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
     block = min(plan.block, dim)
     products = dim if plan.method == "dense" else min(3 * settings.k + 20, settings.max_probes)
-    cost = planning.forecast(products=products, data_passes=-(-products // block), bytes=plan.bytes)
+    cost = planning.forecast(problem, products=products, data_passes=-(-products // block), bytes=plan.bytes)
     return planning.cut(problem, block), cost
 
 

@@ -104,7 +104,7 @@ def forecast(problem: Problem, settings: InfluenceSettings, given: Given) -> tup
         + 4
     )
     return planning.cut(problem, plan.at_once), planning.forecast(
-        products=products, data_passes=passes, bytes=plan.bytes, programs="written out" if dense else "solves"
+        problem, products=products, data_passes=passes, bytes=plan.bytes, programs="written out" if dense else "solves"
     )
 
 

@@ -77,7 +77,7 @@ def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any
         jax.block_until_ready(operator.matmat(vectors))
         seconds = passes * (time.perf_counter() - start)
     plan = planning.cut(problem, memory.at_once)
-    return plan, planning.forecast(products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)
+    return plan, planning.forecast(problem, products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)
 
 
 def layer_sizes(problem: Problem) -> dict[str, int]:

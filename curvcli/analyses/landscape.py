@@ -114,7 +114,9 @@ def forecast(problem: Problem, settings: LandscapeSettings) -> tuple[Plan, Forec
     needed = lines.check(problem, settings)
     products = lines.products(problem, settings) + 2
     rows = settings.points + 1 if len(settings.along) == 2 else 1
-    return planning.cut(problem, 2), planning.forecast(products=products, data_passes=products + rows, bytes=needed)
+    return planning.cut(problem, 2), planning.forecast(
+        problem, products=products, data_passes=products + rows, bytes=needed
+    )
 
 
 def barrier(s: np.ndarray, loss: np.ndarray, origin: float, end: float | None) -> Barrier | None:

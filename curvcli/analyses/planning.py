@@ -49,8 +49,13 @@ RUNTIME_BYTES = {
 """What compilation and compiled programs take beside the arrays: more, the more programs there are. Measured on a CPU
 by `benchmarks/memory.py`."""
 
+MORE_AN_EQUATION = {"one matrix": 0.0018, "solves": 0.0018, "several matrices": 0.0018}
+"""The part that is added for each equation of the network's jaxpr where blocks of vectors pass through it, measured
+likewise: programs grow with it."""
+
 
 def forecast(
+    problem: Problem,
     *,
     products: int,
     data_passes: int,
@@ -59,7 +64,8 @@ def forecast(
     programs: Literal["one matrix", "step", "written out", "solves", "several matrices"] = "one matrix",
 ) -> Forecast:
     """What an analysis will take beyond a bare process; `bytes` are those of its arrays."""
-    runtime = RUNTIME_BYTES[programs]
+    longer = MORE_AN_EQUATION.get(programs, 0.0) * network_work(problem).equations
+    runtime = round(RUNTIME_BYTES[programs] * (1 + longer))
     return Forecast(
         products=products, data_passes=data_passes, bytes=bytes + runtime, runtime_bytes=runtime, seconds=seconds
     )

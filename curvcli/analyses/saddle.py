@@ -110,7 +110,7 @@ def forecast(problem: Problem, settings: SaddleSettings) -> tuple[Plan, Forecast
     products = problem.dim if dense else long + (settings.max_probes - 1) * short + 100
     passes = -(-problem.dim // plan.at_once) if dense else long + short + 100
     return planning.cut(problem, plan.at_once), planning.forecast(
-        products=products, data_passes=passes, bytes=plan.bytes
+        problem, products=products, data_passes=passes, bytes=plan.bytes
     )
 
 

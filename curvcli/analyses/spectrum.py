@@ -144,6 +144,7 @@ def _sampled(
             runs.round(operator, key, count, collected, monitor, settings.max_probes * steps)
         quadrature = slq.quadrature(collected, key, operator)
         trace = quadrature.estimate(lambda x: x, settings.confidence, method, operator.dim, len(looks))
+        monitor.known(f"trace {trace}")
         if monitor.stop() or _narrow(trace, settings.rtol):
             break
     assert trace is not None

@@ -133,7 +133,7 @@ def forecast(problem: Problem, settings: StepSettings) -> tuple[Plan, Forecast]:
         products = (trials + settings.steps - 1) * (solve + rows)
     passes = products // (DENSE_BLOCK if dense else 1) + 2 * trials + 3 * settings.steps
     return planning.cut(problem, plan.at_once), planning.forecast(
-        products=products + 1, data_passes=passes, bytes=plan.bytes, programs="step"
+        problem, products=products + 1, data_passes=passes, bytes=plan.bytes, programs="step"
     )
 
 

@@ -148,7 +148,7 @@ def forecast_trace(problem: Problem, settings: TraceSettings) -> tuple[Plan, For
     products = rows if resolved_method(settings, rows) == "dense" else settings.max_probes
     passes = -(-products // memory.at_once)
     return planning.cut(problem, memory.at_once), planning.forecast(
-        products=products, data_passes=passes, bytes=memory.bytes
+        problem, products=products, data_passes=passes, bytes=memory.bytes
     )
 
 
@@ -184,6 +184,7 @@ def sampled(
         found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget)
         level = alpha if settings.rtol is None else spent(alpha, look)
         trace = _as_estimate(found.trace, found, settings, level, operator)
+        monitor.known(f"trace {trace}")
         if settings.rtol is None or _narrow(trace, settings.rtol):
             break
         if budget >= settings.max_probes or monitor.stop() is not None:

@@ -96,7 +96,7 @@ class Watch:
     def __init__(self, time_limit: float | None, show: bool) -> None:
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.reason: str | None = None
-        self._show, self._bar, self._task, self._stage = show, None, None, ""
+        self._show, self._bar, self._task, self._stage, self._known = show, None, None, "", ""
 
     def stop(self) -> str | None:
         """Why to stop, if there is a reason. A run that asks has an answer, should it be told to stop."""
@@ -115,17 +115,36 @@ class Watch:
         if stage != self._stage:
             if self._task is not None:
                 bar.remove_task(self._task)
-            self._task, self._stage = bar.add_task(stage, total=planned, unit=unit), stage
+            self._task, self._stage = bar.add_task(stage, total=planned, unit=unit, known=self._known), stage
         bar.update(self._task, completed=done, total=planned)
+
+    def known(self, text: str) -> None:
+        """What is known so far stands at the end of the line, whatever the stage."""
+        self._known = text
+        if self._show and self._task is not None:
+            self._started().update(self._task, known=text)
 
     def _started(self) -> Any:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
+            from rich.text import Text
+
+            def column(text: str) -> TextColumn:
+                return TextColumn(text, table_column=Column(no_wrap=True, overflow="ellipsis"))
+
+            class Rate(TextColumn):
+                """What is done a second, once that can be told."""
+
+                def render(self, task: Any) -> Any:
+                    speed = task.finished_speed or task.speed
+                    return Text("" if not speed else f"{speed:.3g}/s", style="dim")
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+                column("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                column("{task.fields[unit]}"), Rate(""), TimeRemainingColumn(compact=True),
+                column("{task.fields[known]}"), console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self._bar.start()
         return self._bar

@@ -103,6 +103,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except SystemExit as error:
+        if completing:  # how typer ends a completion
+            return int(error.code or 0)
         if isinstance(error.__context__, BrokenPipeError):  # what typer and rich make of a closed pipe
             console.silence_stdout()
             return 141

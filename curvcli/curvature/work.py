@@ -16,6 +16,7 @@ class Work(NamedTuple):
 
     bytes: int  # of all intermediate values
     flops: int  # of matrix products and convolutions
+    equations: int  # of the network's jaxpr, those that are repeated counted once
 
 
 def network_work(problem: Problem) -> Work:
@@ -23,15 +24,16 @@ def network_work(problem: Problem) -> Work:
     batch = abstract_batch(problem, 1)
     jaxpr = jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs)
     parameter_shapes = {leaf.shape for leaf in problem.params.values()}
-    total_bytes = total_flops = 0
+    total_bytes = total_flops = count = 0
     for equation, times in _repeated(jaxpr.jaxpr, 1):
+        count += 1
         total_flops += times * _flops(equation)
         for variable in equation.outvars:
             shape = getattr(variable.aval, "shape", None)
             # Transposes and casts of parameters are not counted.
             if shape is not None and shape not in parameter_shapes and shape[::-1] not in parameter_shapes:
                 total_bytes += times * int(np.prod(shape)) * getattr(variable.aval.dtype, "itemsize", 4)
-    return Work(total_bytes, total_flops)
+    return Work(total_bytes, total_flops, count)
 
 
 def abstract_batch(problem: Problem, batch_size: int) -> Batch:

@@ -159,6 +159,11 @@ class BlockCg:
         """Products spent."""
         return state.products
 
+    def said(self, state: CgState) -> str:
+        """The largest residual relative to its right-hand side, and how many systems run on."""
+        start = np.where(state.start > 0, state.start, 1.0)
+        return f"residual {np.max(state.residuals / start):.1e}, {int(np.sum(state.ended == 0))} to go"
+
     def result(self, state: CgState) -> Solution:
         """The solutions so far, with the residuals of the recurrence."""
         otherwise: Status = "indefinite" if state.indefinite else "not-converged"

@@ -135,6 +135,16 @@ class ThickRestart:
         """Products spent here; those that built the starting space were counted before."""
         return state.products
 
+    def said(self, state: Search) -> str:
+        """The outermost eigenvalues found, and how many of those wanted have converged."""
+        if state.ritz is None:
+            return ""
+        (low, high), pairs = self._ends(state.ritz.values), state.ritz
+        wanted = np.r_[pairs.residuals[:low], pairs.residuals[len(pairs.residuals) - high :]]
+        ready = int(np.sum(wanted <= self.tol * self._norm(state)))
+        ends = [pairs.values[0]] * (self.low > 0) + [pairs.values[-1]] * (self.high > 0)
+        return f"λ {' … '.join(f'{one:.4g}' for one in ends)}, {ready} of {self.low + self.high} converged"
+
     def in_doubt(self, state: Search) -> bool:
         """Whether equal eigenvalues may have further copies that were not found."""
         return state.ritz is not None and self._suspects(state)

@@ -15,7 +15,10 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Algorithm(Protocol[State, Result_co]):
-    """What can be iterated. `step` is a host function of jitted pieces; the state holds everything that changes."""
+    """What can be iterated. `step` is a host function of jitted pieces; the state holds everything that changes.
+
+    `said(state) -> str` is optional: what is known so far, for those who watch.
+    """
 
     def init(self, operator: LinearOperator, key: Any) -> State:
         """The state before the first step."""
@@ -52,6 +55,10 @@ class Monitor(Protocol):
         """What is done so far of this stage, of what is planned (None: open)."""
         ...
 
+    def known(self, text: str) -> None:
+        """What is known so far: `trace 5.02 in [4.9, 5.1]`. It holds until more is known."""
+        ...
+
 
 class Silent:
     """A monitor that neither stops nor tells."""
@@ -61,6 +68,9 @@ class Silent:
         return None
 
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
+        """Nothing."""
+
+    def known(self, text: str) -> None:
         """Nothing."""
 
 
@@ -77,6 +87,10 @@ class Offset:
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
         """Products of all rounds so far."""
         self.monitor.progress(stage, self.before + done, planned, unit)
+
+    def known(self, text: str) -> None:
+        """As it is."""
+        self.monitor.known(text)
 
 
 def iterate(
@@ -108,10 +122,13 @@ def iterate(
         The last state; `algorithm.result(state)` reads it.
     """
     state = algorithm.init(operator, key) if state is None else state
+    said = getattr(algorithm, "said", None)
     going = not algorithm.done(state)
     while going:
         state = algorithm.step(operator, state)
         # Asked before progress is told: from then on an interrupt gives what was reached.
         going = not algorithm.done(state) and monitor.stop() is None
         monitor.progress(stage, algorithm.products(state), planned)
+        if said is not None:
+            monitor.known(said(state))
     return state

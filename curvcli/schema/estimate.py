@@ -32,6 +32,10 @@ class Estimate(Interval):
     samples: int = Field(ge=0, description="independent probes it rests on; 0 for exact numbers")
     method: str
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.4g}" if low == high else f"{self.value:.4g} in [{low:.4g}, {high:.4g}]"
+
     @classmethod
     def exact(cls, value: float, confidence: float) -> Estimate:
         """A number without sampling error."""

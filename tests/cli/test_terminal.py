@@ -1,6 +1,7 @@
 """At a terminal: a summary that fits it, progress on stderr, Ctrl-C; and the ends of a pipe."""
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -14,7 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from curvcli.cli.console import Watch
 from curvcli.cli.render import render
 from curvcli.schema.report import load_json
 from curvcli.schema.spectrum import SpectrumReport
@@ -120,6 +123,32 @@ def test_no_escape_codes_where_they_are_not_wanted(report, monkeypatch, name, va
         text = render(report, stream)
     assert ESCAPE not in text
     assert text.startswith("Sharpness: λ_max ")
+
+
+def test_progress_has_a_rate_and_what_is_known():
+    watch = Watch(None, show=True)
+    with watch.watching():
+        for done in (8, 16, 24):
+            watch.progress("trace", done, 64)
+            time.sleep(0.02)
+        watch.known("trace 5.02 in [4.9, 5.1]")
+        console = Console(file=io.StringIO(), width=100)
+        console.print(watch._bar.get_renderable())
+        line = console.file.getvalue()
+        watch.progress("refining λ_max", 3, None)
+        console.print(watch._bar.get_renderable())
+    assert re.search(r"trace .* 24/64 products [\d.e+]+/s .*trace 5.02 in \[4.9, 5.1\]", line)
+    assert "trace 5.02 in" in console.file.getvalue()[len(line) :]  # what is known outlasts the stage
+
+
+def test_the_shell_completes_commands_options_and_values(shell):
+    def completed(words: str, count: int) -> list[str]:
+        done = shell("$CURV", _CURV_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(count))
+        assert (done.code, done.err) == (0, "")
+        return done.out.split()
+
+    assert completed("curv spectrum --matrix g", 3) == ["ggn", "gauss-newton", "gradient-covariance"]
+    assert completed("curv sp", 1) == ["spectrum"]
 
 
 def test_text_in_a_pipe(project, curv, monkeypatch):
