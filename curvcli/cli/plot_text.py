@@ -13,6 +13,18 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 PLAIN = " .:-=+*#@"
 
 
+def bar(value: float, largest: float, *, width: int, unicode: bool) -> str:
+    """A value's size beside the largest of its column.
+
+    >>> bar(-0.5, 1.0, width=8, unicode=False), bar(0.3, 1.0, width=8, unicode=True)
+    ('####', '██▍')
+    """
+    eighths = round(8 * width * min(abs(value) / largest, 1.0)) if largest else 0
+    if not unicode:
+        return "#" * round(eighths / 8)
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
+
+
 def density_plot(density: Density, dim: int, *, width: int, height: int, unicode: bool) -> str:
     """Eigenvalues per unit of λ on a logarithmic scale, from a tenth of what one eigenvalue makes to the peak.
 

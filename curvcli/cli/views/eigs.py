@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curvcli.cli.format import Part, failed, header, number, spent
+from curvcli.cli.plot_text import bar
 from curvcli.schema.eigs import Eigenpair, EigsReport
 
 SHOWN = 20
@@ -20,7 +21,8 @@ def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
     said = "all converged" if converged == len(pairs) else f"{converged} of {len(pairs)} converged"
     headline = f"{_wanted(report)} of {report.matrix}: {number(pairs[0].value)}"
     headline += f" to {number(pairs[-1].value)}; {said}" if len(pairs) > 1 else f"; {said}"
-    parts = [Text(headline, style="bold"), header(report), *failed(report), Text(""), _table(pairs), Text("")]
+    parts = [Text(headline, style="bold"), header(report), *failed(report), Text("")]
+    parts += [_table(pairs, min(width - 50, 40), unicode), Text("")]
     if result.gradient_overlap is not None:
         parts.append(Text(f"{result.gradient_overlap:.2%} of the squared gradient lies in the span of these vectors"))
     if result.vectors is not None:
@@ -30,6 +32,12 @@ def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
     return [*parts, Text(foot, style="dim")]
 
 
+def _beside(pair: Eigenpair, largest: float, room: int, unicode: bool) -> str:
+    if not pair.converged:
+        return "not converged"
+    return bar(pair.value, largest, width=room, unicode=unicode) if room > 4 else ""
+
+
 def _wanted(report: EigsReport) -> str:
     """`10 largest eigenvalues`."""
     which = {"both": "extreme", "magnitude": "largest (by magnitude)"}.get(report.result.which, report.result.which)
@@ -37,8 +45,9 @@ def _wanted(report: EigsReport) -> str:
     return f"{count} {which} eigenvalue{'s' if count > 1 else ''}"
 
 
-def _table(pairs: list[Eigenpair]) -> Table:
-    """One row a pair; the middle of a long list is left out."""
+def _table(pairs: list[Eigenpair], room: int, unicode: bool) -> Table:
+    """One row a pair, with a bar where there is room; the middle of a long list is left out."""
+    largest = max(abs(pair.value) for pair in pairs)
     errors = any(pair.data_stderr is not None for pair in pairs)
     overlaps = any(pair.gradient_cosine_squared is not None for pair in pairs)
     table = Table.grid(padding=(0, 2))
@@ -55,5 +64,5 @@ def _table(pairs: list[Eigenpair]) -> Table:
         if overlaps:
             share = pair.gradient_cosine_squared
             cells.append("–" if share is None else f"{share:.2%}")
-        table.add_row(*(Text(cell, justify="right") for cell in cells), Text("" if pair.converged else "not converged"))
+        table.add_row(*(Text(cell, justify="right") for cell in cells), Text(_beside(pair, largest, room, unicode)))
     return table

@@ -17,10 +17,10 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
     if not high.converged:
         headline = f"{kind}λ_max has not converged; it is at least {number(high.value)}"
     else:
-        headline = f"{kind}λ_max {number(high.value)}{'' if high.value > 0 else ': no positive curvature'}"
+        headline = f"{kind}λ_max {eigenvalue(high)}{'' if high.value > 0 else ': no positive curvature'}"
     whole = not (report.settings.params or report.settings.exclude)
     if result.max_stable_learning_rate is not None and report.matrix == "hessian" and whole:
-        headline += f"; gradient descent is unstable above lr {result.max_stable_learning_rate:.3g}"
+        headline += f"; gradient descent is stable to lr {result.max_stable_learning_rate:.3g}"
     rows = [
         ("λ_max", eigenvalue(high)),
         ("λ_min", eigenvalue(low)),

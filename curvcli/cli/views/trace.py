@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curvcli.cli.format import Part, estimate, failed, header, number, spent, table, with_error
+from curvcli.cli.plot_text import bar
 from curvcli.schema.trace import TraceReport
 
 MOST_LAYERS = 14
@@ -20,7 +21,7 @@ def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
     rows.append(("mean eigenvalue", number(result.trace.value / result.dim)))
     parts = [Text(f"Trace {_short(report)}", style="bold"), header(report), *failed(report), Text(""), table(rows)]
     if result.layers:
-        parts += [Text(""), _layers(report)]
+        parts += [Text(""), _layers(report, min(width - 62, 30), unicode)]
     costs = [f"±{100 * more.within:.3g}%: {more.products:,}" for more in result.more if more.products]
     if costs:
         parts += [Text(""), Text(f"more products for a trace within {', '.join(costs)}")]
@@ -36,8 +37,8 @@ def _short(report: TraceReport) -> str:
     return f"of the {report.matrix}: {with_error(trace.value, 0.0 if exact else 0.5 * (high - low))}{exact}"
 
 
-def _layers(report: TraceReport) -> Table:
-    """Layers by the size of their traces."""
+def _layers(report: TraceReport, room: int, unicode: bool) -> Table:
+    """Layers by the size of their traces, which bars show where there is room."""
     grid = Table.grid(padding=(0, 2))
     titles = ("layer", "parameters", "trace", "per parameter", "share")
     for title in titles:
@@ -45,6 +46,7 @@ def _layers(report: TraceReport) -> Table:
     grid.add_row(*titles, style="dim")
     whole = report.result.trace.value
     ordered = sorted(report.result.layers, key=lambda layer: -abs(layer.trace.value))
+    largest = abs(ordered[0].trace.value)
     for layer in ordered[:MOST_LAYERS]:
         low, high = layer.trace.interval
         margin = 0.0 if layer.trace.method == "exact" else 0.5 * (high - low)
@@ -52,6 +54,7 @@ def _layers(report: TraceReport) -> Table:
         grid.add_row(
             Text(layer.name), f"{layer.dim:,}", with_error(layer.trace.value, margin),
             number(layer.trace.value / layer.dim), share,
+            *([bar(layer.trace.value, largest, width=room, unicode=unicode)] if room > 4 else []),
         )  # fmt: skip
     if len(ordered) > MOST_LAYERS:
         grid.add_row(f"… {len(ordered) - MOST_LAYERS} more layers")
