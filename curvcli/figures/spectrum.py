@@ -13,7 +13,7 @@ from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
 from curvcli.schema.spectrum import Cumulative, SpectrumReport, SpectrumResult
 
 TITLE = "Spectrum"
-BINS, FAINTEST, VISIBLE = 90, 1e-2, 2e-3
+BINS, FAINTEST, VISIBLE = 90, 1e-2, 5e-3
 
 
 def parts(reports: Sequence[SpectrumReport]) -> list[Panel | Table]:
@@ -47,10 +47,10 @@ def _density(kept: list[tuple[SpectrumResult, str]]) -> Panel:
     floor = min(floors, default=0.0)
     top = max(max(value for value in one.y if value is not None) for one in series)
     sigma = ", ".join(dict.fromkeys(number(result.density.sigma) for result, _ in kept))
-    method = "exact" if all(result.method == "dense" for result, _ in kept) else "stochastic Lanczos quadrature"
+    method = "from all of them" if _exact(kept) else "by stochastic Lanczos quadrature"
     return Panel(
         "Spectral density",
-        f"How many eigenvalues there are for a unit of λ, by {method}, smoothed by a Gaussian of width σ = {sigma}"
+        f"How many eigenvalues there are for a unit of λ, {method}, smoothed by a Gaussian of width σ = {sigma}"
         + (", the band ± 1.96 standard errors" if any(one.low for one in series) else "")
         + ". "
         + " ".join(_extremes(result, name, many=len(kept) > 1) for result, name in kept),
@@ -66,6 +66,10 @@ def _density(kept: list[tuple[SpectrumResult, str]]) -> Panel:
             (result.lambda_min, f"λ_min {number(result.lambda_min.value)}"),
         )] if len(kept) == 1 else [],
     )  # fmt: skip
+
+
+def _exact(kept: list[tuple[SpectrumResult, str]]) -> bool:
+    return all(result.method == "dense" for result, _ in kept)
 
 
 def _extremes(result: SpectrumResult, name: str, *, many: bool) -> str:
@@ -97,12 +101,17 @@ def _counts(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
                 notes=[f"λ from {number(edges[i])} to {number(edges[i + 1])}" for i in shown],
             )
         )  # fmt: skip
+    said = "" if _exact(kept) else ", by the probes alone; the bars are ± 1.96 standard errors"
     return Panel(
         "How many eigenvalues of which size",
-        f"Eigenvalues counted in {BINS} bins without any smoothing, by the probes alone; the bars are ± 1.96 standard "
-        f"errors. The axis is linear within ±{threshold:.1g}, logarithmic beyond, which shows bulk and outliers.",
-        Axis("eigenvalue λ", ("symlog", "linear"), threshold),
-        Axis("eigenvalues in a bin", ("log",), limits=(0.5 * FAINTEST, 3.0 * max(one.dim for one, _ in kept))),
+        f"Eigenvalues counted in {BINS} bins without any smoothing{said}. The axis is linear within ±{threshold:.1g}, "
+        "logarithmic beyond, which shows bulk and outliers.",
+        Axis("eigenvalue λ", ("symlog",), threshold),
+        Axis(
+            "eigenvalues in a bin",
+            ("log",),
+            limits=(0.5 if _exact(kept) else 0.5 * FAINTEST, 3.0 * max(one.dim for one, _ in kept)),
+        ),
         series,
     )
 
@@ -145,8 +154,12 @@ def _cumulative(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Pan
         series.append(Series(name, x, middle, "band", low=low, high=high, colour=colour))
     return Panel(
         "Cumulative density",
-        "The share of eigenvalues up to λ lies within the band: bounds by Chebyshev, Markov and Stieltjes, widened for "
-        "sampling.",
+        "The share of eigenvalues up to λ lies within the band: "
+        + (
+            "exact at the points of its grid."
+            if _exact(kept)
+            else "bounds by Chebyshev, Markov and Stieltjes, widened for sampling."
+        ),
         Axis("eigenvalue λ", ("symlog", "linear"), threshold),
         Axis("share of eigenvalues ≤ λ", limits=(-0.02, 1.02)),
         series,
