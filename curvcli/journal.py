@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import zlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -192,16 +192,20 @@ def _place(journal: Journal, problem: Any, *name: object) -> bytes:
 
 
 def _key(place: bytes, *arrays: Any) -> bytes:
-    """A fingerprint of the values of arrays: CRC-32 and the sum of all words, some ten times as fast as SHA-256.
+    """A fingerprint of the values of arrays: sums of their words along the rows and columns of a square.
 
-    It tells vectors apart that an algorithm comes by; nobody is meant to forge one.
+    It tells vectors apart that an algorithm comes by, unit vectors too; nobody is meant to forge one. It takes a
+    twentieth of the time of SHA-256.
     """
     import numpy as np
 
     digest = hashlib.sha256(place)
     for array in arrays:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        words = data[: data.size // 8 * 8].view(np.uint64)
-        total = int(np.add.reduce(words, dtype=np.uint64))
-        digest.update(repr((array.shape, str(array.dtype), zlib.crc32(data.data), total)).encode())
+        side = math.isqrt(data.size // 8)
+        square = data[: 8 * side * side].view(np.uint64).reshape(side, side)
+        digest.update(repr((array.shape, str(array.dtype))).encode())
+        digest.update(np.add.reduce(square, axis=0, dtype=np.uint64).data)
+        digest.update(np.add.reduce(square, axis=1, dtype=np.uint64).data)
+        digest.update(data[8 * side * side :].data)
     return digest.digest()[:16]
