@@ -43,6 +43,13 @@ def test_make_would_analyse_each_step_in_order_and_draw_them(tmp_path: Path) -> 
 
 
 @needs_make
+def test_make_says_that_there_are_no_steps(tmp_path: Path) -> None:
+    done = make(tmp_path / "out", f"RUN={tmp_path}")
+    assert done.returncode == 2
+    assert "has no steps" in done.stderr
+
+
+@needs_make
 def test_make_writes_a_report_once_and_holds_it_against_the_learning_rate(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     words = [
