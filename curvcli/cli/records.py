@@ -60,7 +60,8 @@ class Records:
             for row, key in enumerate(description.pop("keys")):
                 self._places[bytes.fromhex(key)].append((len(self._records), row))
             self._records.append(_Record(end - description["size"], **description))
-        os.ftruncate(self._file, self._end)
+        if os.fstat(self._file).st_size > self._end:  # some file systems wait for the disk where a file was cut
+            os.ftruncate(self._file, self._end)
 
     def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Any]:
         """The oldest row under each key that was not taken yet, None where there is none."""
