@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,39 +10,34 @@ import pytest
 
 from curvcli.cli.main import COMMANDS, _load
 from curvcli.schema.spectrum import SpectrumReport, SpectrumResult
+from docs.pages import options
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert "://" in link or (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_command_lines_are_understood(page: Path) -> None:
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    for line in re.findall(r"(?:^ {4}|&& |/)(curv .*)", text, re.MULTILINE):
+    for line in re.findall(r"(?:^ {4}|^\$ |&& |/)(curv .*)", text, re.MULTILINE):
         words = shlex.split(re.split(r"[|…]| && ", line)[0])
         assert words[1] in COMMANDS, line
-        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
         known = known_options(words[1])
         if words[1] == "watch":  # hands on what is not its own
             known |= known_options(next((word for word in words[3:] if word in COMMANDS), "spectrum"))
-        assert options <= known, line
+        assert given <= known, line
 
 
 def known_options(command: str) -> set[str]:
     """Every flag of a command."""
-    flags = set()
-    for name, parameter in inspect.signature(_load(command), eval_str=True).parameters.items():
-        flags.add(f"--{name.replace('_', '-')}")
-        for option in getattr(parameter.annotation, "__metadata__", ()):
-            # Inside Annotated, the first flag lands in typer's `default`.
-            flags |= {option.default, *(option.param_decls or ())}
-    return flags
+    return {flag for option in options(_load(command)) for flag in option.flags}
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -11,7 +11,8 @@ from curvcli.cli.reports import read_one
 from curvcli.errors import UsageError
 from curvcli.schema.diff import Difference, DiffRecord, Setting, Side
 
-CURVES = {"density", "cumulative", "nodes", "weights", "profile", "solves", "refits", "scores", "top", "a", "b", "plan"}
+CURVES = {"density", "cumulative", "nodes", "weights", "profile", "solves", "refits", "scores", "top", "a", "b", "plan",
+          "reason", "words"}  # fmt: skip
 """Parts of results that are no single numbers, or say how the others were found."""
 
 EXPECTED = {

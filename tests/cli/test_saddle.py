@@ -1,6 +1,7 @@
 """`curv saddle` as people and scripts use it."""
 
 import json
+import re
 
 import jsonschema
 import numpy as np
@@ -107,6 +108,8 @@ def test_for_people(project, curv):
     ):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
+    exact = curv(*FAST, "--format", "text", "--l2", "100").out  # convex, and every eigenvalue is known
+    assert re.search(r"bound +no curvature below -\S+ *\n", exact)
 
 
 def test_forecast(project, curv):

@@ -12,7 +12,8 @@ def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="a report, as -o FILE wrote it")],
     b: Annotated[Path, typer.Argument(metavar="B", help="another of the same analysis")],
     format: Annotated[
-        Literal["json", "text"] | None, typer.Option(help="default: text on a terminal, else json")
+        Literal["json", "text"] | None,
+        typer.Option(envvar="CURV_FORMAT", show_envvar=False, help="default: text on a terminal, else json"),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="write the JSON here")] = None,
 ) -> int:

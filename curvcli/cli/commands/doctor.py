@@ -9,7 +9,8 @@ import typer
 
 def doctor(
     format: Annotated[
-        Literal["json", "text"] | None, typer.Option(help="default: text on a terminal, else json")
+        Literal["json", "text"] | None,
+        typer.Option(envvar="CURV_FORMAT", show_envvar=False, help="default: text on a terminal, else json"),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads (default: all cores)")] = None,
 ) -> int:

@@ -39,7 +39,7 @@ def _side(side: Side) -> str:
 def _table(rows: list[Difference]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for title, justify in (("", "left"), ("A", "right"), ("B", "right"), ("change", "right"), ("between", "left")):
-        grid.add_column(title, justify=justify)  # type: ignore[arg-type]
+        grid.add_column(title, justify=justify, no_wrap=not title)  # type: ignore[arg-type]
     grid.add_row("", "A", "B", "change", "between", style="dim")
     for row in rows:
         name = Text(("* " if row.significant else "  ") + row.name)

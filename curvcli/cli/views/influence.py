@@ -81,7 +81,8 @@ def _entries(ranking: Ranking) -> Table:
     ends = [ranking.highest[:MOST_ENTRIES], ranking.lowest[:MOST_ENTRIES]]
     classes = any(one.label is not None for one in ends[0])
     tokens = any(one.token is not None for one in ends[0])
-    heads = ["example", *(["token"] if tokens else []), *(["label"] if classes else []), "score"]
+    score = "score" if ends[1] else "‖score‖"
+    heads = ["example", *(["token"] if tokens else []), *(["label"] if classes else []), score]
     both = heads * (2 if ends[1] else 1)
     shown.add_row(*(Text(head, style="dim", justify="right") for head in both))
     for index in range(max(map(len, ends))):

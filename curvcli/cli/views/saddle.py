@@ -39,7 +39,8 @@ def _headline(result: SaddleResult) -> str:
 def _bound(result: SaddleResult) -> str:
     if result.bound is None:
         return "0"
-    return f"{number(-result.bound.epsilon * result.bound.norm)} (with probability {result.bound.probability:g})"
+    sure = "" if result.bound.probability == 1 else f" (with probability {result.bound.probability:g})"
+    return f"{number(-result.bound.epsilon * result.bound.norm)}{sure}"
 
 
 def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
