@@ -73,12 +73,15 @@ def header(report: Report[Any, Any]) -> Text:
     step = "" if problem.checkpoint.step is None else f" step {problem.checkpoint.step}"
     chosen = [*report.settings.params, *(f"not {glob}" for glob in report.settings.exclude)]
     block = f" ({', '.join(chosen)})" if chosen else ""
+    plain = problem.reduction == "mean" and problem.normaliser == problem.data.num_examples
+    divisor = "" if plain else f", ÷ {problem.normaliser:g}"
     regulariser = f" + l2 {problem.l2:g}" if problem.l2 else ""
     regulariser += f" + {problem.regulariser}" if problem.regulariser else ""
     return Text(
-        f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters{block}\n"
-        f"{problem.loss} ({problem.reduction}, ÷ {problem.normaliser:g}){regulariser} on "
-        f"{problem.data.num_examples:,} examples · loss {number(problem.loss_value)} · {report.environment.dtype}",
+        f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters "
+        f"({report.environment.dtype}){block}\n"
+        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {problem.data.num_examples:,} examples · loss "
+        f"{number(problem.loss_value)}",
         style="dim",
     )
 

@@ -37,7 +37,8 @@ def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Spe
     return DoctorRecord(
         curv=__version__, python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}",
         packages={name: _version(name) for name in PACKAGES},
-        devices=[f"{one.platform} {one.device_kind}" for one in jax.local_devices()], threads=thread_count(threads),
+        devices=[" ".join(dict.fromkeys((one.platform, one.device_kind))) for one in jax.local_devices()],
+        threads=thread_count(threads),
         cache=kept, memory=memory, speed=speed, problems=problems,
     )  # fmt: skip
 

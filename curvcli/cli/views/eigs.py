@@ -51,7 +51,7 @@ def _table(pairs: list[Eigenpair], room: int, unicode: bool) -> Table:
     errors = any(pair.data_stderr is not None for pair in pairs)
     overlaps = any(pair.gradient_cosine_squared is not None for pair in pairs)
     table = Table.grid(padding=(0, 2))
-    names = ["", "eigenvalue", "residual", *["other data ±"] * errors, *["gradient"] * overlaps, ""]
+    names = ["", "eigenvalue", "residual", *["other data ±"] * errors, *["of ‖∇J‖²"] * overlaps, ""]
     table.add_row(*(Text(name, style="dim", justify="right") for name in names))
     for index, pair in enumerate(pairs):
         if len(pairs) > SHOWN and SHOWN // 2 <= index < len(pairs) - SHOWN // 2:

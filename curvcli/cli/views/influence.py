@@ -144,7 +144,7 @@ def _beside(result: InfluenceResult) -> list[Part]:
     for one in result.baselines:
         said = []
         if one.name != "influence" and one.spearman is not None:
-            said.append(f"rank correlation {one.spearman:.3f}")
+            said.append(f"rank correlation with influence {one.spearman:.3f}")
         if one.auc is not None:
             low, high = one.auc.interval
             said.append(f"AUC of wrong labels {one.auc.value:.3f} in [{low:.3f}, {high:.3f}]")

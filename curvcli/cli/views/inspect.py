@@ -22,12 +22,13 @@ def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
     if len(result.layers) > len(shown):
         layers.add_row(Text(f"… {len(result.layers) - len(shown)} more layers"), Text(""))
     data = result.data
+    fixed = ", ".join(f"{name} ({size:,})" for name, size in result.collections.items())
     arrays = ", ".join(f"{a.name} {a.shape} {a.dtype}" for a in [*data.arrays, data.outputs])
     rows = [
         ("data", arrays),
-        ("masked", f"{data.masked_fraction:.1%}"),
-        ("classes", "–" if data.classes is None else " ".join(map(str, data.classes[:20]))),
-        ("held fixed", ", ".join(f"{name} ({size:,})" for name, size in result.collections.items()) or "–"),
+        *([("masked", f"{data.masked_fraction:.1%}")] if data.masked_fraction else []),
+        *([("classes", " ".join(map(str, data.classes[:20])))] if data.classes else []),
+        *([("held fixed", fixed)] if fixed else []),
         ("batches", f"{result.plan.batches} of {result.plan.batch_size} examples, {result.plan.padded} padded"),
         ("products", f"{WAYS[result.plan.application]}, passes {result.plan.residuals} ({result.plan.chosen})"),
         ("self-checks", "passed" if all(c.passed for c in report.checks.values()) else "FAILED"),
