@@ -199,6 +199,40 @@ def test_without_matplotlib_the_extra_is_named(made, curv, monkeypatch):
     assert "curvcli[plot]" in done.error
 
 
+@pytest.mark.parametrize("name", ["spectrum", "saddle"])
+def test_a_matrix_of_zeros(project, curv, name):
+    """The first layer's, where all inputs are zero: no scale is left but that of one."""
+    project.data(x=0 * project.x)
+    project.write("curv.toml", Path("curv.toml").read_text().replace("l2 = 1e-3", ""))
+    assert curv(name, *FAST, "--params", "Dense_0/kernel", "-o", "zero.json").code == 0
+    done = curv("plot", "zero.json", "-o", "zero.html")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_gradient_of_zero(made, curv):
+    report = json.loads(made("eigs").read_text())
+    for one in report["result"]["eigenvalues"]:
+        one["gradient_cosine_squared"] = 0.0
+    Path("e.json").write_text(json.dumps(report))
+    done = curv("plot", "e.json", "-o", "e.html")
+    assert (done.code, done.err) == (0, "")
+    assert [title for title in re.findall(r"<h2>(.*?)</h2>", Path("e.html").read_text()) if "gradient" in title]
+
+
+def test_names_are_drawn_as_they_are(made, curv):
+    """Neither as formulas nor as markup; what no font and no file can hold is a mark."""
+    report = json.loads(made("trace").read_text())
+    names = ["$\\frac$", "</script><b>&\"'", "漢字", "a\x1b\udcff"]
+    report["result"]["layers"] = [{**report["result"]["layers"][0], "name": name} for name in names]
+    report["problem"]["checkpoint"]["path"] = "/runs/$\\x$\udcff.npz"
+    Path("n.json").write_text(json.dumps(report))
+    done = curv("plot", "n.json", "-o", "n.png", "-o", "n.svg", "-o", "n.html")
+    assert (done.code, done.err) == (0, "")
+    drawn = "".join(ET.parse("n.svg").getroot().itertext())
+    assert all(name in drawn for name in [*names[:3], "a��", "$\\x$�.npz"])
+    check_page(Path("n.html").read_text(encoding="utf-8"), [Path("n.json")])
+
+
 SCRIPT = """
 <script>
 const outcome = {errors: window.problems, panels: []};
