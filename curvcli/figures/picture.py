@@ -193,7 +193,7 @@ def log_where_positive(values: Iterable[float | None], first: Scale = "log") -> 
 def printable(part: Any) -> Any:
     """The same with every text such as XML and fonts can hold: control characters and bytes of no encoding become �.
 
-    >>> printable(Rule(1.0, "a\x1b\udcffb")).label
+    >>> printable(Rule(1.0, "a\\x1b\\udcffb")).label
     'a��b'
     """
     if isinstance(part, str):

@@ -135,6 +135,20 @@ def test_stdin_and_stdout(made, shell):
     assert ET.fromstring(done.out).tag.endswith("svg")
 
 
+def test_reports_as_other_tools_write_them(project, made, curv):
+    """Over many lines, without a line between them, with the marks of Windows, and with U+2028 in a name."""
+    report = json.loads(made("trace").read_text())
+    report["problem"]["checkpoint"]["path"] = "a\u2028b"
+    plain = json.dumps(report, ensure_ascii=False)
+    printed = json.dumps(report, ensure_ascii=False, indent=2)
+    text = f"\ufeff{printed}\r\n{plain}\r\n{printed}\r\n\r\n{plain}{plain}"
+    Path("r.json").write_text(text, encoding="utf-8", newline="")
+    assert curv("plot", "r.json", "-o", "r.html").code == 0
+    assert Path("r.html").read_text(encoding="utf-8").count('class="report"') == 5
+    project.write("broken.jsonl", f"{plain}\n{{]\n")
+    assert "line 2 column 2" in curv("plot", "broken.jsonl").error
+
+
 def test_inputs_that_are_images_are_drawn(project, curv):
     project.data(x=project.x)
     curv("influence", "--remove", "--queries", "1:2", *FAST, "-o", "i.json")
@@ -176,6 +190,8 @@ def test_scores_in_a_file_make_the_label_matrices(project, curv):
         (["a.json", "-o", "a.json", "--format", "png"], 2, "would replace the report"),
         (["a.json", "-o", "no/where.png"], 74, "its folder does not exist"),
         (["a.json", "b.json"], 2, "reports of trace and eigs"),
+        (["-", "-"], 2, "stdin is read once"),
+        (["deep.json"], 65, "is no JSON"),
         (["a.json", "--image-shape", "8x8"], 2, "for reports of influence"),
         (["a.json", "--image-shape", "8"], 2, "no shape of an image"),
         ([], 2, "Missing argument"),
@@ -184,6 +200,7 @@ def test_scores_in_a_file_make_the_label_matrices(project, curv):
 def test_what_cannot_be_plotted(project, made, curv, arguments, code, said):
     made("trace").rename(project.folder / "a.json")
     made("eigs").rename(project.folder / "b.json")
+    project.write("deep.json", "[" * 200_000)
     before = sorted(project.folder.iterdir())
     done = curv("plot", *arguments)
     assert done.code == code
