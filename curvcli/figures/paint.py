@@ -221,7 +221,7 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
         set_scale("log", nonpositive="clip")
     if axis.names:
         turned = which == "x" and max(map(len, axis.names)) > 5
-        labels = [name if len(name) <= 34 else f"{name[:15]}…{name[-17:]}" for name in axis.names]
+        labels = shortened(axis.names)
         every = -(-len(labels) // MOST_NAMES) if which == "x" else 1
         target.set_ticks(range(0, len(labels), every), labels=labels[::every], rotation=45 if turned else 0,
                          ha="right" if turned or which == "y" else "center", fontsize=8)  # fmt: skip
@@ -232,6 +232,19 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
     elif scale == "linear":
         target.set_major_locator(MaxNLocator("auto", steps=STEPS, integer=axis.whole))
     target.set_major_formatter(_Ticks(powers=scale != "linear"))
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Long names without their middle, as long as it takes to tell them apart.
+
+    >>> shortened([f"encoder/blocks_{block}/attention/query/kernel" for block in (1, 12)])
+    ['encoder/blocks_1/at…tion/query/kernel', 'encoder/blocks_12/a…tion/query/kernel']
+    """
+    for head in range(15, 40, 4):
+        cut = [name if len(name) <= head + 19 else f"{name[:head]}…{name[-17:]}" for name in names]
+        if len(set(cut)) == len(set(names)):
+            return cut
+    return list(names)
 
 
 class _LogTicks(LogLocator):
