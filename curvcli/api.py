@@ -6,10 +6,13 @@ weights serves the next.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import numpy as np
 
 from curvcli import __version__
-from curvcli.errors import NumericsError, UsageError
+from curvcli.errors import CurvError, NumericsError, UsageError
 from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
 from curvcli.schema.direction import DirectionReport
@@ -122,13 +125,14 @@ class Objective:
         from curvcli.loading.memory import hold
 
         _check_sums()
-        self._held = hold(
-            model, data, loss, kind=kind, l2=l2, reduction=reduction, regulariser=regulariser,
-            likelihood=likelihood, ignore_label=ignore_label,
-        )  # fmt: skip
+        with _as_python_says():
+            self._held = hold(
+                model, data, loss, kind=kind, l2=l2, reduction=reduction, regulariser=regulariser,
+                likelihood=likelihood, ignore_label=ignore_label,
+            )  # fmt: skip
         self._functions: dict[Any, dict[str, Any]] = {}
 
-    def spectrum(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SpectrumReport]:
+    def spectrum(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SpectrumReport]:
         """`curv spectrum`: density, extremes, trace. All methods take the same first arguments.
 
         Parameters
@@ -147,39 +151,39 @@ class Objective:
         """
         return self._run("spectrum", SpectrumReport, variables, at, settings)
 
-    def trace(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[TraceReport]:
+    def trace(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[TraceReport]:
         """`curv trace`: trace, Frobenius norm, the trace of each layer."""
         return self._run("trace", TraceReport, variables, at, settings)
 
-    def diag(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DiagReport]:
+    def diag(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DiagReport]:
         """`curv diag`: the diagonal, in `arrays` where `arrays=` names a file."""
         return self._run("diag", DiagReport, variables, at, settings)
 
-    def eigs(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[EigsReport]:
+    def eigs(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[EigsReport]:
         """`curv eigs`: extreme eigenpairs, the vectors in `arrays` where `vectors=` names a file."""
         return self._run("eigs", EigsReport, variables, at, settings)
 
-    def saddle(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SaddleReport]:
+    def saddle(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SaddleReport]:
         """`curv saddle`: what kind of point this is."""
         return self._run("saddle", SaddleReport, variables, at, settings)
 
-    def direction(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DirectionReport]:
+    def direction(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DirectionReport]:
         """`curv direction`: curvature and loss along directions."""
         return self._run("direction", DirectionReport, variables, at, settings)
 
-    def landscape(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[LandscapeReport]:
+    def landscape(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[LandscapeReport]:
         """`curv landscape`: the loss on a line or a plane."""
         return self._run("landscape", LandscapeReport, variables, at, settings)
 
-    def influence(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[InfluenceReport]:
+    def influence(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[InfluenceReport]:
         """`curv influence`: `remove=True`, `label_perturb=True` or `input_perturb=True`; queries are rows of data."""
         return self._run("influence", InfluenceReport, variables, at, settings)
 
-    def step(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[StepReport]:
+    def step(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[StepReport]:
         """`curv step`: a second-order step; `params` has the weights that it leads to."""
         return self._run("step", StepReport, variables, at, settings)
 
-    def compare(self, variables: Any, *, at: int | None = None, **settings: Any) -> Found[CompareReport]:
+    def compare(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[CompareReport]:
         """`curv compare`: matrices side by side."""
         return self._run("compare", CompareReport, variables, at, settings)
 
@@ -193,10 +197,11 @@ class Objective:
         from curvcli.cli.runtime import compile_clock, environment, peak_memory
         from curvcli.stopwatch import Stopwatch
 
-        settings = _settings(kind, name, given)
+        with _as_python_says():
+            settings = _settings(kind, name, given)
         started, clock = time.perf_counter(), Stopwatch()
         precision = jax.default_matmul_precision("highest")
-        with compile_clock(clock), precision, jax.enable_x64(settings.dtype == "float64"):
+        with _as_python_says(), compile_clock(clock), precision, jax.enable_x64(settings.dtype == "float64"):
             loaded = self._held.at(variables, at, settings)
             problem = replace(loaded.problem, **self._shared(loaded, settings))
             problem = planned(problem, settings)
@@ -246,6 +251,28 @@ def _check_sums() -> None:
         )
 
 
+@contextlib.contextmanager
+def _as_python_says() -> Iterator[None]:
+    """Errors name arguments, where the command line's name options."""
+    try:
+        yield
+    except CurvError as error:
+        error.message, error.hint = map(_argument_names, (error.message, error.hint))
+        error.args = (error.message,)
+        raise
+
+
+def _argument_names(text: str) -> str:
+    """The same with options as arguments.
+
+    >>> _argument_names("--num-examples 99: see curv trace --help; --debug shows where")
+    'num_examples 99: see curv trace --help; the traceback shows where'
+    """
+    for options, said in (("--model, --model-arg and --inputs", "model and data"), ("--debug", "the traceback")):
+        text = text.replace(options, said)
+    return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
+
+
 class _Deadline:
     """A monitor that only knows a time limit."""
 
@@ -275,15 +302,14 @@ def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) ->
             )
     own = {"save": "memory"} if name == "step" else {}
     aliases = {key: f"{key}_" for key in ("self",) if key in given}
-    values = {**own, **{aliases.get(key, key): value for key, value in given.items()}}
+    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
+    values = {**own, **{aliases.get(key, key): value for key, value in plain.items()}}
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or name
-        raise UsageError(
-            f"{place}: {first['msg'].replace('Value error, ', '')}", f"see the options: curv {name} --help"
-        ) from error
+        from curvcli.loading.memory import refusal
+
+        raise UsageError(refusal(error), f"see the options: curv {name} --help") from error
 
 
 def _analysis(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:

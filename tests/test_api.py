@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 import curvcli
@@ -132,6 +133,8 @@ def test_a_mask_leaves_examples_out(data, variables):
         ({"probes": 0}, "probes"),
         ({"state": "folder"}, "state is of files"),
         ({"params": ["Conv*"]}, "no parameter matches"),
+        ({"num_examples": 99}, "^num_examples 99: "),
+        ({"at": 2.5}, "at=2.5 is no training step"),
     ],
 )
 def test_errors_are_those_of_the_command_line(objective, variables, settings, said):
@@ -149,6 +152,51 @@ def test_objects_that_do_not_fit(data, variables):
         Objective(MLP(features=[8, 3]), (data[0] * np.nan, data[1]), "softmax_cross_entropy")
     with pytest.raises(CurvError, match="unknown loss"):
         Objective(MLP(features=[8, 3]), data, "cross_entropy").trace(variables)
+
+
+def test_arguments_and_leaves_that_are_none_of_ours(objective, data, variables):
+    net = MLP(features=[8, 3])
+    with pytest.raises(CurvError, match=r"l2: .* greater"):
+        Objective(net, data, "softmax_cross_entropy", l2=-1.0)
+    with pytest.raises(CurvError, match="have arrays 'x', 'y'"):
+        Objective(net, dict(zip("xy", data, strict=True)), "softmax_cross_entropy")
+    with pytest.raises(CurvError, match="Dense_0/name is a str"):
+        objective.trace({**variables, "Dense_0": {**variables["Dense_0"], "name": "first"}})
+    with pytest.raises(CurvError, match="weights are traced"):
+        jax.jit(lambda weights: objective.trace(weights).result.trace.value)(variables)
+    with pytest.raises(CurvError, match="data are traced"):
+        jax.jit(lambda inputs: Objective(net, (inputs, data[1]), "softmax_cross_entropy"))(data[0])
+
+
+def test_functions_of_one_name_are_told_apart(data):
+    """Loss, regulariser and sampler of a Fisher matrix may all be lambdas."""
+    options = {"dtype": "float64", "skip_checks": True}
+    held = Objective(
+        lambda params, x: x @ params["w"], (data[0], data[0][:, :1]), lambda outputs, y: 0.5 * (outputs - y)[:, 0] ** 2,
+        regulariser=lambda params: (params["w"] ** 2).sum(),
+        likelihood=lambda outputs, key: outputs + jax.random.normal(key, outputs.shape),
+    )  # fmt: skip
+    found = held.trace({"w": np.zeros((4, 1))}, **options).result.trace.value
+    assert found == pytest.approx((data[0].astype(float) ** 2).sum() / 60 + 8)
+    assert held.trace({"w": np.zeros((4, 1))}, matrix="fisher-mc", mc_samples=1, **options).result.trace.value > 0
+
+
+def test_data_that_come_once_serve_every_call(data, variables):
+    batches = ((inputs, targets) for inputs, targets in zip(*(np.split(one, 2) for one in data), strict=True))
+    once = Objective(MLP(features=[8, 3]), batches, "softmax_cross_entropy")
+    assert once.trace(variables, num_examples=10, skip_checks=True).report.problem.data.num_examples == 10
+
+
+def test_settings_of_the_command_by_their_names(objective, variables, tmp_path):
+    """`self`, which Python has a meaning of its own for, and files as paths."""
+    found = objective.influence(variables, remove=True, self=True, damping=0.1, skip_checks=True,
+                                scores=tmp_path / "s.npz")  # fmt: skip
+    assert found.report.settings.self_
+    assert (tmp_path / "s.npz").exists()
+    boxed = nn.meta.Partitioned(variables["Dense_0"]["kernel"], names=(None, None))
+    weights = {**variables, "Dense_0": {**variables["Dense_0"], "kernel": boxed}}
+    again = objective.influence(weights, remove=True, self=True, damping=0.1, skip_checks=True)
+    assert again.result.top == found.result.top
 
 
 def test_a_faulty_jax_is_no_silent_one(data, monkeypatch):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from curvcli.errors import DataError, NotFoundError
 from curvcli.schema.registry import SCHEMAS
-from curvcli.schema.report import ErrorRecord, load_json
+from curvcli.schema.report import ErrorRecord, load_json_values
 
 WRITTEN = "give what curv wrote with -o FILE"
 
@@ -51,21 +51,18 @@ def read_all(path: Path) -> tuple[list[Any], int]:
 
 
 def _records(path: Path) -> list[Any]:
-    """JSON values: one a line, as curv writes them, or one over many lines, as jq prints it."""
+    """JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a report", WRITTEN) from error
-    lines = [line for line in text.splitlines() if line.strip()]
     try:
-        return [load_json(line) for line in lines]
-    except ValueError:
-        try:
-            return [load_json(text)]
-        except ValueError as error:
-            raise DataError(f"{path} is no JSON: {error}", WRITTEN) from error
+        # Files that Windows shells write begin with a mark.
+        return load_json_values(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {error}", WRITTEN) from error
 
 
 def _checked(path: Path, report: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from curvcli.errors import UsageError
 from curvcli.figures import run
 from curvcli.figures.naming import AnyReport, about, alarm, matrix
-from curvcli.figures.picture import Image, Picture
+from curvcli.figures.picture import Image, Picture, printable
 
 
 def analysis(report: AnyReport) -> str:
@@ -60,7 +60,7 @@ def picture(
     if len(matrices) == 1 and reports[0].matrix and kinds[0] not in ("compare", "inspect", "saddle"):
         title = f"{title}: {matrix(reports[0].matrix)}"
     warnings = list(dict.fromkeys(warning for one in reports for warning in one.warnings))
-    return Picture(title, about(reports), parts, alarm(reports), warnings)
+    return printable(Picture(title, about(reports), parts, alarm(reports), warnings))
 
 
 def _figure(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curvcli.figures.naming import labels, matrix, number
-from curvcli.figures.picture import Axis, Panel, Series, Table
+from curvcli.figures.picture import Axis, Panel, Series, Table, linear_within, log_where_positive
 from curvcli.schema.eigs import EigsReport
 
 TITLE = "Eigenvalues"
@@ -29,7 +29,7 @@ def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
             shares.append(Series(name, at, known, "stems", colour=colour))
     values = [value for one in series for value in one.y if value is not None]
     scales = ("linear", "log") if min(values) > 0 else ("linear", "symlog")
-    threshold = max(1e-6 * max(map(abs, values)), 1e-300)
+    threshold = linear_within(1e-6 * max(map(abs, values)))
     first = reports[0].result
     panels: list[Panel | Table] = [
         Panel(
@@ -43,12 +43,14 @@ def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
     ]
     if shares:
         overlap = first.gradient_overlap
+        seen = [value for one in shares for value in one.y]
         panels.append(
             Panel(
                 "The gradient along the eigenvectors",
                 "The share of ‖∇J‖² along each vector."
                 + ("" if overlap is None or len(reports) > 1 else f" Together they hold {overlap:.3g} of it."),
-                Axis("rank", whole=True), Axis("share of the squared gradient", ("linear", "log")), shares,
+                Axis("rank", whole=True), Axis("share of the squared gradient", log_where_positive(seen, "linear")),
+                shares,
             )
         )  # fmt: skip
     return panels

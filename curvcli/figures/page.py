@@ -12,7 +12,7 @@ from typing import Any
 from curvcli.figures import facts, vector
 from curvcli.figures.naming import AnyReport
 from curvcli.figures.paint import LIGHT
-from curvcli.figures.picture import Image, Panel, Picture, Table
+from curvcli.figures.picture import Image, Panel, Picture, Table, printable
 
 DARK = ("#5ab4f0", "#ff9a4d", "#3ad6a4", "#f0a3d0", "#e6c34a", "#9fd8ff", "#b892e0", "#b8b8b8")
 """Colours of series on a dark page."""
@@ -57,7 +57,7 @@ def write(picture: Picture, reports: Sequence[AnyReport]) -> bytes:
 </header>
 <main>
 {parts}
-{_table(facts.table(reports), folded=True)}
+{_table(printable(facts.table(reports)), folded=True)}
 {noted}
 </main>
 <footer><p>Point at a picture, or move to it with Tab and along it with the arrow keys, for its values. The whole
@@ -66,7 +66,7 @@ report is part of this page. <button type="button" id="save">Save the report</bu
 <script>{script}</script>
 </body>
 </html>
-""".encode()
+""".encode("utf-8", "backslashreplace")  # paths of no encoding, which JSON reads back as they were
 
 
 def _json(value: Any) -> str:

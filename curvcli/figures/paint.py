@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -49,15 +51,25 @@ class Theme:
 
 
 LIGHT = Theme()
+
 SETTINGS: Any = {
     "svg.fonttype": "none", "path.simplify_threshold": 0.5, "font.size": 9, "axes.titlesize": 10, "pdf.fonttype": 42,
     "font.family": "DejaVu Sans", "axes.unicode_minus": True, "svg.hashsalt": "curv",
+    "text.parse_math": False,
 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet_about_glyphs() -> Iterator[None]:
+    """Names in scripts that the font does not have are boxes in png and pdf: svg and page have the text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        yield
 
 
 def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) -> bytes:
     """The whole picture as one file: panels below each other, from four on in two columns."""
-    with rc_context(SETTINGS):
+    with rc_context(SETTINGS), quiet_about_glyphs():
         columns = 1 if len(picture.parts) < 4 else 2
         rows = [list(picture.parts[start : start + columns]) for start in range(0, len(picture.parts), columns)]
         heights = [max(part_height(one) for one in row) for row in rows]
@@ -204,12 +216,12 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
     if scale == "symlog":
         set_scale("symlog", linthresh=axis.threshold)
         target.set_major_locator(_Apart(base=10, linthresh=axis.threshold))
-        target.set_minor_locator(LogLocator(base=10, numticks=1))
+        target.set_minor_locator(NullLocator())
     elif scale == "log":
         set_scale("log", nonpositive="clip")
     if axis.names:
         turned = which == "x" and max(map(len, axis.names)) > 5
-        labels = [name if len(name) <= 34 else f"{name[:15]}…{name[-17:]}" for name in axis.names]
+        labels = shortened(axis.names)
         every = -(-len(labels) // MOST_NAMES) if which == "x" else 1
         target.set_ticks(range(0, len(labels), every), labels=labels[::every], rotation=45 if turned else 0,
                          ha="right" if turned or which == "y" else "center", fontsize=8)  # fmt: skip
@@ -220,6 +232,19 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
     elif scale == "linear":
         target.set_major_locator(MaxNLocator("auto", steps=STEPS, integer=axis.whole))
     target.set_major_formatter(_Ticks(powers=scale != "linear"))
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Long names without their middle, as long as it takes to tell them apart.
+
+    >>> shortened([f"encoder/blocks_{block}/attention/query/kernel" for block in (1, 12)])
+    ['encoder/blocks_1/at…tion/query/kernel', 'encoder/blocks_12/a…tion/query/kernel']
+    """
+    for head in range(15, 40, 4):
+        cut = [name if len(name) <= head + 19 else f"{name[:head]}…{name[-17:]}" for name in names]
+        if len(set(cut)) == len(set(names)):
+            return cut
+    return list(names)
 
 
 class _LogTicks(LogLocator):
@@ -331,7 +356,7 @@ def _series(
         )
         made += list(drawn)
     elif one.style == "stems":
-        bottom = 0.0 if not log else (floor[0] if floor else 0.5 * float(np.nanmin(np.where(y > 0, y, np.nan))))
+        bottom = 0.0 if not log else (floor[0] if floor else 0.5 * float(np.min(y[y > 0], initial=np.inf)))
         made.append(axes.vlines(x, bottom, y, color=colour, linewidth=0.9, alpha=0.7))
         made += axes.plot(x, y, "o", color=colour, markersize=3.2, label=one.name)
     else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
 
 Scale = Literal["linear", "log", "symlog"]
 Style = Literal["line", "dashed", "band", "points", "stems", "bars"]
 Numbers = Sequence[float | None]
+
+UNPRINTABLE = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,42 @@ class Picture:
     parts: Sequence[Panel | Table]
     alarm: str = ""
     warnings: Sequence[str] = field(default_factory=tuple)
+
+
+def linear_within(*sizes: float) -> float:
+    """A threshold for symlog: the largest of these, or 1 where all are zero or too small to be divided by.
+
+    >>> linear_within(1e-6, 1e-3), linear_within(0.0, 1e-310)
+    (0.001, 1.0)
+    """
+    size = max(sizes)
+    return size if size > 1e-200 else 1.0
+
+
+def log_where_positive(values: Iterable[float | None], first: Scale = "log") -> tuple[Scale, ...]:
+    """Both scales, `first` first, where any value can be seen on a logarithmic one; else the linear one alone.
+
+    >>> log_where_positive([0.0, 2.0]), log_where_positive([0.0, None])
+    (('log', 'linear'), ('linear',))
+    """
+    if not any(value is not None and value > 0 for value in values):
+        return ("linear",)
+    return ("log", "linear") if first == "log" else ("linear", "log")
+
+
+def printable(part: Any) -> Any:
+    """The same with every text such as XML and fonts can hold: control characters and bytes of no encoding become �.
+
+    >>> printable(Rule(1.0, "a\\x1b\\udcffb")).label
+    'a��b'
+    """
+    if isinstance(part, str):
+        return UNPRINTABLE.sub("�", part)
+    if isinstance(part, list | tuple):
+        return type(part)(map(printable, part))
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{one.name: printable(getattr(part, one.name)) for one in fields(part)})
+    return part
 
 
 def beside(index: int, count: int) -> float:

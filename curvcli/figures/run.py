@@ -7,7 +7,7 @@ from typing import Any
 
 from curvcli.figures import bins
 from curvcli.figures.naming import AnyReport, matrix, number
-from curvcli.figures.picture import Axis, Mesh, Panel, Series, Table
+from curvcli.figures.picture import Axis, Mesh, Panel, Series, Table, linear_within
 from curvcli.schema.estimate import Eigenvalue, Estimate, Interval
 from curvcli.schema.spectrum import SpectrumReport
 
@@ -79,7 +79,7 @@ def _sharpness(steps: list[float], found: dict[str, list[Interval | None]], rate
         series.append(Series("2/lr", steps, [2 / one if one else None for one in rates], "dashed", colour=2))
         words += " Gradient descent is unstable where λ_max is above 2/lr."
     values = [value for one in series for value in one.y if value is not None]
-    threshold = max(1e-4 * max(map(abs, values)), 1e-300)
+    threshold = linear_within(1e-4 * max(map(abs, values)))
     return Panel(
         "Sharpness", words, _steps(), Axis("eigenvalue λ", ("symlog", "linear"), threshold), series
     )  # fmt: skip
@@ -124,7 +124,7 @@ def _map(steps: list[float], reports: Sequence[Any], learning_rate: float | None
     top = max(one.lambda_max.value for one in results)
     bottom = min(one.lambda_min.value for one in results)
     size = max(abs(top), abs(bottom))
-    threshold = max(max(one.near_zero_tolerance for one in results), 1e-4 * size)
+    threshold = linear_within(*(one.near_zero_tolerance for one in results), 1e-4 * size)
     rates = _rates(reports, learning_rate)
     # 2/lr is shown where it is near enough to say something.
     highest = max([1.3 * size, *(2.4 / one for one in rates if one and 2 / one < 100 * size)])

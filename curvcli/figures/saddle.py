@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curvcli.figures.naming import labels, number
-from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
+from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, linear_within
 from curvcli.schema.saddle import SaddleReport, SaddleResult
 
 TITLE = "Minimum or saddle"
@@ -34,7 +34,7 @@ def _ends(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
     rates = {rate for one in reports if (rate := one.result.gradient_descent.learning_rate)}
     rules += [Rule(2 / rate, f"2/lr at lr {rate:g}", "y") for rate in sorted(rates)]
     result = reports[0].result
-    tolerance = max(max(one.result.tolerance for one in reports), 1e-300)
+    tolerance = max(one.result.tolerance for one in reports)
     words = [f"{name}: {_verdict(one.result)}" for name, one in zip(names, reports, strict=True)]
     return Panel(
         "Both ends of the Hessian's spectrum",
@@ -42,7 +42,7 @@ def _ends(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
         + f" Within ±{number(tolerance)} an eigenvalue counts as zero; the axis is linear there."
         + (" Gradient descent is unstable along what lies above 2/lr." if rules else ""),
         Axis("rank, from the largest of those found", whole=True),
-        Axis("eigenvalue λ", ("symlog", "linear"), tolerance),
+        Axis("eigenvalue λ", ("symlog", "linear"), linear_within(tolerance)),
         series,
         rules,
     )
@@ -64,7 +64,7 @@ def _factors(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
                        else f"halves in {one.steps_to_halve:.3g} steps" for one in modes],
             )
         )  # fmt: skip
-    threshold = max(max(one.result.tolerance for one in reports), 1e-300)
+    threshold = linear_within(*(one.result.tolerance for one in reports))
     return Panel(
         "What a step of gradient descent does to each",
         "The factor |1 − lr·λ| of a step along each eigenvector: above 1 it grows.",

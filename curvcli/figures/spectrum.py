@@ -9,7 +9,7 @@ from statistics import stdev
 
 from curvcli.figures import bins
 from curvcli.figures.naming import labels, matrix, number
-from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
+from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, linear_within
 from curvcli.schema.spectrum import Cumulative, SpectrumReport, SpectrumResult
 
 TITLE = "Spectrum"
@@ -22,7 +22,7 @@ def parts(reports: Sequence[SpectrumReport]) -> list[Panel | Table]:
     kept = [(report.result, name or matrix(report.matrix)) for report, name in zip(reports, names, strict=True)]
     edges = max(max(abs(one.lambda_max.value), abs(one.lambda_min.value)) for one, _ in kept)
     # Eigenvalues between ± this are told apart on a linear scale; below it they are rounding.
-    threshold = max(max(one.near_zero_tolerance for one, _ in kept), 1e-6 * edges, 1e-300)
+    threshold = linear_within(*(one.near_zero_tolerance for one, _ in kept), 1e-6 * edges)
     return [_density(kept), _counts(kept, threshold), _cumulative(kept, threshold)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curvcli.figures.naming import labels, number
-from curvcli.figures.picture import Axis, Panel, Rule, Series, Table
+from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, log_where_positive
 from curvcli.schema.step import StepReport, StepResult
 
 TITLE = "Step"
@@ -41,9 +41,10 @@ def _made(results: list[StepResult], names: list[str]) -> list[Panel]:
               Axis("loss J", ("log", "linear") if positive else ("linear",)), losses)
     ]  # fmt: skip
     if any(len(set(one.y)) > 1 for one in dampings):
+        seen = [value for one in dampings for value in one.y]
         panels.append(
             Panel("Damping over the steps", "λ of each step, by the Levenberg–Marquardt rule.",
-                  Axis("step", whole=True), Axis("λ", ("log", "linear")), dampings)
+                  Axis("step", whole=True), Axis("λ", log_where_positive(seen)), dampings)
         )  # fmt: skip
     return panels
 
@@ -58,9 +59,10 @@ def _trials(results: list[StepResult], names: list[str]) -> Panel:
                    notes=[f"ρ {number(trial.reduction_ratio)}" for trial in tried]),
             Series(f"{name}: Q falls by", at, [trial.predicted_decrease for trial in tried], "dashed"),
         ]  # fmt: skip
+    seen = [value for one in series for value in one.x]
     return Panel(
         "What each λ would do", "How far J falls, and how far the quadratic model says it would, for each λ tried.",
-        Axis("damping λ", ("log", "linear")), Axis("decrease", ("linear",)), series,
+        Axis("damping λ", log_where_positive(seen)), Axis("decrease", ("linear",)), series,
         [Rule(results[0].damping, "chosen")] if len(results) == 1 and results[0].damping > 0 else [],
     )  # fmt: skip
 
@@ -79,11 +81,12 @@ def _solves(results: list[StepResult], names: list[str]) -> list[Panel]:
                            [step.loss - start for step in seen if step.loss is not None], "points", colour=colour)
                 )  # fmt: skip
         residual.append(Series(name, at, [step.residual for step in one.cg], "line", colour=colour))
+    left = [value for one in residual for value in one.y]
     return [
         Panel("The solve", "The quadratic model at each iteration of conjugate gradients.",
               Axis("iteration", whole=True), Axis("Q − Q(0)"), quadratic),
         Panel("Residual of the solve", "‖(C + λI)δ + ∇J‖/‖∇J‖ at each iteration.", Axis("iteration", whole=True),
-              Axis("relative residual", ("log", "linear")), residual),
+              Axis("relative residual", log_where_positive(left)), residual),
     ]  # fmt: skip
 
 

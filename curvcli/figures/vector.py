@@ -38,7 +38,7 @@ def variants(panel: Panel, prefix: str) -> list[str]:
 
 def _svg(panel: Panel, name: str, x: Scale, y: Scale, *, hidden: bool) -> str:
     """One of them. `data-geometry` says where values lie, in its own units."""
-    with rc_context(paint.SETTINGS | {"svg.hashsalt": name}):
+    with rc_context(paint.SETTINGS | {"svg.hashsalt": name}), paint.quiet_about_glyphs():
         # Titles and words are the page's; the height is that of a picture without them.
         figure = Figure(figsize=(paint.WIDTH, paint.panel_height(panel)), layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)

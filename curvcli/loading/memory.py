@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
+from pydantic import ValidationError
 
-from curvcli.errors import SpecError
+from curvcli.errors import CurvError, SpecError, UsageError
 from curvcli.loading.checkpoint import in_memory
 from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.resolve import Loaded, fitted
@@ -51,6 +54,10 @@ class Held:
         data = self.data
         if settings.num_examples is not None:
             data = self._read(settings.num_examples)
+        try:
+            step = None if step is None else operator.index(step)
+        except TypeError as error:
+            raise UsageError(f"at={step!r} is no training step", "give a whole number") from error
         stored = in_memory(PLACE, _as_tree(variables), step)
         return fitted(self.spec, self.objects, stored, data, settings)
 
@@ -77,6 +84,13 @@ def hold(
     CurvError
         The data are not finite, empty, or of several lengths.
     """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(data)):
+        raise _traced("data")
+    if isinstance(data, Iterator):
+        data = list(data)  # they are read again where an analysis takes some of them
+    if isinstance(data, Mapping) and not {"inputs", "targets"} <= set(data):
+        there = ", ".join(map(repr, data))
+        raise SpecError(f"the data have arrays {there}", "name them inputs, targets and, where there is one, mask")
     named: dict[str, Any] = {f"{PLACE}:data": lambda: data}
 
     def called(what: str, given: Any) -> Any:
@@ -84,29 +98,51 @@ def hold(
         if given is None or isinstance(given, str):
             return given
         name = f"{PLACE}:{getattr(given, '__name__', what)}"
+        if named.get(name, given) is not given:  # two functions of one name, as two lambdas are
+            name = f"{name} ({what})"
         named[name] = given
         return name
 
     target = f"{PLACE}:{getattr(model, '__name__', type(model).__name__)}"
+    if target in named:
+        target = f"{target} (model)"
     named[target] = model
     mask = "mask" if isinstance(data, Mapping) and "mask" in data else None
-    spec = ProblemSpec(
-        model=ModelSpec(target=target, kind=kind),
-        data=DataSpec(path=f"{PLACE}:data", inputs="inputs", targets="targets", mask=mask),
-        loss=LossSpec(
-            name=called("loss", loss), l2=l2, reduction=reduction, regulariser=called("regulariser", regulariser),
-            likelihood=called("likelihood", likelihood), ignore_label=ignore_label,
-        ),
-    )  # fmt: skip
+    try:
+        spec = ProblemSpec(
+            model=ModelSpec(target=target, kind=kind),
+            data=DataSpec(path=f"{PLACE}:data", inputs="inputs", targets="targets", mask=mask),
+            loss=LossSpec(
+                name=called("loss", loss), l2=l2, reduction=reduction, regulariser=called("regulariser", regulariser),
+                likelihood=called("likelihood", likelihood), ignore_label=ignore_label,
+            ),
+        )  # fmt: skip
+    except ValidationError as error:
+        raise UsageError(refusal(error), "see help(curvcli.Objective)") from error
     if isinstance(loss, str) and ":" in loss:
         raise SpecError(f"{loss!r}: in Python give the loss itself", "pass the function, or the name of a known loss")
     held = Held(spec, Objects(named), Dataset(None, np.zeros(0), None, 0, 0, PLACE, ""))
     return Held(spec, held.objects, held._read(None))
 
 
+def refusal(error: ValidationError) -> str:
+    """The first argument that is wrong, and why."""
+    first = error.errors()[0]
+    said = first["msg"].replace("Value error, ", "")
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), said) if part)
+
+
+def _traced(what: str) -> CurvError:
+    return UsageError(
+        f"the {what} are traced by JAX, not known",
+        "ask outside jax.jit, jax.grad and jax.vmap, where arrays have values",
+    )
+
+
 def _as_tree(variables: Any) -> dict[str, Any]:
     """A model's variables as nested dicts of numpy arrays with string keys."""
     from flax import nnx
+    from flax.core import meta
 
     if isinstance(variables, nnx.Module):
         variables = nnx.state(variables)
@@ -116,19 +152,26 @@ def _as_tree(variables: Any) -> dict[str, Any]:
         raise SpecError(
             f"the weights are a {type(variables).__name__}", "give the parameters, the variables, or an nnx module"
         )
-    return _strings(variables)
+    return _strings(meta.unbox(variables))
 
 
-def _strings(node: Mapping[Any, Any]) -> dict[str, Any]:
+def _strings(node: Mapping[Any, Any], parent: str = "") -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in node.items():
+        path = f"{parent}{key}"
+        if isinstance(value, Tracer):
+            raise _traced("weights")
         if isinstance(value, Mapping):
-            made[str(key)] = _strings(value)
+            made[str(key)] = _strings(value, f"{path}/")
         elif isinstance(value, list | tuple):
-            made[str(key)] = _strings(dict(enumerate(value)))
+            made[str(key)] = _strings(dict(enumerate(value)), f"{path}/")
         elif value is not None:
             # Random streams of nnx have keys, which are no weights and which no array holds.
             if hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
                 continue
             made[str(key)] = np.asarray(value)
+            if made[str(key)].dtype.kind in "OSU":
+                raise SpecError(
+                    f"{path} is a {type(value).__name__}, no array", "give dicts, lists and tuples of arrays alone"
+                )
     return made

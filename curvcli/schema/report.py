@@ -152,14 +152,48 @@ def load_json(text: str) -> Any:
     ValueError
         The text is no such JSON.
     """
+    return _STRICT.decode(text)
 
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-        return dict(pairs)
+def load_json_values(text: str) -> list[Any]:
+    """Values of strict JSON one after another: each on a line of its own, or printed over many.
 
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    Raises
+    ------
+    ValueError
+        The text is no such JSON.
+
+    Examples
+    --------
+    >>> load_json_values('{"a": 1}{"a":')
+    Traceback (most recent call last):
+    json.decoder.JSONDecodeError: Expecting value: line 1 column 14 (char 13)
+    >>> load_json_values('{"a": 1}\\n[2,\\n3]\\n')
+    [{'a': 1}, [2, 3]]
+    """
+    values, at = [], _after_space(text, 0)
+    while at < len(text):
+        value, end = _STRICT.raw_decode(text, at)
+        values.append(value)
+        at = _after_space(text, end)
+    return values
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return dict(pairs)
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_unique)

@@ -135,6 +135,20 @@ def test_stdin_and_stdout(made, shell):
     assert ET.fromstring(done.out).tag.endswith("svg")
 
 
+def test_reports_as_other_tools_write_them(project, made, curv):
+    """Over many lines, without a line between them, with the marks of Windows, and with U+2028 in a name."""
+    report = json.loads(made("trace").read_text())
+    report["problem"]["checkpoint"]["path"] = "a\u2028b"
+    plain = json.dumps(report, ensure_ascii=False)
+    printed = json.dumps(report, ensure_ascii=False, indent=2)
+    text = f"\ufeff{printed}\r\n{plain}\r\n{printed}\r\n\r\n{plain}{plain}"
+    Path("r.json").write_text(text, encoding="utf-8", newline="")
+    assert curv("plot", "r.json", "-o", "r.html").code == 0
+    assert Path("r.html").read_text(encoding="utf-8").count('class="report"') == 5
+    project.write("broken.jsonl", f"{plain}\n{{]\n")
+    assert "line 2 column 2" in curv("plot", "broken.jsonl").error
+
+
 def test_inputs_that_are_images_are_drawn(project, curv):
     project.data(x=project.x)
     curv("influence", "--remove", "--queries", "1:2", *FAST, "-o", "i.json")
@@ -176,6 +190,8 @@ def test_scores_in_a_file_make_the_label_matrices(project, curv):
         (["a.json", "-o", "a.json", "--format", "png"], 2, "would replace the report"),
         (["a.json", "-o", "no/where.png"], 74, "its folder does not exist"),
         (["a.json", "b.json"], 2, "reports of trace and eigs"),
+        (["-", "-"], 2, "stdin is read once"),
+        (["deep.json"], 65, "is no JSON"),
         (["a.json", "--image-shape", "8x8"], 2, "for reports of influence"),
         (["a.json", "--image-shape", "8"], 2, "no shape of an image"),
         ([], 2, "Missing argument"),
@@ -184,6 +200,7 @@ def test_scores_in_a_file_make_the_label_matrices(project, curv):
 def test_what_cannot_be_plotted(project, made, curv, arguments, code, said):
     made("trace").rename(project.folder / "a.json")
     made("eigs").rename(project.folder / "b.json")
+    project.write("deep.json", "[" * 200_000)
     before = sorted(project.folder.iterdir())
     done = curv("plot", *arguments)
     assert done.code == code
@@ -197,6 +214,40 @@ def test_without_matplotlib_the_extra_is_named(made, curv, monkeypatch):
     done = curv("plot", report)
     assert done.code == 78
     assert "curvcli[plot]" in done.error
+
+
+@pytest.mark.parametrize("name", ["spectrum", "saddle"])
+def test_a_matrix_of_zeros(project, curv, name):
+    """The first layer's, where all inputs are zero: no scale is left but that of one."""
+    project.data(x=0 * project.x)
+    project.write("curv.toml", Path("curv.toml").read_text().replace("l2 = 1e-3", ""))
+    assert curv(name, *FAST, "--params", "Dense_0/kernel", "-o", "zero.json").code == 0
+    done = curv("plot", "zero.json", "-o", "zero.html")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_gradient_of_zero(made, curv):
+    report = json.loads(made("eigs").read_text())
+    for one in report["result"]["eigenvalues"]:
+        one["gradient_cosine_squared"] = 0.0
+    Path("e.json").write_text(json.dumps(report))
+    done = curv("plot", "e.json", "-o", "e.html")
+    assert (done.code, done.err) == (0, "")
+    assert [title for title in re.findall(r"<h2>(.*?)</h2>", Path("e.html").read_text()) if "gradient" in title]
+
+
+def test_names_are_drawn_as_they_are(made, curv):
+    """Neither as formulas nor as markup; what no font and no file can hold is a mark."""
+    report = json.loads(made("trace").read_text())
+    names = ["$\\frac$", "</script><b>&\"'", "漢字", "a\x1b\udcff"]
+    report["result"]["layers"] = [{**report["result"]["layers"][0], "name": name} for name in names]
+    report["problem"]["checkpoint"]["path"] = "/runs/$\\x$\udcff.npz"
+    Path("n.json").write_text(json.dumps(report))
+    done = curv("plot", "n.json", "-o", "n.png", "-o", "n.svg", "-o", "n.html")
+    assert (done.code, done.err) == (0, "")
+    drawn = "".join(ET.parse("n.svg").getroot().itertext())
+    assert all(name in drawn for name in [*names[:3], "a��", "$\\x$�.npz"])
+    check_page(Path("n.html").read_text(encoding="utf-8"), [Path("n.json")])
 
 
 SCRIPT = """

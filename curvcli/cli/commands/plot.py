@@ -76,6 +76,8 @@ def _read(paths: list[Path]) -> list[Any]:
     from curvcli.cli.console import warn
     from curvcli.cli.reports import read_all
 
+    if paths.count(Path("-")) > 1:
+        raise UsageError("stdin is read once, and - is given twice", "give - once: its reports are all taken")
     found = []
     for path in paths:
         reports, failed = read_all(path)
