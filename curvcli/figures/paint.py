@@ -19,15 +19,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from curvcli.figures.picture import Axis, Mesh, Panel, Picture, Rule, Scale, Series, Table
+from curvcli.figures.ticks import STEPS, Apart, LogTicks, Ticks
 
 WIDTH, HEIGHT = 7.2, 3.7
 """Of one panel, in inches."""
-
-STEPS = [1, 2, 2.5, 5, 10]
-"""Distances between ticks, times a power of ten."""
 
 MOST_NAMES = 24
 """Names along an axis that runs to the right; of more, every second or third is shown."""
@@ -215,7 +213,7 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
     target = axes.xaxis if which == "x" else axes.yaxis
     if scale == "symlog":
         set_scale("symlog", linthresh=axis.threshold)
-        target.set_major_locator(_Apart(base=10, linthresh=axis.threshold))
+        target.set_major_locator(Apart(base=10, linthresh=axis.threshold))
         target.set_minor_locator(NullLocator())
     elif scale == "log":
         set_scale("log", nonpositive="clip")
@@ -227,11 +225,11 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
                          ha="right" if turned or which == "y" else "center", fontsize=8)  # fmt: skip
         return
     if scale == "log":
-        target.set_major_locator(_LogTicks())
+        target.set_major_locator(LogTicks())
         target.set_minor_locator(NullLocator())
     elif scale == "linear":
         target.set_major_locator(MaxNLocator("auto", steps=STEPS, integer=axis.whole))
-    target.set_major_formatter(_Ticks(powers=scale != "linear"))
+    target.set_major_formatter(Ticks(powers=scale != "linear"))
 
 
 def shortened(names: Sequence[str]) -> list[str]:
@@ -245,74 +243,6 @@ def shortened(names: Sequence[str]) -> list[str]:
         if len(set(cut)) == len(set(names)):
             return cut
     return list(names)
-
-
-class _LogTicks(LogLocator):
-    """Powers of ten; where there are too few, 2 and 5 of each; over less than half a decade, as on a linear scale."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        """Between the limits."""
-        low, high = sorted((vmin, vmax))
-        if low <= 0 or high / low > 100:
-            return np.asarray(LogLocator(base=10, numticks=8).tick_values(vmin, vmax))
-        if high / low > 3:
-            return np.asarray(LogLocator(base=10, subs=(1, 2, 5), numticks=12).tick_values(vmin, vmax))
-        return np.asarray(MaxNLocator(6, steps=STEPS).tick_values(low, high))
-
-
-class _Ticks(Formatter):
-    """Numbers at ticks, with as many digits as tell them apart."""
-
-    def __init__(self, *, powers: bool) -> None:
-        self._powers, self._digits = powers, 6
-
-    def set_locs(self, locs: Any) -> None:
-        """Where the ticks are."""
-        self._digits = next(
-            (digits for digits in range(6, 16) if len({f"{one:.{digits}g}" for one in locs}) == len(set(locs))), 16
-        )
-
-    def __call__(self, x: Any, pos: Any = None) -> str:
-        return tick(float(x), powers=self._powers, digits=self._digits)
-
-
-class _Apart(SymmetricalLogLocator):
-    """Ticks at powers of ten, none of which covers another's number."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        """At most nine, zero among them where it is seen."""
-        low, high = min(vmin, vmax), max(vmin, vmax)
-        threshold = float(self._linthresh)  # pyright: ignore[reportAttributeAccessIssue]
-        first = math.ceil(math.log10(threshold) - 1e-9)
-        powers = [10.0**k for k in range(first, 40) if 10.0**k <= max(abs(low), abs(high))]
-        ticks = [*(-one for one in reversed(powers)), 0.0, *powers]
-        seen = [one for one in ticks if low <= one <= high]
-        beyond = [one for one in seen if one != 0]
-        step = max(1, math.ceil(len(beyond) / 8))
-        kept = [one for one in beyond if (round(math.log10(abs(one))) - round(math.log10(powers[-1]))) % step == 0]
-        # Beside zero a tick needs as much room as between two others.
-        room = 1 if step > 1 or len(beyond) > 4 else 0
-        return np.array(
-            [*(one for one in kept if abs(one) > threshold * 10 ** (room - 0.5)), *(one for one in seen if one == 0)]
-        )
-
-
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def tick(value: float, *, powers: bool, digits: int = 6) -> str:
-    """A number at a tick.
-
-    >>> tick(0.001, powers=True), tick(-100.0, powers=True), tick(0.25, powers=False), tick(4e-05, powers=False)
-    ('10⁻³', '−10²', '0.25', '4·10⁻⁵')
-    """
-    exponent = math.log10(abs(value)) if value else 0.0
-    if powers and value and abs(exponent - round(exponent)) < 1e-9 and abs(round(exponent)) >= 2:
-        return ("−" if value < 0 else "") + "10" + str(round(exponent)).translate(SUPERSCRIPTS)
-    if value and not -3 <= exponent < 6:
-        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
-        return f"{float(mantissa):.{digits}g}·10{str(int(power)).translate(SUPERSCRIPTS)}".replace("-", "−")
-    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def _series(
@@ -403,7 +333,7 @@ def _mesh(axes: Axes, mesh: Mesh, theme: Theme) -> None:
     bar.set_label(mesh.label, color=theme.ink)
     bar.ax.tick_params(colors=theme.ink, which="both")
     if mesh.scale == "log":
-        bar.ax.yaxis.set_major_formatter(_Ticks(powers=True))
+        bar.ax.yaxis.set_major_formatter(Ticks(powers=True))
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -26,7 +26,7 @@ def plot(
     ] = None,
     format: Annotated[Kind | None, typer.Option(help="default: by the name of FILE, else png")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="of a run: 2/lr is drawn beside λ_max", min=0.0)
+        float | None, typer.Option(help="of a run: 2/lr is drawn beside λ_max", min=1e-30)
     ] = None,
     image_shape: Annotated[
         str | None, typer.Option(metavar="HxW", help="of influence: inputs are images of this shape: 8x8, 32x32x3")
