@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from curvcli import __version__
 from curvcli.errors import CurvError, NumericsError, UsageError
 from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
@@ -27,7 +26,7 @@ from curvcli.schema.direction import DirectionReport
 from curvcli.schema.eigs import EigsReport
 from curvcli.schema.influence import InfluenceReport
 from curvcli.schema.landscape import LandscapeReport
-from curvcli.schema.report import Cost, Report
+from curvcli.schema.report import Report
 from curvcli.schema.saddle import SaddleReport
 from curvcli.schema.spectrum import SpectrumReport
 from curvcli.schema.step import StepReport
@@ -193,8 +192,8 @@ class Objective:
 
         from curvcli.analyses.tuning import planned, way_of
         from curvcli.cli import output
-        from curvcli.cli.reporting import problem_record
-        from curvcli.cli.runtime import compile_clock, environment, peak_memory
+        from curvcli.cli.reporting import report_of
+        from curvcli.cli.runtime import compile_clock
         from curvcli.stopwatch import Stopwatch
 
         with _as_python_says():
@@ -210,22 +209,10 @@ class Objective:
         for option in ("vectors", "arrays", "scores"):
             if answer.arrays and getattr(settings, option, None):
                 output.write_arrays(Path(getattr(settings, option)), answer.arrays, answer.axes)
-        report = kind(
-            curv=__version__,
-            problem=problem_record(loaded, answer.loss_value),
-            matrix=settings.matrix,
-            regulariser_included=settings.regulariser_included,
-            settings=settings,
-            result=answer.result,
-            checks=answer.checks,
-            untrusted=any(not check.passed for check in answer.checks.values()),
-            cost=Cost(
-                products=answer.meter.products, forms=answer.meter.forms, data_passes=answer.meter.data_passes,
-                seconds=time.perf_counter() - started, compile_seconds=clock.compiling,
-                peak_memory_bytes=peak_memory(), way=way_of(problem),
-            ),
-            environment=environment(settings),
-            warnings=[*loaded.warnings, *answer.warnings],
+        warnings = [*loaded.warnings, *answer.warnings]
+        report = report_of(
+            kind, loaded, settings, answer, warnings, way=way_of(problem), seconds=time.perf_counter() - started,
+            compiling=clock.compiling,
         )  # fmt: skip
         return Found(report, answer.arrays, answer.params)
 

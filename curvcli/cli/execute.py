@@ -12,16 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from curvcli import __version__
 from curvcli.cli import console, following, interrupts, output
 from curvcli.cli.options import Request, absolute_source, absolute_target
-from curvcli.cli.reporting import files_read, problem_record, profile, what_was_read
-from curvcli.cli.runtime import compile_clock, environment, peak_memory, prepare_jax
+from curvcli.cli.reporting import files_read, profile, report_of, what_was_read
+from curvcli.cli.runtime import compile_clock, prepare_jax
 from curvcli.cli.state import State, state
 from curvcli.cli.ways import form, read_way, remembered
 from curvcli.errors import CurvError, UsageError
 from curvcli.schema.inspect import ForecastRecord
-from curvcli.schema.report import Cost, ErrorRecord, Report
+from curvcli.schema.report import ErrorRecord, Report
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import Stopwatch
 
@@ -319,35 +318,16 @@ def _one(
             from curvcli.loading.writing import write_moved
 
             warnings += write_moved(loaded, answer.params, Path(getattr(settings, name)))
-    untrusted = any(not check.passed for check in answer.checks.values())
     seconds = time.perf_counter() - started
-    report = report_class(
-        curv=__version__,
-        problem=problem_record(loaded, answer.loss_value),
-        matrix=settings.matrix,
-        regulariser_included=settings.regulariser_included,
-        settings=settings,
-        result=answer.result,
-        checks=answer.checks,
-        untrusted=untrusted,
-        cost=Cost(
-            products=answer.meter.products,
-            forms=answer.meter.forms,
-            data_passes=answer.meter.data_passes,
-            recalled=recalled,
-            seconds=seconds,
-            compile_seconds=clock.compiling,
-            peak_memory_bytes=peak_memory(),
-            way=way_of(loaded.problem),
-            profile=profile(clock, loading, seconds) if profiling else None,
-        ),
-        environment=environment(settings),
-        warnings=warnings,
-    )
+    report = report_of(
+        report_class, loaded, settings, answer, warnings, way=way_of(loaded.problem), seconds=seconds,
+        compiling=clock.compiling, recalled=recalled,
+        profile=profile(clock, loading, seconds) if profiling else None,
+    )  # fmt: skip
     if not quiet:
         for message in warnings:
             console.warn(message)
-    return report, EXIT_UNTRUSTED if untrusted else 0
+    return report, EXIT_UNTRUSTED if report.untrusted else 0
 
 
 def _recalling(kept: State, loaded: Loaded, settings: Any, watch: console.Watch, run: Run) -> tuple[Answer[Any], int]:

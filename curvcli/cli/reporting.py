@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from curvcli.schema.report import ProblemRecord, Profile
+from curvcli import __version__
+from curvcli.cli.runtime import environment, peak_memory
+from curvcli.schema.plan import Way
+from curvcli.schema.report import Cost, ProblemRecord, Profile, Report
 from curvcli.stopwatch import Stopwatch
+
+R = TypeVar("R", bound=Report[Any, Any])
 
 Loaded = Any
 """`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
@@ -26,6 +31,39 @@ def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
     parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
     rest = max(seconds - loading - clock.compiling - sum(parts.values()), 0.0)
     return Profile(load=loading, compile=clock.compiling, rest=rest, **parts)
+
+
+def report_of(
+    kind: type[R],
+    loaded: Loaded,
+    settings: Any,
+    answer: Any,
+    warnings: list[str],
+    *,
+    way: Way,
+    seconds: float,
+    compiling: float,
+    recalled: int = 0,
+    profile: Profile | None = None,
+) -> R:
+    """The report of an answer: what was asked of which problem, what was found, what it cost."""
+    return kind(
+        curv=__version__,
+        problem=problem_record(loaded, answer.loss_value),
+        matrix=settings.matrix,
+        regulariser_included=settings.regulariser_included,
+        settings=settings,
+        result=answer.result,
+        checks=answer.checks,
+        untrusted=any(not check.passed for check in answer.checks.values()),
+        cost=Cost(
+            products=answer.meter.products, forms=answer.meter.forms, data_passes=answer.meter.data_passes,
+            recalled=recalled, seconds=seconds, compile_seconds=compiling, peak_memory_bytes=peak_memory(),
+            way=way, profile=profile,
+        ),
+        environment=environment(settings),
+        warnings=warnings,
+    )  # fmt: skip
 
 
 def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:

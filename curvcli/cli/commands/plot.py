@@ -33,7 +33,7 @@ def plot(
     ] = None,
     dpi: Annotated[int, typer.Option(help="of png", min=20, max=1200)] = 150,
 ) -> int:  # fmt: skip
-    """[bold]curv spectrum model.ckpt | curv plot - -o spectrum.html[/bold]
+    """[bold]curv plot spectrum.json -o spectrum.html[/bold]
 
     [bold]curv spectrum runs/7 --all-steps -o run.jsonl; curv plot run.jsonl --learning-rate 0.1[/bold]
 
