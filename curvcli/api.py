@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -191,8 +189,9 @@ class Objective:
         import jax
 
         from curvcli.analyses.tuning import planned, way_of
-        from curvcli.cli import output
-        from curvcli.cli.reporting import report_of
+        from curvcli.cli.console import Watch
+        from curvcli.cli.inputs import analyse
+        from curvcli.cli.reporting import report_of, warnings_of, write_array_files
         from curvcli.cli.runtime import compile_clock
         from curvcli.stopwatch import Stopwatch
 
@@ -205,14 +204,12 @@ class Objective:
             problem = replace(loaded.problem, **self._shared(loaded, settings))
             problem = planned(problem, settings)
             loaded = replace(loaded, problem=problem)
-            answer = _analysis(name, loaded, settings, _Deadline(settings.time_limit))
-        for option in ("vectors", "arrays", "scores"):
-            if answer.arrays and getattr(settings, option, None):
-                output.write_arrays(Path(getattr(settings, option)), answer.arrays, answer.axes)
-        warnings = [*loaded.warnings, *answer.warnings]
+            watch = Watch(settings.time_limit, show=False)
+            answer = analyse(name, loaded, settings, watch)
+        write_array_files(answer, settings)
         report = report_of(
-            kind, loaded, settings, answer, warnings, way=way_of(problem), seconds=time.perf_counter() - started,
-            compiling=clock.compiling,
+            kind, loaded, settings, answer, warnings_of(loaded, answer, watch), way=way_of(problem),
+            seconds=time.perf_counter() - started, compiling=clock.compiling,
         )  # fmt: skip
         return Found(report, answer.arrays, answer.params)
 
@@ -260,23 +257,6 @@ def _argument_names(text: str) -> str:
     return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
 
 
-class _Deadline:
-    """A monitor that only knows a time limit."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    def stop(self) -> str | None:
-        """Why to stop."""
-        return "time limit" if self._end is not None and time.monotonic() > self._end else None
-
-    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
-        """Nothing is drawn."""
-
-    def known(self, text: str) -> None:
-        """Nothing is drawn."""
-
-
 def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) -> Any:
     """The command's settings, from the names of its options."""
     from pydantic import ValidationError
@@ -297,21 +277,3 @@ def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) ->
         from curvcli.loading.memory import refusal
 
         raise UsageError(refusal(error), f"see the options: curv {name} --help") from error
-
-
-def _analysis(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
-    """Run it, with what it takes beside the problem."""
-    from curvcli.cli import inputs
-
-    run = importlib.import_module(f"curvcli.analyses.{name}").run
-    if name in ("direction", "landscape"):
-        given, warnings = inputs.given_directions(loaded, settings)
-        answer = run(loaded.problem, settings, given, monitor)
-        answer.warnings[:0] = warnings
-        return answer
-    if name in ("influence", "step"):
-        given = (inputs.given_influence if name == "influence" else inputs.given_step)(loaded, settings)
-        return run(loaded.problem, settings, given, monitor)
-    if name == "saddle":
-        return run(loaded.problem, settings, monitor, None)
-    return run(loaded.problem, settings, monitor)

@@ -78,6 +78,11 @@ def test_what_was_compiled_serves_other_weights(objective, data, variables):
     assert fresh.eigs(other, k=2, method="lanczos", dtype="float64").result == second.result
 
 
+def test_a_time_limit_is_told(objective, variables):
+    found = objective.trace(variables, method="hutchinson", rtol=1e-6, time_limit=1e-9)
+    assert any("stopped early (time limit)" in one for one in found.report.warnings)
+
+
 def test_every_method(objective, variables):
     for name in ("diag", "saddle", "direction", "landscape", "compare"):
         found = getattr(objective, name)(variables, skip_checks=True)

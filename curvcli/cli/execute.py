@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from curvcli.cli import console, following, interrupts, output
 from curvcli.cli.options import Request, absolute_source, absolute_target
-from curvcli.cli.reporting import files_read, profile, report_of, what_was_read
+from curvcli.cli.reporting import (
+    ARRAY_FILES,
+    files_read,
+    profile,
+    report_of,
+    warnings_of,
+    what_was_read,
+    write_array_files,
+)
 from curvcli.cli.runtime import compile_clock, prepare_jax
 from curvcli.cli.state import State, state
 from curvcli.cli.ways import form, read_way, remembered
@@ -29,8 +37,6 @@ if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
 
 EXIT_UNTRUSTED = 3
-ARRAY_FILES = {"vectors": "arrays", "arrays": "arrays", "scores": "arrays", "save_factors": "factors"}
-"""Settings that name a file for arrays, and where the answer has these."""
 CHECKPOINTS = ("escape", "save")
 """Settings that name a checkpoint to be written."""
 Timing = Literal["never", "if worth it", "always"]
@@ -307,12 +313,8 @@ def _one(
                 answer, recalled = run(loaded, settings, watch), 0
             else:
                 answer, recalled = _recalling(kept, loaded, settings, watch, run)
-    warnings = [*loaded.warnings, *answer.warnings]
-    if watch.reason is not None:
-        warnings.append(f"stopped early ({watch.reason}): the answer rests on what was reached")
-    for name, held in ARRAY_FILES.items():
-        if (arrays := getattr(answer, held)) and getattr(settings, name, None):
-            output.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
+    warnings = warnings_of(loaded, answer, watch)
+    write_array_files(answer, settings)
     for name in CHECKPOINTS:
         if answer.params and getattr(settings, name, None):
             from curvcli.loading.writing import write_moved

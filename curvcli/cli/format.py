@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from curvcli.figures.naming import alarm
 from curvcli.schema.estimate import Eigenvalue, Estimate
 from curvcli.schema.report import Cost, Report
 
@@ -71,8 +72,7 @@ def header(report: Report[Any, Any]) -> Text:
     """What was analysed, in two lines."""
     problem = report.problem
     step = "" if problem.checkpoint.step is None else f" step {problem.checkpoint.step}"
-    chosen = [*report.settings.params, *(f"not {glob}" for glob in report.settings.exclude)]
-    block = f" ({', '.join(chosen)})" if chosen else ""
+    block = f" ({report.settings.block})" if report.settings.block else ""
     plain = problem.reduction == "mean" and problem.normaliser == problem.data.num_examples
     divisor = "" if plain else f", ÷ {problem.normaliser:g}"
     regulariser = f" + l2 {problem.l2:g}" if problem.l2 else ""
@@ -107,5 +107,5 @@ def shortened(text: str, width: int) -> str:
 
 def failed(report: Report[Any, Any]) -> list[Part]:
     """A line where a self-check failed."""
-    names = ", ".join(name for name, check in report.checks.items() if not check.passed)
-    return [Text(f"UNTRUSTED: self-check failed: {names}", style="bold red")] if names else []
+    said = alarm([report])
+    return [Text(said, style="bold red")] if said else []

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
+
+
+def analyse(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
+    """The answer of the analysis of this name, with what it takes beside the problem."""
+    run = importlib.import_module(f"curvcli.analyses.{name}").run
+    if name in ("direction", "landscape"):
+        given, warnings = given_directions(loaded, settings)
+        answer = run(loaded.problem, settings, given, monitor)
+        answer.warnings[:0] = warnings
+        return answer
+    if name in ("influence", "step"):
+        given = (given_influence if name == "influence" else given_step)(loaded, settings)
+        return run(loaded.problem, settings, given, monitor)
+    if name == "saddle":
+        adam = adam_state(loaded, settings) if settings.optimizer_state else None
+        return run(loaded.problem, settings, monitor, adam)
+    return run(loaded.problem, settings, monitor)
 
 
 def given_directions(loaded: Loaded, settings: Any) -> tuple[dict[str, Any], list[str]]:

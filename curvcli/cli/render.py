@@ -12,7 +12,7 @@ from rich.console import Console, Group
 
 from curvcli.schema.diff import DiffRecord
 from curvcli.schema.doctor import DoctorRecord
-from curvcli.schema.report import Report
+from curvcli.schema.report import Report, analysis_of
 
 WIDEST = 110
 
@@ -41,5 +41,5 @@ def columns(stream: TextIO) -> int:
 
 def _view(report: Any) -> Any:
     """`view` of `cli/views/NAME.py`, for a report of the schema `curv.NAME/1`."""
-    name = report.schema_name.removeprefix("curv.").partition("/")[0]
+    name = analysis_of(report.schema_name)
     return importlib.import_module(f"curvcli.cli.views.{name}").view

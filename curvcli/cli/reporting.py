@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from curvcli import __version__
+from curvcli.cli import output
 from curvcli.cli.runtime import environment, peak_memory
 from curvcli.schema.plan import Way
 from curvcli.schema.report import Cost, ProblemRecord, Profile, Report
 from curvcli.stopwatch import Stopwatch
 
 R = TypeVar("R", bound=Report[Any, Any])
+
+ARRAY_FILES = {"vectors": "arrays", "arrays": "arrays", "scores": "arrays", "save_factors": "factors"}
+"""Settings that name a file for arrays, and where the answer has these."""
 
 Loaded = Any
 """`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
@@ -31,6 +35,19 @@ def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
     parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
     rest = max(seconds - loading - clock.compiling - sum(parts.values()), 0.0)
     return Profile(load=loading, compile=clock.compiling, rest=rest, **parts)
+
+
+def warnings_of(loaded: Loaded, answer: Any, watch: Any) -> list[str]:
+    """What is to be known of the answer: of what was read, of what was found, and whether it ended early."""
+    early = [] if watch.reason is None else [f"stopped early ({watch.reason}): the answer rests on what was reached"]
+    return [*loaded.warnings, *answer.warnings, *early]
+
+
+def write_array_files(answer: Any, settings: Any) -> None:
+    """Write the arrays of an answer where the settings name files for them."""
+    for name, held in ARRAY_FILES.items():
+        if (arrays := getattr(answer, held)) and getattr(settings, name, None):
+            output.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
 
 
 def report_of(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from curvcli.errors import DataError, NotFoundError
 from curvcli.schema.registry import SCHEMAS
-from curvcli.schema.report import ErrorRecord, load_json_values
+from curvcli.schema.report import ErrorRecord, analysis_of, load_json_values
 
 WRITTEN = "give what curv wrote with -o FILE"
 
@@ -53,7 +53,7 @@ def read_all(path: Path) -> tuple[list[Any], int]:
 def _records(path: Path) -> list[Any]:
     """JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == Path("-") else path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -68,7 +68,7 @@ def _records(path: Path) -> list[Any]:
 def _checked(path: Path, report: Any) -> Any:
     """The report as a value of its schema."""
     name = str(report.get("schema", "")) if isinstance(report, dict) else ""
-    schema = SCHEMAS.get(name.removeprefix("curv.").partition("/")[0])
+    schema = SCHEMAS.get(analysis_of(name))
     if schema is None or "result" not in schema.model_fields:
         raise DataError(f"{path} is no report of an analysis", WRITTEN)
     try:

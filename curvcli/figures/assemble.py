@@ -10,17 +10,17 @@ from curvcli.errors import UsageError
 from curvcli.figures import run
 from curvcli.figures.naming import AnyReport, about, alarm, matrix
 from curvcli.figures.picture import Image, Picture, printable
+from curvcli.schema.report import analysis_of
 
 
 def analysis(report: AnyReport) -> str:
     """The command that wrote a report."""
-    schema: str = report.schema_name  # pyright: ignore[reportAttributeAccessIssue]
-    return schema.removeprefix("curv.").partition("/")[0]
+    return analysis_of(report.schema_name)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def wanted_images(reports: Sequence[AnyReport]) -> list[tuple[str, int]]:
-    """Inputs that the picture would show: (`data` or `test`, row); none of reports that differ in their data."""
-    if analysis(reports[0]) != "influence" or len({one.problem.data.sha256 for one in reports}) > 1:
+    """Inputs that a picture of influence would show: (`data` or `test`, row); none of reports that differ in data."""
+    if len({one.problem.data.sha256 for one in reports}) > 1:
         return []
     return list(dict.fromkeys(place for one in reports for place in _figure("influence").wanted(one)))
 

@@ -49,12 +49,11 @@ def labels(reports: Sequence[AnyReport]) -> list[str]:
 
 def _aspects(report: AnyReport) -> dict[str, str]:
     problem, settings = report.problem, report.settings
-    blocks = [*settings.params, *(f"not {glob}" for glob in settings.exclude)]
     return {
         "checkpoint": PurePath(problem.checkpoint.path).name,
         "step": "" if problem.checkpoint.step is None else f"step {problem.checkpoint.step}",
         "matrix": matrix(report.matrix),
-        "block": ", ".join(blocks),
+        "block": settings.block,
         "data": f"{PurePath(problem.data.path).name} ({problem.data.num_examples:,})",
         "loss": problem.loss + (f" + l2 {problem.l2:g}" if problem.l2 else ""),
         "dtype": report.environment.dtype,
@@ -76,5 +75,5 @@ def about(reports: Sequence[AnyReport]) -> list[str]:
 
 def alarm(reports: Sequence[AnyReport]) -> str:
     """The self-checks that failed."""
-    failed = sorted({name for one in reports for name, check in one.checks.items() if not check.passed})
+    failed = dict.fromkeys(name for one in reports for name, check in one.checks.items() if not check.passed)
     return f"UNTRUSTED: self-check failed: {', '.join(failed)}" if failed else ""

@@ -35,12 +35,13 @@ def read_images(
     UsageError
         The inputs do not have as many entries as the shape.
     """
+    sources = list(dict.fromkeys(source for source, _ in rows))
+    read = _read(problem, sources)
+    if isinstance(read, str):
+        return {}, read
     found: dict[tuple[str, int], np.ndarray] = {}
-    for source in dict.fromkeys(source for source, _ in rows):
-        data = _data(problem, source)
-        if isinstance(data, str):
-            return {}, data
-        inputs = data.inputs
+    for source in sources:
+        inputs = read[source].inputs
         if isinstance(inputs, dict):
             return {}, "the inputs are several arrays"
         each = tuple(inputs.shape[1:]) if shape is None else shape
@@ -71,23 +72,22 @@ def _scaled(images: dict[tuple[str, int], np.ndarray]) -> dict[tuple[str, int], 
     return small
 
 
-def _data(problem: ProblemRecord, source: str) -> Dataset | str:
-    """The examples that the report is of, or why they cannot be had."""
+def _read(problem: ProblemRecord, sources: Sequence[str]) -> dict[str, Dataset] | str:
+    """The examples that the report is of, and other splits of the same source; or why they cannot be had."""
     spec, record = problem.spec.data, problem.data
-    bases = [Path(problem.spec_file).resolve().parent] if problem.spec_file else []
-    wanted = spec if source == "data" else spec.model_copy(update={"split": source, "sha256": None})
-    for base in [Path.cwd(), *bases]:
-        if not spec.path or not (base / spec.path).exists():
-            continue
-        try:
-            count = record.num_examples
-            own = load_dataset(spec, base=base, call_target=_no_code, num_examples=count)
-            if own.sha256 != record.sha256:
-                return f"{spec.path} has changed since the report"
-            return own if source == "data" else load_dataset(wanted, base=base, call_target=_no_code)
-        except CurvError as error:
-            return error.message
-    return f"{spec.path} is not there"
+    bases = [Path.cwd(), *([Path(problem.spec_file).resolve().parent] if problem.spec_file else [])]
+    base = next((one for one in bases if spec.path and (one / spec.path).exists()), None)
+    if base is None:
+        return f"{spec.path} is not there"
+    try:
+        own = load_dataset(spec, base=base, call_target=_no_code, num_examples=record.num_examples)
+        if own.sha256 != record.sha256:
+            return f"{spec.path} has changed since the report"
+        splits = {one: spec.model_copy(update={"split": one, "sha256": None}) for one in sources if one != "data"}
+        others = {name: load_dataset(one, base=base, call_target=_no_code) for name, one in splits.items()}
+        return {"data": own, **others}
+    except CurvError as error:
+        return error.message
 
 
 def _no_code(target: str) -> Any:

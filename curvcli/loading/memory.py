@@ -53,16 +53,13 @@ class Held:
         """
         data = self.data
         if settings.num_examples is not None:
-            data = self._read(settings.num_examples)
+            data = _read(self.spec, self.objects, settings.num_examples)
         try:
             step = None if step is None else operator.index(step)
         except TypeError as error:
             raise UsageError(f"at={step!r} is no training step", "give a whole number") from error
         stored = in_memory(PLACE, _as_tree(variables), step)
         return fitted(self.spec, self.objects, stored, data, settings)
-
-    def _read(self, count: int | None) -> Dataset:
-        return load_dataset(self.spec.data, base=self.objects.base, call_target=self.objects.load, num_examples=count)
 
 
 def hold(
@@ -121,8 +118,12 @@ def hold(
         raise UsageError(refusal(error), "see help(curvcli.Objective)") from error
     if isinstance(loss, str) and ":" in loss:
         raise SpecError(f"{loss!r}: in Python give the loss itself", "pass the function, or the name of a known loss")
-    held = Held(spec, Objects(named), Dataset(None, np.zeros(0), None, 0, 0, PLACE, ""))
-    return Held(spec, held.objects, held._read(None))
+    objects = Objects(named)
+    return Held(spec, objects, _read(spec, objects, None))
+
+
+def _read(spec: ProblemSpec, objects: Objects, count: int | None) -> Dataset:
+    return load_dataset(spec.data, base=objects.base, call_target=objects.load, num_examples=count)
 
 
 def refusal(error: ValidationError) -> str:

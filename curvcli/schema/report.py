@@ -138,6 +138,15 @@ class ErrorRecord(Strict):
         return one_line(self)
 
 
+def analysis_of(schema: str) -> str:
+    """The command that writes reports of a schema.
+
+    >>> analysis_of("curv.spectrum/1")
+    'spectrum'
+    """
+    return schema.removeprefix("curv.").partition("/")[0]
+
+
 def one_line(record: Strict) -> str:
     """A record with a `schema_name` as one line of JSON, its schema first; NaN and infinities cannot occur."""
     values = record.model_dump(mode="json", by_alias=True)

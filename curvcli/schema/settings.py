@@ -44,6 +44,11 @@ class DataSettings(Strict):
     dtype: Dtype = Field(default="float32", description="arithmetic of all products")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores)")
 
+    @property
+    def block(self) -> str:
+        """Which parameters, in words; empty where it is all of them."""
+        return ", ".join([*self.params, *(f"not {glob}" for glob in self.exclude)])
+
 
 class InitSettings(DataSettings):
     """What `curv init` can be told."""

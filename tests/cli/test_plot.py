@@ -133,6 +133,8 @@ def test_stdin_and_stdout(made, shell):
     done = shell(f"cat {report} | $CURV plot - -o - --format svg")
     assert (done.code, done.err) == (0, "")
     assert ET.fromstring(done.out).tag.endswith("svg")
+    other = shell(f"$CURV plot {report} -o /dev/stdout --format svg")
+    assert (other.code, other.out) == (0, done.out)
 
 
 def test_reports_as_other_tools_write_them(project, made, curv):
@@ -304,24 +306,28 @@ setTimeout(() => {
 </body>"""
 
 
+def browse(folder: Path) -> tuple[dict, str]:
+    """What the script saw of `a.html` in a browser, and what the browser wrote on stderr."""
+    watching = "window.problems = []; addEventListener('error', (e) => problems.push(e.message));"
+    page = Path("a.html").read_text(encoding="utf-8").replace("</head>", f"<script>{watching}</script></head>")
+    (folder / "test.html").write_text(page.replace("</body>", SCRIPT), encoding="utf-8")
+    done = subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom",
+         "--enable-logging=stderr", f"--user-data-dir={folder}/browser", f"file://{folder}/test.html"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None, done.stdout[-2000:]
+    return json.loads(unescape(found[1])), done.stderr
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("name", ["spectrum", "compare", "step", "landscape"])
 def test_the_page_in_a_browser(made, curv, tmp_path, name):
     report = made(name)
     assert curv("plot", report, "-o", "a.html").code == 0
-    watching = "window.problems = []; addEventListener('error', (e) => problems.push(e.message));"
-    watched = f"<script>{watching}</script></head>"
-    page = Path("a.html").read_text(encoding="utf-8").replace("</head>", watched).replace("</body>", SCRIPT)
-    (tmp_path / "test.html").write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom",
-         "--enable-logging=stderr", f"--user-data-dir={tmp_path}/browser", f"file://{tmp_path}/test.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, done.stderr
-    found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stdout[-2000:]
-    outcome = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    outcome, said = browse(tmp_path)
+    assert "CONSOLE" not in said, said
     assert outcome["errors"] == []
     assert outcome["panels"]
     for panel in outcome["panels"]:
@@ -346,15 +352,7 @@ def test_the_page_in_a_browser(made, curv, tmp_path, name):
 def test_the_page_reads_the_values_that_the_report_has(made, curv, tmp_path):
     report = json.loads(made("eigs").read_text())
     assert curv("plot", "eigs.json", "-o", "a.html").code == 0
-    page = Path("a.html").read_text(encoding="utf-8").replace("</body>", SCRIPT)
-    page = page.replace("</head>", "<script>window.problems = []</script></head>")
-    (tmp_path / "test.html").write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom",
-         f"--user-data-dir={tmp_path}/browser", f"file://{tmp_path}/test.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    outcome = json.loads(re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout, re.DOTALL)[1])  # type: ignore[index]
+    outcome, _ = browse(tmp_path)
     said = [float(re.search(r": ([\d.eE+-]+) in", text)[1]) for text, _ in outcome["panels"][0]["said"]]  # type: ignore[index]
     values = [one["value"] for one in report["result"]["eigenvalues"]]
     assert said == pytest.approx([values[0], values[1], values[-1]], rel=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.compare import CompareReport, CompareSettings
 
@@ -17,15 +19,11 @@ def compare(request: Request) -> int:
     they would take. With --laplace also the log evidence and the variances of the outputs.
     """
     from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.compare import forecast as forecast_compare
 
         return forecast(request, forecast_compare)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import compare
-
-        return compare.run(loaded.problem, settings, watch)
-
-    return execute(request, CompareReport, run)
+    return execute(request, CompareReport, partial(analyse, "compare"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.diag import DiagReport, DiagSettings
 
@@ -16,15 +18,11 @@ def diag(request: Request) -> int:
     its pruning saliencies ½ H_ii w_i². With `--prune` the weights of least saliency are zeroed, the losses compared.
     """
     from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.diag import forecast as forecast_diag
 
         return forecast(request, forecast_diag)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import diag
-
-        return diag.run(loaded.problem, settings, watch)
-
-    return execute(request, DiagReport, run)
+    return execute(request, DiagReport, partial(analyse, "diag"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.direction import DirectionReport, DirectionSettings
 
@@ -16,19 +18,11 @@ def direction(request: Request) -> int:
     along it beside its quadratic model, with the radius within which the model holds.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import given_directions
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.direction import forecast as forecast_direction
 
         return forecast(request, forecast_direction)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import direction
-
-        given, warnings = given_directions(loaded, settings)
-        answer = direction.run(loaded.problem, settings, given, watch)
-        answer.warnings[:0] = warnings
-        return answer
-
-    return execute(request, DirectionReport, run)
+    return execute(request, DirectionReport, partial(analyse, "direction"))

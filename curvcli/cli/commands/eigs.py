@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.eigs import EigsReport, EigsSettings
 
@@ -16,15 +18,11 @@ def eigs(request: Request) -> int:
     eigenvectors by parameter path; how much of the gradient lies in their span.
     """
     from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.eigs import forecast as forecast_eigs
 
         return forecast(request, forecast_eigs)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import eigs
-
-        return eigs.run(loaded.problem, settings, watch)
-
-    return execute(request, EigsReport, run)
+    return execute(request, EigsReport, partial(analyse, "eigs"))

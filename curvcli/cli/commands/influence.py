@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.influence import InfluenceReport, InfluenceSettings
 
@@ -17,16 +19,11 @@ def influence(request: Request) -> int:
     labels that the fit leans on. --perturb and --hyper go the other way: one change, all predictions.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import given_influence
+    from curvcli.cli.inputs import analyse, given_influence
 
     if request.output["dry_run"]:
         from curvcli.analyses.influence import forecast as forecast_influence
 
         return forecast(request, forecast_influence, given_influence)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import influence
-
-        return influence.run(loaded.problem, settings, given_influence(loaded, settings), watch)
-
-    return execute(request, InfluenceReport, run)
+    return execute(request, InfluenceReport, partial(analyse, "influence"))

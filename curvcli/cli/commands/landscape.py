@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.landscape import LandscapeReport, LandscapeSettings
 
@@ -16,19 +18,11 @@ def landscape(request: Request) -> int:
     height of the barrier between.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import given_directions
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.landscape import forecast as forecast_landscape
 
         return forecast(request, forecast_landscape)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import landscape
-
-        given, warnings = given_directions(loaded, settings)
-        answer = landscape.run(loaded.problem, settings, given, watch)
-        answer.warnings[:0] = warnings
-        return answer
-
-    return execute(request, LandscapeReport, run)
+    return execute(request, LandscapeReport, partial(analyse, "landscape"))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from curvcli.errors import DataError, SpecError, UsageError
 
 Kind = Literal["png", "svg", "pdf", "html"]
-KINDS = ("png", "svg", "pdf", "html")
+KINDS = get_args(Kind)
+STDIN = Path("-")
 
 
 def plot(
@@ -50,19 +51,15 @@ def plot(
     targets: list[tuple[Path, Kind]] = [
         (path, _kind(path, format)) for path in output or [_beside(reports[0], found[0], format)]
     ]
-    for path, _ in targets:
-        if str(path) != "-":
-            files.check_writable(path)
-    files.check_distinct(
-        {f"-o {path}": path for path, _ in targets if str(path) != "-"},
-        {f"the report {path}": path for path in reports if str(path) != "-"},
-    )
+    written = {f"-o {path}": path for path, _ in targets if path not in files.STDOUT}
+    for path in written.values():
+        files.check_writable(path)
+    files.check_distinct(written, {f"the report {path}": path for path in reports if path != STDIN})
     made = _picture(found, learning_rate, shape)
     with files.own_stdout() as stdout:
         for path, kind in targets:
             content = _written(made, found, kind, dpi)
-            if str(path) == "-":
-                stdout.flush()
+            if path in files.STDOUT:
                 stdout.buffer.write(content)
                 stdout.flush()
             else:
@@ -76,7 +73,7 @@ def _read(paths: list[Path]) -> list[Any]:
     from curvcli.cli.console import warn
     from curvcli.cli.reports import read_all
 
-    if paths.count(Path("-")) > 1:
+    if paths.count(STDIN) > 1:
         raise UsageError("stdin is read once, and - is given twice", "give - once: its reports are all taken")
     found = []
     for path in paths:
@@ -105,7 +102,7 @@ def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ..
         found = [scores_of(one) for one in found]
     elif shape is not None:
         raise UsageError("--image-shape is for reports of influence", "leave it out")
-    return picture(found, images, learning_rate or None)
+    return picture(found, images, learning_rate)
 
 
 def _written(made: Any, found: list[Any], kind: Kind, dpi: int) -> bytes:
@@ -119,8 +116,10 @@ def _written(made: Any, found: list[Any], kind: Kind, dpi: int) -> bytes:
 
 
 def _kind(path: Path, given: Kind | None) -> Kind:
+    from curvcli.cli.output import STDOUT
+
     suffix = path.suffix.lower().removeprefix(".")
-    if given is None and str(path) != "-" and suffix not in KINDS:
+    if given is None and path not in STDOUT and suffix not in KINDS:
         raise UsageError(f"-o {path}: not a format for pictures", "the name must end in .png, .svg, .pdf or .html")
     return given or (suffix if suffix in KINDS else "png")  # pyright: ignore[reportReturnType]
 
@@ -130,7 +129,7 @@ def _beside(path: Path, report: Any, given: Kind | None) -> Path:
     from curvcli.figures.assemble import analysis
 
     suffix = f".{given or 'png'}"
-    return Path(analysis(report) + suffix) if str(path) == "-" else path.with_suffix(suffix)
+    return Path(analysis(report) + suffix) if path == STDIN else path.with_suffix(suffix)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

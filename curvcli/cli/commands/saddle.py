@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.saddle import SaddleReport, SaddleSettings
 
@@ -17,17 +19,11 @@ def saddle(request: Request) -> int:
     does here.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import adam_state
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.saddle import forecast as forecast_saddle
 
         return forecast(request, forecast_saddle)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import saddle
-
-        adam = adam_state(loaded, settings) if settings.optimizer_state else None
-        return saddle.run(loaded.problem, settings, watch, adam)
-
-    return execute(request, SaddleReport, run)
+    return execute(request, SaddleReport, partial(analyse, "saddle"))

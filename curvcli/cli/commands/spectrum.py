@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.spectrum import SpectrumReport, SpectrumSettings
 
@@ -16,15 +18,11 @@ def spectrum(request: Request) -> int:
     residuals; trace, Frobenius norm and the negative mass with intervals. Small matrices are diagonalised exactly.
     """
     from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.inspect import forecast_spectrum
 
         return forecast(request, forecast_spectrum)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import spectrum
-
-        return spectrum.run(loaded.problem, settings, watch)
-
-    return execute(request, SpectrumReport, run)
+    return execute(request, SpectrumReport, partial(analyse, "spectrum"))

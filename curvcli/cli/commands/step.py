@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.step import StepReport, StepSettings
 
@@ -16,16 +18,11 @@ def step(request: Request) -> int:
     its quadratic model predicts and what the loss does, and the damping to go on with. --steps makes several of them.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import given_step
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.step import forecast as forecast_step
 
         return forecast(request, forecast_step)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import step
-
-        return step.run(loaded.problem, settings, given_step(loaded, settings), watch)
-
-    return execute(request, StepReport, run)
+    return execute(request, StepReport, partial(analyse, "step"))

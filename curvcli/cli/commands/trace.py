@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvcli.cli.options import Request, analysis
 from curvcli.schema.trace import TraceReport, TraceSettings
 
@@ -16,15 +18,11 @@ def trace(request: Request) -> int:
     from the same products. With `--rtol` products are spent until the trace is known as precisely as that.
     """
     from curvcli.cli.execute import execute, forecast
+    from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.trace import forecast_trace
 
         return forecast(request, forecast_trace)
 
-    def run(loaded, settings, watch):
-        from curvcli.analyses import trace
-
-        return trace.run(loaded.problem, settings, watch)
-
-    return execute(request, TraceReport, run)
+    return execute(request, TraceReport, partial(analyse, "trace"))
