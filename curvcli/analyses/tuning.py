@@ -19,7 +19,7 @@ from curvcli.curvature.matrices import linear_map_bytes
 from curvcli.curvature.work import Work, network_work
 from curvcli.errors import CurvError, SpecError
 from curvcli.linalg.probes import sphere
-from curvcli.problem import Batches, Problem
+from curvcli.problem import Problem
 from curvcli.problem import Way as ProblemWay
 from curvcli.schema.plan import Way
 from curvcli.schema.settings import AnalysisSettings
@@ -147,7 +147,8 @@ def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
     together, single = _batch_together(work), _batch_alone(problem, work)
     busy = work.flops * min(single, total) > SINGLE_FLOPS
     alone = settings.matrix != "ntk" and busy and jax.default_backend() == "cpu"
-    largest = single if alone else together
+    mesh = problem.batches.mesh
+    largest = (single if alone else together) * (1 if mesh is None else mesh.size)
     batch_size = min(settings.batch_size or _even(total, largest), total)
     application: Literal["vmap", "map"] = "map" if alone else "vmap"
     resized = replace(problem, batches=problem.batches.resized(batch_size))
@@ -255,7 +256,8 @@ def seconds_per_vector(problem: Problem, settings: AnalysisSettings, way: Way) -
     def first(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[:size], tree)
 
-    part = Batches(first(batches.inputs), first(batches.targets), batches.weight[:size], size, batches.cast)
+    inputs, targets, weight = first((batches.inputs, batches.targets, batches.weight))
+    part = replace(batches, inputs=inputs, targets=targets, weight=weight, batch_size=size)
     operator = build(
         with_way(replace(problem, batches=part), settings, way, "measured"),
         settings.matrix,

@@ -254,7 +254,9 @@ def load(
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
     from curvcli.analyses.tuning import planned
+    from curvcli.devices import mesh_of
     from curvcli.loading.resolve import functions_of, load_problem
+    from curvcli.problem import spread
 
     if target.failure is not None:
         raise target.failure
@@ -264,6 +266,9 @@ def load(
     problem = loaded.problem
     if forms is not None:
         problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
+    mesh = mesh_of(settings.devices)
+    if mesh is not None:
+        problem = spread(problem, mesh, shard_params=settings.shard_params)
     if isinstance(settings, AnalysisSettings):
         given = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)

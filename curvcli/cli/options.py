@@ -221,6 +221,7 @@ SWITCHED_OFF = {
 
 AS_TEXT: dict[str, tuple[Any, str]] = {
     "max_memory": (str, "SIZE"),
+    "devices": (str, "N|all"),
     "plan": (str, "FILE"),
     "arrays": (str, "FILE"),
     "vectors": (str, "FILE"),
@@ -240,7 +241,8 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
 }
 """Settings whose options take text that is understood later, and what stands for it in the help."""
 
-DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads")
+DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads", "devices", "shard_params",
+               "distributed")  # fmt: skip
 
 
 def _flag(name: str) -> str:
