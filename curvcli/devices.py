@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from curvcli.errors import UsageError
@@ -98,3 +99,45 @@ def _gathered(leaf: Any) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _whole(mesh: Any, leaf: Array) -> Array:
     return jax.lax.with_sharding_constraint(leaf, on_every(mesh))
+
+
+def several_processes() -> bool:
+    """Whether other processes run the same program."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks: the others only compute."""
+    return jax.process_index() == 0
+
+
+def greatest(value: float) -> float:
+    """The largest of all processes' values, where there are several; all must ask."""
+    return float(np.max(_from_all(np.float64(value)))) if several_processes() else value
+
+
+def least(value: float) -> float:
+    """The smallest of them."""
+    return -greatest(-value)
+
+
+def from_all(payload: bytes) -> list[bytes]:
+    """What each process has to say, all of one length, in the order of the processes."""
+    rows = _from_all(np.frombuffer(payload, np.uint8)) if several_processes() else [np.frombuffer(payload, np.uint8)]
+    return [np.asarray(row).tobytes() for row in rows]
+
+
+def from_first(payload: bytes) -> bytes:
+    """The first process's payload, whatever the others give; all must ask."""
+    if not several_processes():
+        return payload
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
+    own = np.frombuffer(payload, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+
+
+def _from_all(value: Any) -> Any:
+    # Eight bytes are moved as bytes: without x64, JAX would halve them.
+    raw = np.frombuffer(np.asarray(value).tobytes(), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(raw))
+    return [np.frombuffer(row.tobytes(), np.asarray(value).dtype) for row in rows]

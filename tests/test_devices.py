@@ -21,7 +21,7 @@ from curvcli.devices import cut_along, mesh_of, on_every, on_host, parameter_sha
 from curvcli.errors import UsageError
 from curvcli.linalg import basis as bases
 from curvcli.linalg import cg
-from curvcli.linalg.cutting import cut, whole
+from curvcli.linalg.cutting import cut, whole, width
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import dense_operator, to_dense
@@ -130,7 +130,8 @@ def test_bases_lie_cut_along_dim(count: int) -> None:
     basis = bases.empty(83, mesh)
     for row in q:
         basis = bases.append(basis, jnp.asarray(row)[None])
-    wide = rounded_up(mesh, 83)
+    assert mesh is not None
+    wide = width(mesh, 83)
     for chunk in basis.chunks:
         assert {shard.data.shape for shard in chunk.addressable_shards} == {(1, bases.CHUNK, wide // count)}
     vector = rng.normal(size=(1, 83))
@@ -149,7 +150,7 @@ def test_cut_and_whole_again() -> None:
     assert mesh is not None
     rows = np.arange(22.0).reshape(2, 11)
     wide = cut(mesh, jnp.asarray(rows))
-    np.testing.assert_array_equal(wide, np.pad(rows, ((0, 0), (0, 5))))
+    np.testing.assert_array_equal(wide, np.pad(rows, ((0, 0), (0, 53))))
     assert wide.sharding.spec == cut_along(mesh, 1).spec
     np.testing.assert_array_equal(whole(mesh, 11, wide), rows)
 
@@ -235,5 +236,21 @@ def test_every_analysis(name: str) -> None:
     )
     assert alone.keys() == together.keys()
     for path, value in alone.items():
-        if not path.endswith("residual") and ".residuals" not in path and "data_passes" not in path:
+        if (
+            not path.endswith("residual")
+            and ".residuals" not in path
+            and not path.endswith(("data_passes", "lowest_curvature"))
+        ):
             assert together[path] == pytest.approx(value, rel=1e-6, abs=1e-9), path
+
+
+def test_gram_schmidt_has_the_same_bits_for_any_number_of_devices() -> None:
+    rng = np.random.default_rng(4)
+    rows, vector = rng.normal(size=(19, 501)).astype(np.float32), jnp.asarray(rng.normal(size=(1, 501)), "float32")
+    found = []
+    for count in (2, 4, 8):
+        basis = bases.empty(501, mesh_of(count))
+        for row in rows:
+            basis = bases.append(basis, jnp.asarray(row)[None])
+        found.append(np.asarray(bases.project_out(basis, vector)[0]).tobytes())
+    assert len(set(found)) == 1

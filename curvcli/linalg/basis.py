@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from curvcli.devices import on_every
-from curvcli.linalg.cutting import cut, whole
+from curvcli.linalg.cutting import cut, in_parts, sum_of_parts, whole
 from curvcli.stopwatch import timed
 
 Array = Any
@@ -129,17 +128,21 @@ def row(array: Array, index: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, index, 1, axis=0)
 
 
-@partial(jax.jit, static_argnums=0)
 def _subtract(mesh: Mesh | None, chunk: Array, vectors: Array) -> tuple[Array, Array]:
-    dim = vectors.shape[-1]
-    vectors = vectors if mesh is None else cut(mesh, vectors)
+    return _subtract_whole(chunk, vectors) if mesh is None else _subtract_cut(mesh, chunk, vectors)
+
+
+@jax.jit
+def _subtract_whole(chunk: Array, vectors: Array) -> tuple[Array, Array]:
     along = jnp.einsum("kmd,k...d->k...m", chunk, vectors)
-    left = vectors - jnp.einsum("kmd,k...m->k...d", chunk, along)
-    return (
-        (left, along)
-        if mesh is None
-        else (whole(mesh, dim, left), jax.lax.with_sharding_constraint(along, on_every(mesh)))
-    )
+    return vectors - jnp.einsum("kmd,k...m->k...d", chunk, along), along
+
+
+@partial(jax.jit, static_argnums=0)
+def _subtract_cut(mesh: Mesh, chunk: Array, vectors: Array) -> tuple[Array, Array]:
+    dim, vectors = vectors.shape[-1], cut(mesh, vectors)
+    along = sum_of_parts(mesh, jnp.einsum("kmpd,k...pd->pk...m", in_parts(mesh, chunk), in_parts(mesh, vectors)))
+    return whole(mesh, dim, vectors - jnp.einsum("kmd,k...m->k...d", chunk, along)), along
 
 
 @partial(jax.jit, donate_argnums=0)
