@@ -107,6 +107,8 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
         import jax.numpy as jnp
         import numpy as np
 
+        from curvcli.devices import on_host
+
         keys = [_key(place, row) for row in np.asarray(vectors)]
         found = journal.store.take(keys)
         missing = [i for i, row in enumerate(found) if row is None]
@@ -115,7 +117,7 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
             return jnp.asarray(np.stack(found))
         # All rows as they came, where all are missing: another block is another program, and other bits.
         made = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
-        new = np.asarray(made)
+        new = on_host(made)
         journal.store.keep([keys[i] for i in missing], new)
         if len(missing) == len(keys):
             return made

@@ -19,7 +19,7 @@ ALLOWED = {
     "errors": set(),
     "xla": set(),
     "stopwatch": set(),
-    "journal": set(),
+    "journal": {"devices"},
     "atomic": set(),
     "losses": set(),
     "devices": set(),
