@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def supervise(arguments: Sequence[str]) -> int:
         )  # fmt: skip
         interrupts.current.hand_on = worker.send_signal  # which does nothing once it has ended
         os.close(alive)
-        code = worker.wait()
+        code = _ended(worker.pid)
         os.close(held)
         log.seek(0)
         written = log.read().decode(errors="replace")
@@ -76,6 +77,22 @@ def supervise(arguments: Sequence[str]) -> int:
     if -code in interrupts.SIGNALS:
         return 128 - code
     return console.report_error(_lost(-code, written), debug=False)
+
+
+def _ended(pid: int) -> int:
+    """Wait for a process's end: its exit code, or less than 0 the signal. One that is stopped for long is ended."""
+    stopped: float | None = None
+    while True:
+        ended, status = os.waitpid(pid, os.WUNTRACED | os.WCONTINUED | (0 if stopped is None else os.WNOHANG))
+        if ended and not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
+            return os.waitstatus_to_exitcode(status)
+        if ended:
+            stopped = time.monotonic() if os.WIFSTOPPED(status) else None
+        elif stopped is not None and time.monotonic() - stopped > 2 * _seconds("SILENT", SILENT):
+            os.kill(pid, signal.SIGKILL)  # the others have given it up
+            stopped = None
+        elif stopped is not None:
+            time.sleep(0.2)
 
 
 def attach() -> None:
@@ -211,7 +228,7 @@ def bind_collectives(host: str) -> None:
 
     import jaxlib
 
-    _jax: Any = jaxlib._jax  # there is no public way
+    _jax: Any = vars(jaxlib)["_jax"]  # there is no public way
     if host and not isinstance(_jax.make_gloo_tcp_collectives, partial):
         _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname=host.strip("[]"))
 
