@@ -80,10 +80,12 @@ class Journal:
         if self._digested[0] is not params:
             import numpy as np
 
+            from curvcli.devices import on_host
+
             digest = hashlib.sha256()
             for path, leaf in sorted(params.items()):
                 digest.update(path.encode())
-                digest.update(np.ascontiguousarray(leaf).data)
+                digest.update(np.ascontiguousarray(on_host(leaf)).data)
             self._digested = params, digest.digest()
         return self._digested[1]
 

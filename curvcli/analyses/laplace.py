@@ -36,6 +36,7 @@ from curvcli.analyses.dense import (
     smaller_side,
     written_out,
 )
+from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import leverage, queries, sums
 from curvcli.curvature.ntk import example_outputs
 from curvcli.errors import SpecError, UsageError
@@ -147,7 +148,7 @@ def laplace(
     method, found = _sums(problem, settings, operator, spectral, precision / problem.normaliser, monitor, meter)
     likelihood = problem.normaliser * (float(sums.regulariser_value(problem, problem.params)) - objective)
     likelihood -= _constants(problem)
-    weights = sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in problem.params.values())
+    weights = weights_norm(problem) ** 2
     roots = _roots(problem, settings, operator, spectral, precision, plan.at_once, monitor, warnings)
     predictive, variances = _predictive(problem, settings, roots, exact=dense)
     told = Laplace(

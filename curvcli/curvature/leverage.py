@@ -127,7 +127,7 @@ def leverages(problem: Problem, vectors: Array, at_once: int) -> Iterator[np.nda
         total: Any = 0.0
         for start in range(0, len(vectors), at_once):
             tangents = products.apply(problem.way, layout, jacobian, vectors[start : start + at_once])
-            total = total + np.asarray(_gram(tangents), np.float64)
+            total = total + on_host(_gram(tangents)).astype(np.float64)
         rows = min(left, problem.batches.batch_size)
         yield total[:rows] / problem.normaliser
         left -= rows
