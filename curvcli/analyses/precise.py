@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature import sums
-from curvcli.curvature.work import equations
+from curvcli.curvature.work import abstract_batch, equations
 from curvcli.devices import on_host
 from curvcli.problem import Batch, Batches, Params, Problem, batch_loss
 
@@ -61,11 +61,13 @@ def _traced(problem: Problem) -> Any:
     functions = problem.predict, problem.loss
 
     def objective(params: Params, frozen: dict, batch: Batch) -> Any:
-        fn, nest, squared, l2, *rest = sums.regulariser_arguments(problem, params)
+        fn, nest, squared, l2, *rest = sums.regulariser_arguments(replace(problem, frozen=frozen), params)
         regulariser = sums.regulariser_function(fn, nest, squared, l2, *rest)
         return batch_loss(functions, params, frozen, batch) + regulariser(params)
 
-    return jax.make_jaxpr(objective)(problem.params, problem.frozen, next(iter(problem.batches)))
+    # Shapes alone, and of one example: where arrays lie, and how many are in a batch, is no part of the code.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (problem.params, problem.frozen))
+    return jax.make_jaxpr(objective)(*shapes, abstract_batch(problem, 1))
 
 
 def objective_jaxpr(problem: Problem) -> Any:

@@ -11,12 +11,14 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from curvcli.cli import console, interrupts
@@ -33,9 +35,12 @@ THREE = ("CURV_COORDINATOR", "CURV_NUM_PROCESSES", "CURV_PROCESS_ID")
 AGAIN = "start all processes again; with --state DIR they go on where they stopped"
 
 _CAUSES = (
-    (r"heartbeat|unhealthy|stopped sending|did not .*heartbeat", "another process gave no sign of life"),
+    (r"heartbeat|unhealthy|stopped sending", "another process gave no sign of life"),
     (r"DEADLINE_EXCEEDED|[Tt]imed? ?out|timeout", "another process did not answer in time"),
-    (r"(closed|reset) by peer|Connection refused|[Bb]roken pipe|UNAVAILABLE|[Ss]ocket closed", "another process ended"),
+    (
+        r"(closed|reset) by peer|Connection refused|[Bb]roken pipe|UNAVAILABLE|[Ss]ocket closed|Gloo",
+        "another process ended",
+    ),
 )
 
 
@@ -122,7 +127,7 @@ def join() -> None:
     import jax
 
     address, count, rank, local = _place()
-    bind_collectives(address.rpartition(":")[0] if _is_local(address) else "")
+    bind_collectives(address)
     with translated():
         jax.distributed.initialize(
             address, count, rank, local, cluster_detection_method="deactivate",
@@ -152,7 +157,7 @@ def translated() -> Iterator[None]:
 
     try:
         yield
-    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         text = str(error)
         if not any(re.search(pattern, text) for pattern, _ in _CAUSES):
             raise
@@ -218,19 +223,29 @@ def _place() -> tuple[str, int, int, Sequence[int] | None]:
     return address, number, own, local
 
 
-def _is_local(address: str) -> bool:
-    return address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+def bind_collectives(address: str) -> None:
+    """Gloo, which moves arrays between CPUs, listens where the machine's name leads: here, towards the coordinator.
 
-
-def bind_collectives(host: str) -> None:
-    """Gloo, which moves arrays between CPUs, listens on the machine's own name; among local processes on loopback."""
-    from functools import partial
-
+    Raises
+    ------
+    UsageError
+        There is no way to the coordinator.
+    """
     import jaxlib
 
-    _jax: Any = vars(jaxlib)["_jax"]  # there is no public way
-    if host and not isinstance(_jax.make_gloo_tcp_collectives, partial):
-        _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname=host.strip("[]"))
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as towards:
+            towards.connect(place)  # nothing is sent
+            own = str(towards.getsockname()[0])
+    except OSError as error:
+        raise UsageError(
+            f"--distributed: the coordinator {address} cannot be reached: {error.strerror}", "check CURV_COORDINATOR"
+        ) from error
+    runtime: Any = vars(jaxlib)["_jax"]  # there is no public way
+    if not isinstance(runtime.make_gloo_tcp_collectives, partial):
+        runtime.make_gloo_tcp_collectives = partial(runtime.make_gloo_tcp_collectives, hostname=own)
 
 
 def _seconds(name: str, default: int) -> int:

@@ -30,6 +30,8 @@ UNESSENTIAL = {
 }  # fmt: skip
 """Settings that nothing kept depends on: values are found by what they are the answers to."""
 
+DEVICES = "the number of devices"
+
 Loaded = Any
 """`curvcli.loading.resolve.Loaded`, which only `execute.py` and the commands may import."""
 
@@ -108,6 +110,8 @@ class State:
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = _differing(before["needed"], now["needed"])
+        if before["soft"].get(DEVICES) != now["soft"][DEVICES]:  # a batch is a multiple of the devices
+            changed = [name for name in changed if name != "way of computing.batch_size"]
         if changed:
             raise DataError(
                 f"{self._folder} holds the state of another run: {', '.join(changed[:4])} changed",
@@ -196,7 +200,7 @@ def _facts(loaded: Loaded, settings: Any, way: Way, code: str) -> tuple[dict[str
         "versions": {"curv": __version__, "jax": machine.jax},
         "device": machine.device,
     }
-    return needed, {"the number of threads": machine.threads}
+    return needed, {"the number of threads": machine.threads, DEVICES: machine.devices}
 
 
 def _differing(before: Any, now: Any, name: str = "") -> list[str]:
