@@ -262,6 +262,8 @@ def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) ->
     from pydantic import ValidationError
 
     model: Any = kind.model_fields["settings"].annotation
+    if given.get("distributed"):
+        raise UsageError("distributed is of processes that curv joins", "call jax.distributed.initialize beforehand")
     for setting in FILES:
         if given.get(setting) is not None:
             raise UsageError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from curvcli.analyses import compare, diag, direction, eigs, influence, landscape, saddle, spectrum, step, trace
@@ -26,6 +29,7 @@ from curvcli.linalg.iterate import Silent
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import dense_operator, to_dense
 from curvcli.linalg.probes import sphere
+from curvcli.loading.checkpoint import load_checkpoint
 from curvcli.problem import Problem, spread
 from curvcli.schema.compare import CompareSettings
 from curvcli.schema.diag import DiagSettings
@@ -256,3 +260,18 @@ def test_gram_schmidt_has_the_same_bits_for_any_number_of_devices() -> None:
             basis = bases.append(basis, jnp.asarray(row)[None])
         found.append(np.asarray(bases.project_out(basis, vector)[0]).tobytes())
     assert len(set(found)) == 1
+
+
+def test_orbax_restores_each_parameter_straight_into_its_place(tmp_path: Path) -> None:
+    tree = {"params": {"a": np.arange(48.0).reshape(6, 8), "b": np.arange(3.0), "n": np.float64(2)}}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "ckpt", tree)
+    mesh = mesh_of(4)
+    assert mesh is not None
+    whole_on_host = load_checkpoint(tmp_path / "ckpt")
+    placed = load_checkpoint(tmp_path / "ckpt", placing=partial(parameter_sharding, mesh))
+    assert placed.sha256 == whole_on_host.sha256
+    kernel = placed.tree["params"]["a"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(6, 2)}
+    assert placed.tree["params"]["b"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(kernel, tree["params"]["a"])

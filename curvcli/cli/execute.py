@@ -170,9 +170,8 @@ def load(
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
     from curvcli.analyses.tuning import planned
-    from curvcli.devices import mesh_of, several_processes
+    from curvcli.devices import several_processes
     from curvcli.loading.resolve import functions_of, load_problem
-    from curvcli.problem import spread
 
     if target.failure is not None:
         raise target.failure
@@ -185,9 +184,6 @@ def load(
     if several_processes():
         distributed.check_equal(facts(loaded, settings))
         timing, request = "never", request.without_cache()
-    mesh = mesh_of(settings.devices)
-    if mesh is not None:
-        problem = spread(problem, mesh, shard_params=settings.shard_params)
     if isinstance(settings, AnalysisSettings):
         given = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)

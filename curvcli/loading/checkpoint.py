@@ -32,6 +32,12 @@ from curvcli.loading import files, orbax
 from curvcli.loading.files import Select, Tree
 from curvcli.loading.orbax import REPLACE
 
+BLOCK_BYTES = 64 << 20
+"""Of an array that no host holds whole, looked at together."""
+
+Placing = Callable[[tuple[int, ...]], Any]
+"""The sharding of an array by its shape."""
+
 Format = Literal["orbax", "msgpack", "safetensors", "npz", "memory"]
 
 _WRAPPER = re.compile("default|state|pytree|train_state|model|model_state|variables|checkpoint|ckpt|target")
@@ -72,7 +78,9 @@ class Checkpoint:
     metadata: dict[str, Any]
 
 
-def load_checkpoint(path: Path, *, step: int | None = None, params: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: Path, *, step: int | None = None, params: str | None = None, placing: Placing | None = None
+) -> Checkpoint:
     """Read a checkpoint's parameters and collections, leaving the optimizer's state unread.
 
     Parameters
@@ -84,6 +92,9 @@ def load_checkpoint(path: Path, *, step: int | None = None, params: str | None =
         Which step of a manager root; default: the latest.
     params
         The differentiated subtree; see the module's rule.
+    placing
+        Where an array of a shape is to lie: Orbax restores each straight into its place, so that no host holds the
+        whole. Other formats are read whole. None: numpy arrays.
 
     Raises
     ------
@@ -101,7 +112,7 @@ def load_checkpoint(path: Path, *, step: int | None = None, params: str | None =
     path = Path(path)
     found, kind, number = locate(path, step)
     where = str(found)
-    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary))
+    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary, placing))
     if not tree:
         raise DataError(f"{where}: holds no arrays", "give the checkpoint that holds the parameters")
     check_finite(find_params(tree, params)[0], where)
@@ -142,7 +153,13 @@ def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
         return found, "orbax" if found.is_dir() else files.detect(found), number
 
 
-def read_selected(found: Path, kind: Format, select: Select, skip: Callable[[str], bool] = lambda name: False) -> Tree:
+def read_selected(
+    found: Path,
+    kind: Format,
+    select: Select,
+    skip: Callable[[str], bool] = lambda name: False,
+    placing: Placing | None = None,
+) -> Tree:
     """The arrays of a part of a checkpoint; of Orbax, safetensors and .npz no others are read.
 
     Parameters
@@ -153,6 +170,8 @@ def read_selected(found: Path, kind: Format, select: Select, skip: Callable[[str
         Reduces the tree of all names to what is wanted.
     skip
         Whether an Orbax item of this name is never wanted.
+    placing
+        As `load_checkpoint`.
 
     Raises
     ------
@@ -161,7 +180,7 @@ def read_selected(found: Path, kind: Format, select: Select, skip: Callable[[str
     """
     with _translated(found):
         if kind == "orbax":
-            tree = orbax.read_tree(found, select, skip)
+            tree = orbax.read_tree(found, select, skip, placing)
         else:
             tree = files.READERS[kind](found, select)
         return _as_arrays(tree, str(found)) or {}
@@ -222,7 +241,11 @@ def check_finite(params: Tree, source: str = "the checkpoint") -> None:
         Names the first leaf that has any, and how many.
     """
     for name, array in leaves(params):
-        bad = 0 if array.dtype.kind in "biu" else int(array.size - np.count_nonzero(np.isfinite(array)))
+        bad = (
+            0
+            if array.dtype.kind in "biu"
+            else array.size - sum(int(np.count_nonzero(np.isfinite(block))) for block in _blocks(array))
+        )
         if bad:
             raise DataError(
                 f"{source}: {bad} of {array.size} numbers in '{'/'.join(name)}' are NaN or infinite",
@@ -341,7 +364,7 @@ def _as_arrays(node: Any, where: str, name: tuple[str, ...] = ()) -> Any:
         return {key: value for key, value in members.items() if value is not None} or None
     if node is None or isinstance(node, str | bytes):
         return None
-    array = np.asarray(node)
+    array = node if hasattr(node, "sharding") else np.asarray(node)
     if array.dtype.kind in "SU":
         return None
     # Types such as bfloat16 have kind "V", like numpy's untyped bytes.
@@ -358,7 +381,7 @@ def _unbox(tree: Tree) -> Tree:
 
     def strip(node: Tree) -> Any:
         inner = {key: strip(child) if isinstance(child, dict) else child for key, child in node.items()}
-        return inner["value"] if isinstance(inner.get("value"), np.ndarray) else inner
+        return inner["value"] if hasattr(inner.get("value"), "dtype") else inner
 
     return strip(tree)
 
@@ -368,5 +391,18 @@ def _digest(tree: Tree) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(leaves(tree), key=lambda leaf: leaf[0]):
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode() + b"\n")
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for block in _blocks(array):
+            digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _blocks(array: Any) -> Iterator[np.ndarray]:
+    """An array as it is, or of one that lies cut across devices some rows at a time."""
+    if isinstance(array, np.ndarray) or not array.ndim:
+        yield np.asarray(array)
+        return
+    from curvcli.devices import on_host
+
+    rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        yield on_host(array[start : start + rows])

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gc
 import json
-import logging
-import math
 import re
-import sys
-import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from curvcli.errors import CurvError, DataError, NotFoundError, UsageError
+from curvcli.loading.restoring import REPLACE, restore
 
-REPLACE = "copy the whole checkpoint again from where it was written, or choose another one"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not committed yet
 _OWN_ITEMS = ("default", "state", "pytree")  # names that Orbax itself gives to the only item of a checkpoint
 _EMPTY = ("None", "NamedTuple", "Dict", "List", "Tuple")  # kinds for which nothing is stored
 _STEP = re.compile(r"(?P<prefix>(?:.*[_.-])?)(?P<step>\d+)")
 _STEP_PREFIXES = ("", "checkpoint_", "ckpt_", "step_", "epoch_")  # a manager's own may be any other
 _FILES = (".msgpack", ".flax", ".safetensors")  # what is taken for a checkpoint inside a folder
-_CLAIM_FLOOR, _CLAIM_RATIO = 2**30, 1000  # no compressor reaches this on a trained network
 
 
 class Stored(NamedTuple):
@@ -200,7 +192,10 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_tree(
-    checkpoint: Path, select: Callable[[dict[str, Any]], dict[str, Any]], skip: Callable[[str], bool]
+    checkpoint: Path,
+    select: Callable[[dict[str, Any]], dict[str, Any]],
+    skip: Callable[[str], bool],
+    placing: Callable[[tuple[int, ...]], Any] | None = None,
 ) -> dict[str, Any]:
     """Read the selected arrays of a checkpoint.
 
@@ -212,6 +207,8 @@ def read_tree(
         Reduces a nested dict to what is wanted; it is called before any array is read.
     skip
         Whether an item of this name is never wanted.
+    placing
+        The sharding that an array of a shape is restored into; None: numpy arrays.
 
     Returns
     -------
@@ -222,7 +219,7 @@ def read_tree(
     values: dict[Stored, Any] = {}
     leaves = list(_leaves(wanted))
     for item in dict.fromkeys(leaf.item for leaf in leaves):
-        values.update(_restore(item, [leaf for leaf in leaves if leaf.item == item]))
+        values.update(_restore(item, [leaf for leaf in leaves if leaf.item == item], placing))
     return _replace(wanted, values)
 
 
@@ -318,7 +315,7 @@ def _replace(tree: dict[str, Any], values: dict[Stored, Any]) -> dict[str, Any]:
     }
 
 
-def _restore(item: Path, leaves: list[Stored]) -> dict[Stored, Any]:
+def _restore(item: Path, leaves: list[Stored], placing: Any) -> dict[Stored, Any]:
     """Restore these leaves of one item, leaving the others unread."""
     if _is_array(item):
         raise DataError(
@@ -336,7 +333,7 @@ def _restore(item: Path, leaves: list[Stored]) -> dict[Stored, Any]:
         ]
     )
     try:
-        tree = _call_orbax(item, target)
+        tree = restore(item, target, placing)
     except DataError:
         raise
     except Exception as error:
@@ -347,22 +344,6 @@ def _restore(item: Path, leaves: list[Stored]) -> dict[Stored, Any]:
         reason = str(error).split("[tensorstore_spec")[0][:200]
         raise DataError(f"{item}: {what} cannot be read: {reason}", REPLACE) from error
     return {leaf: _value(tree, leaf) for leaf in leaves}
-
-
-def _call_orbax(item: Path, target: Any) -> Any:
-    """The item's arrays in the structure of `target`."""
-    with _quiet():
-        import jax
-        import numpy as np
-        import orbax.checkpoint as ocp
-
-        how = jax.tree.map(lambda kind: ocp.RestoreArgs(restore_type=str if kind == "string" else np.ndarray), target)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            _check_claim(item, checkpointer)
-            return checkpointer.restore(
-                item.absolute(),  # Orbax refuses relative paths
-                args=ocp.args.PyTreeRestore(item=target, restore_args=how, partial_restore=True),
-            )
 
 
 def _assemble(leaves: list[Stored], depth: int = 0) -> Any:
@@ -382,55 +363,3 @@ def _value(tree: Any, leaf: Stored) -> Any:
     for key, index in zip(leaf.keys, leaf.in_list, strict=True):
         tree = tree[int(key) if index else key]
     return tree
-
-
-def _check_claim(item: Path, checkpointer: Any) -> None:
-    """Refuse headers that claim far more than is stored: the allocation would abort the whole process."""
-    listing: Any = None
-    with contextlib.suppress(Exception):
-        listing = checkpointer.metadata(item.absolute())
-        listing = getattr(listing, "item_metadata", listing)  # the tree itself in Orbax 0.11
-    if listing is None:  # some array is damaged; whether it is one of those wanted shows when they are read
-        _settle()
-        return
-    pending, claimed = [getattr(listing, "tree", listing)], 0
-    while pending:
-        node = pending.pop()
-        if isinstance(node, dict | list | tuple):
-            pending.extend(node.values() if isinstance(node, dict) else node)
-        elif getattr(node, "shape", None) is not None:
-            claimed += math.prod(node.shape) * getattr(node.dtype, "itemsize", 1)
-    stored = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
-    if claimed > max(_CLAIM_FLOOR, _CLAIM_RATIO * stored):
-        raise DataError(f"{item}: damaged, its arrays claim {claimed:,} bytes and the folder holds {stored:,}", REPLACE)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax's log lines and warnings from the user, who did not call it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import orbax.checkpoint  # noqa: F401  (absl's own logger exists from here on)
-
-        loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-        levels = [logger.level for logger in loggers]
-        hook = sys.unraisablehook
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        sys.unraisablehook = lambda _: None
-        try:
-            yield
-        except Exception as error:
-            traceback.clear_frames(error.__traceback__)
-            _settle()
-            raise
-        finally:
-            sys.unraisablehook = hook
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _settle() -> None:
-    """After a failed read, let the others end while their complaint (its loop is closed) goes unseen."""
-    time.sleep(0.2)
-    gc.collect()

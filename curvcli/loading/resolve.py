@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.devices import mesh_of, parameter_sharding
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
 from curvcli.loading.access import is_there
 from curvcli.loading.arrays import computed_dtype
 from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
 from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.labels import check_mask, fit_targets
+from curvcli.loading.loss import check_likelihood, named_loss
 from curvcli.loading.model import Network, make_network, user_code
 from curvcli.loading.spec_file import NAME, FoundSpec, pinned
 from curvcli.loading.targets import Targets
 from curvcli.loading.trees import flatten_tree
-from curvcli.losses import LOSSES, Loss, user_loss
-from curvcli.problem import Batches, Params, Problem, Regulariser
+from curvcli.losses import Loss
+from curvcli.problem import Batches, Params, Problem, Regulariser, spread
 from curvcli.schema.report import CheckpointRecord, DataRecord
 from curvcli.schema.settings import DataSettings
 from curvcli.schema.spec import ProblemSpec
@@ -108,7 +111,8 @@ def load_problem(
                 f"use --{table}, or [{table}] {key} in curv.toml (curv init writes one)",
             )
     spec = pinned(spec, found, checkpoint)
-    stored = load_checkpoint(checkpoint, step=step, params=spec.checkpoint.params)
+    cut = _parameter_cut(settings)
+    stored = load_checkpoint(checkpoint, step=step, params=spec.checkpoint.params, placing=cut)
     if spec.checkpoint.sha256 and spec.checkpoint.sha256 != stored.sha256:
         raise DataError(
             f"{checkpoint} is not what curv.toml was written for: its digest is {stored.sha256[:12]}…",
@@ -137,6 +141,8 @@ def fitted(spec: ProblemSpec, targets: Any, stored: Checkpoint, data: Dataset, s
     network = _network(spec, targets, stored, inputs)
     params, fixed = _choose(network.params, settings)
     problem, outputs, warnings = _assemble(spec, targets, network, params, fixed, data, dtype, inputs)
+    if (mesh := mesh_of(settings.devices)) is not None:
+        problem = spread(problem, mesh, shard_params=settings.shard_params)
     return Loaded(
         problem,
         spec,
@@ -147,6 +153,12 @@ def fitted(spec: ProblemSpec, targets: Any, stored: Checkpoint, data: Dataset, s
         warnings,
         targets,
     )
+
+
+def _parameter_cut(settings: DataSettings) -> Callable[[tuple[int, ...]], Any] | None:
+    """Where a parameter of a shape is to lie, if it is to be cut."""
+    mesh = mesh_of(settings.devices) if settings.shard_params else None
+    return None if mesh is None else partial(parameter_sharding, mesh)
 
 
 def functions_of(problem: Problem) -> dict[str, Any]:
@@ -243,7 +255,7 @@ def _assemble(
     """Outputs, loss, targets, mask and normaliser fitted together."""
     arrays: Params = _cast(params, dtype)
     frozen = {"params": _cast(fixed, dtype), "collections": _cast(network.collections, dtype)}
-    loss, predict, labels = _loss(spec, targets), _predict(network.call), data.targets
+    loss, predict, labels = named_loss(spec, targets), _predict(network.call), data.targets
     outputs = user_code("the model", jax.eval_shape, predict, arrays, frozen, inputs)
     if outputs.ndim == 1 and loss.known:
         # One output without an axis of its own: the losses of the table want one, [b, 1], and so for the targets.
@@ -257,7 +269,7 @@ def _assemble(
     weight = np.ones(data.num_examples, dtype) if mask is None else np.asarray(mask, dtype)
     units = _unit_shape(loss, outputs, labels)
     check_mask(mask, units[1:])
-    _check_likelihood(loss, outputs, labels)
+    check_likelihood(loss, outputs, labels)
     if not weight.any():
         raise DataError("no example is left: ignore_label and mask leave all out", "check [loss] ignore_label")
     regulariser = Regulariser(spec.loss.l2, targets.load(spec.loss.regulariser) if spec.loss.regulariser else None)
@@ -288,7 +300,7 @@ def _cast(tree: Any, dtype: np.dtype) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.asarray(leaf)
         with np.errstate(over="ignore"):
-            made = np.asarray(leaf).astype(dtype)
+            made = leaf.astype(dtype)
         if leaf.dtype.itemsize > dtype.itemsize and np.any(np.isinf(made) & np.isfinite(leaf)):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise DataError(f"a number of '{name}' does not fit {dtype.name}", "use --dtype float64")
@@ -322,62 +334,6 @@ def _predict(call: Callable[..., Any]) -> Callable[..., Any]:
 def _with_last_axis(predict: Callable[..., Any]) -> Callable[..., Any]:
     """Outputs [b] as [b, 1]."""
     return lambda params, frozen, inputs: predict(params, frozen, inputs)[:, None]
-
-
-def _loss(spec: ProblemSpec, targets: Targets) -> Loss:
-    """The loss by name, or the user's own."""
-    name = spec.loss.name or ""
-    if name in LOSSES:
-        return LOSSES[name]
-    if ":" not in name:
-        near = difflib.get_close_matches(name, LOSSES, 1)
-        raise SpecError(
-            f"unknown loss {name!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for your own",
-        )
-    function = targets.load(name)
-    if not callable(function):
-        raise SpecError(f"the loss {name} is no function", "it should be fn(outputs, targets) -> one loss an example")
-    return user_loss(name, function, **_likelihood(spec.loss.likelihood, targets))
-
-
-def _likelihood(name: str | None, targets: Targets) -> dict[str, Any]:
-    """What makes a user's loss a likelihood: a loss of the table, or a sampler of targets."""
-    if name is None:
-        return {}
-    if name in LOSSES:
-        return {"likelihood": LOSSES[name]}
-    if ":" not in name:
-        near = difflib.get_close_matches(name, LOSSES, 1)
-        raise SpecError(
-            f"unknown [loss] likelihood {name!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for a sampler",
-        )
-    function = targets.load(name)
-    if not callable(function):
-        raise SpecError(f"the likelihood {name} is no function", "it should be fn(outputs, key) -> targets")
-    return {"draw": function}
-
-
-def _check_likelihood(loss: Loss, outputs: Any, labels: Any) -> None:
-    """The declared likelihood fits the outputs; what a sampler draws fits the loss."""
-    if loss.likelihood is not None and loss.likelihood.integer_targets and (outputs.ndim < 2 or outputs.shape[-1] < 2):
-        raise SpecError(
-            f"[loss] likelihood {loss.likelihood.name} needs outputs [batch, …, classes], not {list(outputs.shape)}",
-            "for two classes and one logit give sigmoid_cross_entropy",
-        )
-    if loss.draw is None:
-        return
-    one = jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype)
-    drawn = user_code("the likelihood", jax.eval_shape, loss.draw, one, jax.random.key(0))
-    shape = getattr(drawn, "shape", None)
-    if shape != (1, *labels.shape[1:]):
-        raise SpecError(
-            f"[loss] likelihood draws targets of shape {list(shape or ())} for one example, the data's have "
-            f"{[1, *labels.shape[1:]]}",
-            "it is called as fn(outputs, key) with a batch of one example, and returns a batch of one target",
-        )
-    user_code("the loss", jax.eval_shape, loss.value, one, drawn)
 
 
 def _unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:

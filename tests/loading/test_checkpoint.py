@@ -157,19 +157,19 @@ def test_lists_scalars_and_text(tmp_path):
     same(load_checkpoint(path).tree, {"params": {"0": np.ones(2)}})
 
 
-def test_sharded_over_eight_devices(tmp_path):
+def test_sharded_over_more_devices_than_there_are(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp\n"
         "from jax.sharding import Mesh, NamedSharding, PartitionSpec as P\n"
-        "mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ('a', 'b'))\n"
+        "mesh = Mesh(np.array(jax.devices()).reshape(8, 2), ('a', 'b'))\n"
         "x = jax.device_put(jnp.arange(64.).reshape(16, 4), NamedSharding(mesh, P('a', 'b')))\n"
         "with ocp.StandardCheckpointer() as c: c.save(sys.argv[1], {'params': {'w': x}})\n"
-        "assert len(x.sharding.device_set) == 8\n"
+        "assert len(x.sharding.device_set) == 16\n"
     )
     path = tmp_path / "sharded"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=16"}
     subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True, capture_output=True)
-    assert len(jax.devices()) == 1
+    assert len(jax.devices()) < 16
     same(load_checkpoint(path).tree, {"params": {"w": np.arange(64, dtype=np.float32).reshape(16, 4)}})
 
 

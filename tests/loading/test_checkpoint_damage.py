@@ -311,7 +311,7 @@ def test_permission(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Path, "open", refused)
         monkeypatch.setattr(
-            "curvcli.loading.orbax._call_orbax",
+            "curvcli.loading.orbax.restore",
             lambda *_: (_ for _ in ()).throw(ValueError("PERMISSION_DENIED: 0.0")),
         )
     for bad in (path, folder):

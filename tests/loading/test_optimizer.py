@@ -217,8 +217,10 @@ def test_a_block_and_a_named_subtree(tmp_path):
 
 def test_only_the_state_is_read(tmp_path, monkeypatch):
     path = standard(tmp_path / "a", item(ADAM))
-    seen, call = [], orbax._call_orbax
-    monkeypatch.setattr(orbax, "_call_orbax", lambda place, target: (seen.append(target), call(place, target))[1])
+    seen, call = [], orbax.restore
+    monkeypatch.setattr(
+        orbax, "restore", lambda place, target, placing: (seen.append(target), call(place, target, placing))[1]
+    )
     read_adam(path, SHAPES)
     assert [list(target) for target in seen] == [["opt_state"]]
 
