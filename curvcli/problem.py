@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvcli.losses import Loss
@@ -198,19 +197,6 @@ class Problem:
     def dtype(self) -> np.dtype:
         """The floating dtype of all computation."""
         return np.dtype(next(iter(self.params.values())).dtype)
-
-
-def batch_loss(problem_fns: tuple[Callable, Loss], params: Params, frozen: dict, batch: Batch) -> Any:
-    """Σ_n a_n L(f(w, x_n), t_n) over one batch, not normalised.
-
-    Parameters
-    ----------
-    problem_fns
-        `(problem.predict, problem.loss)`: the functions alone, so that no array is closed over.
-    """
-    predict, loss = problem_fns
-    units = loss.value(predict(params, frozen, batch.inputs), batch.targets)
-    return jnp.sum(units * unit_weight(batch.weight, units.ndim))
 
 
 def unit_weight(weight: Any, ndim: int) -> Any:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature import sums
+from curvcli.curvature import heads, sums
 from curvcli.curvature.work import equations
-from curvcli.problem import Batch, Batches, Params, Problem, batch_loss
+from curvcli.problem import Batch, Batches, Params, Problem
 
 
 def in_float64(problem: Problem, examples: int | None = None) -> Problem:
@@ -62,7 +62,7 @@ def _traced(problem: Problem) -> Any:
     def objective(params: Params, frozen: dict, batch: Batch) -> Any:
         fn, nest, squared, l2, *rest = sums.regulariser_arguments(problem, params)
         regulariser = sums.regulariser_function(fn, nest, squared, l2, *rest)
-        return batch_loss(functions, params, frozen, batch) + regulariser(params)
+        return heads.batch_loss(functions, params, frozen, batch) + regulariser(params)
 
     return jax.make_jaxpr(objective)(problem.params, problem.frozen, next(iter(problem.batches)))
 
