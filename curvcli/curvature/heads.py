@@ -12,6 +12,7 @@ Cost: one product more with the last layer's weights, for the outputs that are n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -267,21 +268,24 @@ def _reached(jaxpr: Any, variables: list[Any]) -> set[Any]:
 
 
 def _tail(jaxpr: Any, inputs: list[Any]) -> tuple[list[Any], Any, list[Any]] | None:
-    """The equations from the last product on, their operands but features and outputs replaced by narrow ones.
+    """The equations from the last product on, each with its operands, before these were spread over the tokens.
 
     Returns
     -------
     Pairs of an equation and its operands, None standing for the features or outputs; the features; and the weights.
     """
     made = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
-    varying, uses = _reached(jaxpr, inputs), {}
-    for one in (one for equation in jaxpr.eqns for one in equation.invars if not isinstance(one, core.Literal)):
-        uses[one] = uses.get(one, 0) + 1
+    varying = _reached(jaxpr, inputs)
+    uses = Counter(one for equation in jaxpr.eqns for one in equation.invars if not isinstance(one, core.Literal))
+
+    def varies(atom: Any) -> bool:
+        return not isinstance(atom, core.Literal) and atom in varying
+
     tail: list[Any] = []
-    at = jaxpr.outvars[0]
-    while not isinstance(at, core.Literal) and at in made and uses.get(at, 0) == bool(tail):
+    at: Any = jaxpr.outvars[0]
+    while not isinstance(at, core.Literal) and at in made and uses[at] == bool(tail):
         equation = made[at]
-        given = [one if isinstance(one, core.Literal) or one not in varying else None for one in equation.invars]
+        given: list[Any] = [None if varies(one) else one for one in equation.invars]
         if given.count(None) != 1:
             return None
         at = equation.invars[given.index(None)]
