@@ -1,7 +1,7 @@
 """Memory and seconds of products for a decoder with a large vocabulary: `python benchmarks/vocabulary.py --help`.
 
 One product of the GGN and of the Hessian by curv, curvlinops and hessian-eigenthings with the same weights, data and
-vector, every tool alone in a process; the products must agree. Needs the environment of `compare.py`.
+vector, every tool alone in a process, and how far the products are apart. Needs the environment of `compare.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import numpy as np
 from comparison import environment, jobs
 
 WORKLOAD = "words"
-TOOLS = {"curv": {}, "curv, all sequences at once": {"batch_size": 8}, "curvlinops": {}, "eigenthings": {}}
-AGREEMENT = 1e-3
-"""Relative, of products in float32."""
+TOOLS = ("eigenthings", "curvlinops", "curv")  # the others are compared with the first
 
 
 def main() -> None:
@@ -39,20 +37,18 @@ def main() -> None:
         place = jobs.ask("prepare", folder=folder, workloads=[WORKLOAD])["folders"][WORKLOAD]
         for matrix in ("ggn", "hessian"):
             expected = None
-            for name, more in reversed(TOOLS.items()):  # a peer's product is what the others are compared with
-                job = {"tool": name.partition(",")[0], "workload": WORKLOAD, "folder": place, "matrix": matrix}
-                spent = jobs.ask("alone", block=1, **job, **more)
-                found["measured"][f"{matrix}: {name}"] = spent
+            for tool in TOOLS:
+                spent = jobs.ask("alone", tool=tool, workload=WORKLOAD, folder=place, matrix=matrix, block=1)
+                found["measured"][f"{matrix}: {tool}"] = spent
                 if "failed" in spent:
-                    print(f"| {matrix} | {name} | {spent['failed']} |", flush=True)
+                    print(f"| {matrix} | {tool} | {spent['failed']} |", flush=True)
                     continue
-                product = np.load(Path(place) / f"{matrix}-{job['tool']}.npy")
+                product = np.load(Path(place) / f"{matrix}-{tool}.npy")
                 expected = product if expected is None else expected
                 spent["off"] = off = float(np.linalg.norm(product - expected) / np.linalg.norm(expected))
-                found["agree"] = found.get("agree", True) and off < AGREEMENT
                 peak, seconds = spent["bytes"], spent["seconds"]
                 row = f"{peak / 1e6:,.0f} | {peak / logits:.1f} | {seconds:.2f} | {off:.0e}"
-                print(f"| {matrix} | {name} | {row} |", flush=True)
+                print(f"| {matrix} | {tool} | {row} |", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1))
 

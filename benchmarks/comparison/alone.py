@@ -21,7 +21,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """Bytes beyond those after import, seconds of the last call, seconds in XLA; the product in a file of its own."""
     folder, matrix = Path(job["folder"]), job.get("matrix", "hessian")
     if job["tool"] == "curv":
-        found, product = _curv(folder, matrix, job["block"], job.get("batch_size"))
+        found, product = _curv(folder, matrix, job["block"])
     else:
         found, product = _peer(job["tool"], job["workload"], folder, matrix, job["block"])
     np.save(folder / f"{matrix}-{job['tool']}.npy", product)
@@ -33,7 +33,7 @@ def _vectors(block: int, dim: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(block, dim)).astype(np.float32)
 
 
-def _curv(folder: Path, matrix: str, block: int, batch_size: int | None) -> tuple[dict[str, Any], np.ndarray]:
+def _curv(folder: Path, matrix: str, block: int) -> tuple[dict[str, Any], np.ndarray]:
     import jax.numpy as jnp
 
     from . import ours
@@ -42,7 +42,7 @@ def _curv(folder: Path, matrix: str, block: int, batch_size: int | None) -> tupl
     jnp.zeros(1).block_until_ready()
     before = jobs.peak_bytes()
     with ours.compile_seconds() as compiling:
-        problem = ours.load(folder, matrix, batch_size=batch_size)
+        problem = ours.load(folder, matrix)
         operator = ours.operator(problem, matrix)
         vectors = _vectors(block, operator.dim)
         for _ in range(PRODUCTS):

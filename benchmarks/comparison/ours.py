@@ -54,9 +54,9 @@ def parameter_shapes(target: str, kwargs: dict[str, Any], x: np.ndarray) -> dict
     return {name: tuple(leaf.shape) for name, leaf in flatten_tree(made["params"]).items()}
 
 
-def load(folder: Path, matrix: str = "hessian", *, calibrated: bool = False, batch_size: int | None = None) -> Problem:
+def load(folder: Path, matrix: str = "hessian", *, calibrated: bool = False) -> Problem:
     """The problem of a workload's folder, planned for one matrix; `calibrated`: after timing several ways."""
-    return _planned(folder, SpectrumSettings(matrix=matrix, batch_size=batch_size), calibrated)
+    return _planned(folder, SpectrumSettings(matrix=matrix), calibrated)
 
 
 def _planned(folder: Path, settings: SpectrumSettings, calibrated: bool) -> Problem:
