@@ -80,10 +80,12 @@ class Journal:
         if self._digested[0] is not params:
             import numpy as np
 
+            from curvcli.devices import on_host
+
             digest = hashlib.sha256()
             for path, leaf in sorted(params.items()):
                 digest.update(path.encode())
-                digest.update(np.ascontiguousarray(leaf).data)
+                digest.update(np.ascontiguousarray(on_host(leaf)).data)
             self._digested = params, digest.digest()
         return self._digested[1]
 
@@ -107,6 +109,8 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
         import jax.numpy as jnp
         import numpy as np
 
+        from curvcli.devices import on_host
+
         keys = [_key(place, row) for row in np.asarray(vectors)]
         found = journal.store.take(keys)
         missing = [i for i, row in enumerate(found) if row is None]
@@ -115,7 +119,7 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
             return jnp.asarray(np.stack(found))
         # All rows as they came, where all are missing: another block is another program, and other bits.
         made = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
-        new = np.asarray(made)
+        new = on_host(made)
         journal.store.keep([keys[i] for i in missing], new)
         if len(missing) == len(keys):
             return made

@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from curvcli.devices import cut_along, on_every, parameter_sharding, placed, rounded_up
 from curvcli.losses import Loss
 
 PyTree = Any
@@ -47,6 +49,8 @@ class Batches:
         Examples in a batch, b.
     cast
         The dtype that floating inputs and targets are cast to.
+    mesh
+        Devices that share every batch: each reads and holds its own part of the examples. None: the host's arrays.
     """
 
     inputs: PyTree
@@ -54,6 +58,7 @@ class Batches:
     weight: np.ndarray
     batch_size: int
     cast: Any
+    mesh: Mesh | None = None
 
     @property
     def num_examples(self) -> int:
@@ -66,28 +71,52 @@ class Batches:
     @property
     def nbytes(self) -> int:
         """Bytes of all batches as the device holds them."""
-        per_example = sum(leaf.nbytes / len(leaf) for leaf in jax.tree.leaves(next(iter(self))))
+        per_example = sum(leaf.nbytes / len(leaf) for leaf in jax.tree.leaves(self._batch(0)))
         return int(per_example * len(self) * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.num_examples, self.batch_size):
-            yield self._batch(start)
+            yield self._batch(start) if self.mesh is None else self._shared(self.mesh, start)
 
-    def _batch(self, start: int) -> Batch:
-        """The batch of rows start, start + 1, …, padded."""
-        stop = min(start + self.batch_size, self.num_examples)
-        missing = self.batch_size - (stop - start)
+    def _batch(self, start: int, first: int = 0, count: int | None = None) -> Batch:
+        """The batch of rows start, start + 1, …, padded; or so many of its rows from the first given."""
+        low, high = start + first, start + (self.batch_size if count is None else first + count)
+        stop = min(high, self.num_examples)
+        # Rows of padding alone are copies of the last example.
+        here = slice(min(low, self.num_examples - 1), max(stop, min(low, self.num_examples - 1) + 1))
+        real = max(stop - low, 0)
+        missing = high - low - (here.stop - here.start)
 
         def take(leaf: np.ndarray) -> np.ndarray:
-            rows = np.asarray(leaf[start:stop])
+            rows = np.asarray(leaf[here])
             if np.issubdtype(rows.dtype, np.floating):
                 rows = rows.astype(self.cast)
             return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
 
         weight = np.array(take(self.weight))
-        weight[stop - start :] = 0
-        index = np.arange(start, start + self.batch_size, dtype=np.int32)
+        weight[real:] = 0
+        index = np.arange(low, high, dtype=np.int32)
         return Batch(jax.tree.map(take, self.inputs), jax.tree.map(take, self.targets), weight, index)
+
+    def _shared(self, mesh: Mesh, start: int) -> Batch:
+        """The same on the devices. Of a batch that they do not divide every device holds all."""
+        size = self.batch_size
+        if size % mesh.size:
+            return jax.tree.map(lambda leaf: placed(leaf, on_every(mesh)), self._batch(start))
+        part = size // mesh.size
+        where = cut_along(mesh, 0)
+        own = {
+            one: (cut or (slice(0),))[0].start or 0
+            for one, cut in where.addressable_devices_indices_map((size,)).items()
+        }
+        read = {first: self._batch(start, first, part) for first in set(own.values())}
+
+        def joined(*leaves: np.ndarray) -> Any:
+            by_first = dict(zip(read, leaves, strict=True))
+            parts = [jax.device_put(by_first[first], one) for one, first in own.items()]
+            return jax.make_array_from_single_device_arrays((size, *leaves[0].shape[1:]), where, parts)
+
+        return jax.tree.map(joined, *read.values())
 
     def chosen(self, rows: np.ndarray) -> Batches:
         """These rows alone, in this order, in batches of the same size; numbered anew."""
@@ -98,11 +127,12 @@ class Batches:
             return np.asarray(leaf[rows[order]])[np.argsort(order, kind="stable")]
 
         inputs, targets, weight = jax.tree.map(take, (self.inputs, self.targets, self.weight))
-        return Batches(inputs, targets, weight, self.batch_size, self.cast)
+        return replace(self, inputs=inputs, targets=targets, weight=weight)
 
     def resized(self, batch_size: int) -> Batches:
-        """The same examples in batches of another size."""
-        return Batches(self.inputs, self.targets, self.weight, batch_size, self.cast)
+        """The same examples in batches of another size: a multiple of the devices, unless it is smaller than these."""
+        shared = self.mesh is not None and batch_size >= self.mesh.size
+        return replace(self, batch_size=rounded_up(self.mesh, batch_size) if shared else batch_size)
 
 
 @dataclass(frozen=True)
@@ -197,6 +227,24 @@ class Problem:
     def dtype(self) -> np.dtype:
         """The floating dtype of all computation."""
         return np.dtype(next(iter(self.params.values())).dtype)
+
+
+def spread(problem: Problem, mesh: Mesh, *, shard_params: bool = False) -> Problem:
+    """The problem with its batches shared by devices, and its parameters whole on each of them, or cut as well.
+
+    Parameters
+    ----------
+    shard_params
+        Whether each parameter is cut along its longest axis that the devices divide.
+    """
+
+    def put(leaf: Any) -> Any:
+        where = parameter_sharding(mesh, leaf.shape) if shard_params else on_every(mesh)
+        return leaf if getattr(leaf, "sharding", None) == where else placed(leaf, where)
+
+    params, frozen = jax.tree.map(put, (problem.params, problem.frozen))
+    batches = replace(problem.batches, mesh=mesh)
+    return replace(problem, params=params, frozen=frozen, batches=batches.resized(batches.batch_size))
 
 
 def unit_weight(weight: Any, ndim: int) -> Any:

@@ -17,6 +17,8 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# Devices that share one process's threads: what is cut across several is tested in every process.
+jax.config.update("jax_num_cpu_devices", 8)
 # The same small programs are compiled again and again, for every problem that a test makes anew.
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="curv-tests-"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -159,7 +159,9 @@ def operator_of(problem: Problem, settings: CompareSettings, name: str, *, regul
     recipe = recipe_of(problem, settings)
     if name == "diagonal":
         known = diagonal(problem, recipe, with_regulariser=regulariser)
-        return LinearOperator(known.function(lambda x: x), problem.dim, problem.dtype, True, known=known)
+        mesh = problem.batches.mesh
+        products = known.function(lambda x: x)
+        return LinearOperator(products, problem.dim, problem.dtype, True, known=known, mesh=mesh)
     return build(
         problem, name, with_regulariser=regulariser, mc_samples=settings.mc_samples, seed=settings.seed,
         factors=recipe.sampling, sharing=settings.sharing,

@@ -19,6 +19,7 @@ import scipy.optimize
 from curvcli.analyses.precise import in_float64
 from curvcli.curvature import along, build
 from curvcli.curvature.flatten import Layout
+from curvcli.devices import on_host
 from curvcli.problem import Problem
 from curvcli.schema.saddle import Certificate, Witness
 
@@ -95,7 +96,7 @@ def moved(problem: Problem, vector: np.ndarray, step: float) -> dict[str, np.nda
     """w + step·v in float64, by path."""
     with jax.enable_x64(True):
         steps = Layout.of(problem.params).unravel(jnp.asarray(step * np.asarray(vector, np.float64)))
-    return {name: np.asarray(leaf, np.float64) + np.asarray(steps[name]) for name, leaf in problem.params.items()}
+    return {name: leaf.astype(np.float64) + np.asarray(steps[name]) for name, leaf in on_host(problem.params).items()}
 
 
 @dataclass

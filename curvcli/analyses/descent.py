@@ -125,7 +125,7 @@ def adam_sharpness(
     block = min(2, operator.dim)
     algorithm = eigen.ThickRestart(
         0, 1, tol=0.5 * tolerance(settings), capacity=max(min(CAPACITY, operator.dim), 8), max_products=PRODUCTS,
-        start=krylov.from_random(key, block, operator.dim, operator.dtype), key=key,
+        start=krylov.from_random(key, block, operator.dim, operator.dtype, operator.mesh), key=key,
     )  # fmt: skip
     found = algorithm.result(iterate(algorithm, conditioned, key, monitor=monitor, stage="Adam's sharpness"))
     values, residuals = eigen.true_residuals(conditioned, found.vectors)

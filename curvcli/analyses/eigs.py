@@ -188,7 +188,7 @@ def _lanczos(
     algorithm = eigen.ThickRestart(
         low, k - low, tol=0.75 * tolerance(settings), capacity=plan.capacity,
         max_products=max(settings.max_probes - k, block), key=jax.random.fold_in(key, 0),
-        start=krylov.from_random(jax.random.fold_in(key, 0), block, operator.dim, operator.dtype),
+        start=krylov.from_random(jax.random.fold_in(key, 0), block, operator.dim, operator.dtype, operator.mesh),
         magnitude=settings.which == "magnitude", widest=plan.widest,
     )  # fmt: skip
     state = iterate(algorithm, operator, key, monitor=monitor, stage="eigenpairs", planned=settings.probes)

@@ -16,6 +16,7 @@ from curvcli.analyses.dense import smaller_side
 from curvcli.analyses.spectrum import memory_plan, resolved_method
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
+from curvcli.devices import on_host
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem, unit_weight
@@ -93,7 +94,7 @@ def collection_sizes(problem: Problem) -> dict[str, int]:
 
 
 def _parameter(name: str, leaf: Any, stored: str, differentiated: bool) -> ParameterRecord:
-    norm = float(np.linalg.norm(np.asarray(leaf, np.float64)))
+    norm = float(np.linalg.norm(on_host(leaf).astype(np.float64)))
     return ParameterRecord(
         name=name,
         shape=list(leaf.shape),

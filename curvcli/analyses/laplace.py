@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -35,6 +36,7 @@ from curvcli.analyses.dense import (
     smaller_side,
     written_out,
 )
+from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import leverage, queries, sums
 from curvcli.curvature.ntk import example_outputs
 from curvcli.errors import SpecError, UsageError
@@ -146,7 +148,7 @@ def laplace(
     method, found = _sums(problem, settings, operator, spectral, precision / problem.normaliser, monitor, meter)
     likelihood = problem.normaliser * (float(sums.regulariser_value(problem, problem.params)) - objective)
     likelihood -= _constants(problem)
-    weights = sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in problem.params.values())
+    weights = weights_norm(problem) ** 2
     roots = _roots(problem, settings, operator, spectral, precision, plan.at_once, monitor, warnings)
     predictive, variances = _predictive(problem, settings, roots, exact=dense)
     told = Laplace(
@@ -312,7 +314,9 @@ def _roots(
         else:
             # x = (C + sI)⁻¹ y has the covariance (C + sI)⁻¹ if y has C + sI.
             drawn = leverage.draw(problem, "ggn", shift, settings.seed, first, count)
-            system = LinearOperator(lambda v: operator.matmat(v) + shift * v, dim, operator.dtype, True)
+            system = replace(
+                operator, matmat=lambda v: operator.matmat(v) + shift * v, psd=True, forms=None, known=None
+            )
             solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.cg_steps, monitor=monitor)
             residuals.append(float(np.max(solved.residuals)))
             yield solved.x / normaliser**0.5

@@ -12,6 +12,7 @@ import jax
 
 from curvcli.curvature import sums
 from curvcli.curvature.work import network_work
+from curvcli.devices import least
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.basis import CHUNK
 from curvcli.problem import Problem
@@ -112,8 +113,8 @@ def plan_lanczos(
 
 
 def memory_limit(max_memory: int | None) -> int:
-    """Bytes that may be taken."""
-    return max_memory or int(0.7 * available_bytes())
+    """Bytes that may be taken; where several processes compute, in the one that has least, so that all plan alike."""
+    return max_memory or int(least(0.7 * available_bytes()))
 
 
 def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from curvcli.curvature import heads, sums
 from curvcli.curvature.work import equations
+from curvcli.devices import on_host
 from curvcli.problem import Batch, Batches, Params, Problem
 
 
@@ -35,9 +36,9 @@ def in_float64(problem: Problem, examples: int | None = None) -> Problem:
         size = min(examples, batches.num_examples)
         inputs, targets, weight = jax.tree.map(lambda leaf: leaf[:size], (inputs, targets, weight))
     weight = np.asarray(weight, "float64")
-    return replace(
-        problem, params=params, frozen=frozen, batches=Batches(inputs, targets, weight, size, np.dtype("float64"))
-    )
+    mesh = batches.mesh if examples is None else None  # a few are not worth sharing
+    batches = Batches(inputs, targets, weight, size, np.dtype("float64"), mesh)
+    return replace(problem, params=params, frozen=frozen, batches=batches)
 
 
 def network_jaxpr(problem: Problem) -> Any:
@@ -86,4 +87,4 @@ def coarsest(problem: Problem) -> float:
 
 def weights_norm(problem: Problem) -> float:
     """‖w‖ of the differentiated parameters."""
-    return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in problem.params.values())))
+    return float(np.sqrt(sum(np.sum(np.square(leaf.astype(np.float64))) for leaf in on_host(problem.params).values())))

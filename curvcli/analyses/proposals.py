@@ -24,6 +24,7 @@ from curvcli.curvature.kfac import cotangent_count
 from curvcli.curvature.kronecker import Kronecker
 from curvcli.curvature.running import Running
 from curvcli.curvature.sums import objective_and_gradient
+from curvcli.devices import on_host
 from curvcli.linalg import bfgs
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.truncated_cg import Truncated, truncated_cg
@@ -279,7 +280,7 @@ def _quasi_newton(here: Ground, memory: Memory, scale: float, damping: float) ->
 def pair_behind(here: Ground, previous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The step before and the change of the gradient over it. One gradient."""
     layout = Layout.of(here.problem.params)
-    behind = np.asarray(layout.ravel(here.problem.params), np.float64) - previous
+    behind = on_host(layout.ravel(here.problem.params)).astype(np.float64) - previous
     _, gradient = objective_and_gradient(
         here.problem, layout, layout.unravel(jnp.asarray(behind, here.problem.dtype))
     )  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 
 from curvcli.curvature import build, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.devices import on_host
 from curvcli.errors import UsageError
 from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found
@@ -152,7 +153,7 @@ def loss_without(problem: Problem, layout: Layout, weights: np.ndarray, gone: np
 
 def flat_weights(problem: Problem) -> np.ndarray:
     """w [D], in float64."""
-    return np.asarray(Layout.of(problem.params).ravel(problem.params), np.float64)
+    return on_host(Layout.of(problem.params).ravel(problem.params)).astype(np.float64)
 
 
 def layer_indices(layout: Layout) -> dict[str, np.ndarray]:

@@ -33,6 +33,7 @@ from curvcli.analyses.stationarity import size_of
 from curvcli.curvature import build, queries, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.responses import Parameter
+from curvcli.devices import on_host
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.trust_region import Minimum, Point, minimise
@@ -189,7 +190,7 @@ class _Fits:
 
     def run(self, changes: Sequence[Change]) -> None:
         """All of it; what is found before the monitor stops it is kept."""
-        start = np.asarray(self.layout.ravel(self.problem.params))
+        start = on_host(self.layout.ravel(self.problem.params))
         function = self._function(None)
         here = function(start)
         sizes = [_norm(self._function(one)(start).gradient - here.gradient) for one in changes]

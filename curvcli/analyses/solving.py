@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast, get_args
 
 import jax
@@ -115,7 +115,7 @@ class System:
     def operator(self) -> LinearOperator:
         """C + λI."""
         matmat, damping = self.matrix.matmat, self.damping
-        return LinearOperator(lambda v: matmat(v) + damping * v, self.matrix.dim, self.matrix.dtype, self.matrix.psd)
+        return replace(self.matrix, matmat=lambda v: matmat(v) + damping * v, forms=None, known=None)
 
     def solve(self, rhs: Array, names: Sequence[str], *, one_record: bool = False) -> Array:
         """s [k, D] for right-hand sides [k, D].

@@ -212,7 +212,7 @@ def refined_extremes(
     for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
         algorithm = eigen.ThickRestart(
             *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + capacity,
-            max_products=max(spent // 2, further), start=space or krylov.from_vectors(start),
+            max_products=max(spent // 2, further), start=space or krylov.from_vectors(start, operator.mesh),
         )  # fmt: skip
         state = algorithm.init(operator)
         if monitor.stop() is None or not state.space.size:

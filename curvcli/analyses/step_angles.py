@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,6 @@ from curvcli.curvature import sums
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg import cg, minres
 from curvcli.linalg.iterate import Monitor
-from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.compare import CompareSettings, Step, StepAngles, StepPair, StepSolve
 from curvcli.schema.estimate import Estimate
@@ -100,7 +100,8 @@ def _solve(
         out = matmat(vectors) + added * vectors
         return out if curvature is None else out + curvature(vectors)
 
-    system = LinearOperator(shifted, operator.dim, operator.dtype, operator.psd and not curved)
+    psd = operator.psd and not curved
+    system = replace(operator, matmat=shifted, psd=psd, forms=None, known=None)
     rhs, steps = -gradient[None], min(settings.cg_steps, 4 * operator.dim)
     solver, answer = "minres", None
     if system.psd and shift > 0:

@@ -18,6 +18,7 @@ from curvcli.analyses.judging import Judgement, judge, next_damping
 from curvcli.analyses.proposals import Memory, proposer
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.sums import objective_and_gradient
+from curvcli.devices import on_host
 from curvcli.schema.step import PREVIOUS, StepRecord
 
 
@@ -52,7 +53,7 @@ def walk(here: Ground, first: Judgement, memory: Memory, start: float) -> Walked
     Cost: a gradient a step, and what its method and its judgement take. Nothing is compiled anew.
     """
     settings, layout = here.settings, Layout.of(here.problem.params)
-    origin = np.asarray(layout.ravel(here.problem.params), np.float64)
+    origin = on_host(layout.ravel(here.problem.params)).astype(np.float64)
     moved, records, found, spent = np.zeros_like(origin), [], first, 0.0
     for number in range(1, settings.steps + 1):
         made = accepted(here, found)

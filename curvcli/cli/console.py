@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from curvcli.cli import interrupts
@@ -82,6 +82,10 @@ def finish(code: int) -> None:
     os._exit(code)
 
 
+REASONS = (None, "time limit", "interrupted")
+"""Why a run is stopped, by how much it matters."""
+
+
 class Watch:
     """The monitor of a run at a terminal: progress on stderr, a deadline, Ctrl-C (see `interrupts`).
 
@@ -91,9 +95,14 @@ class Watch:
         Seconds from now, or None.
     show
         Whether progress is drawn.
+    agreed
+        Of several processes, the largest of the numbers that they give: one that has to stop stops all.
     """
 
-    def __init__(self, time_limit: float | None, show: bool) -> None:
+    def __init__(
+        self, time_limit: float | None, show: bool, agreed: Callable[[float], float] = lambda value: value
+    ) -> None:
+        self._agreed = agreed
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.reason: str | None = None
         self._show, self._bar, self._task, self._stage, self._known = show, None, None, "", ""
@@ -101,10 +110,12 @@ class Watch:
     def stop(self) -> str | None:
         """Why to stop, if there is a reason. A run that asks has an answer, should it be told to stop."""
         interrupts.current.answerable = True
+        reason = None
         if interrupts.current.number is not None:
-            self.reason = "interrupted"
+            reason = "interrupted"
         elif self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = "time limit"
+            reason = "time limit"
+        self.reason = REASONS[int(self._agreed(REASONS.index(reason)))]
         return self.reason
 
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
-from curvcli.cli import console, following, interrupts, output
+from curvcli.cli import console, distributed, following, output
 from curvcli.cli.options import Request, absolute_source, absolute_target
+from curvcli.cli.replies import Reply, Target, answer_each
 from curvcli.cli.reporting import (
     ARRAY_FILES,
+    facts,
     files_read,
     profile,
     report_of,
@@ -24,11 +25,11 @@ from curvcli.cli.reporting import (
     write_array_files,
 )
 from curvcli.cli.runtime import compile_clock, prepare_jax
-from curvcli.cli.state import State, state
+from curvcli.cli.state import state
 from curvcli.cli.ways import form, read_way, remembered
 from curvcli.errors import CurvError, UsageError
 from curvcli.schema.inspect import ForecastRecord
-from curvcli.schema.report import ErrorRecord, Report
+from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import Stopwatch
 
@@ -41,47 +42,6 @@ CHECKPOINTS = ("escape", "save")
 """Settings that name a checkpoint to be written."""
 Timing = Literal["never", "if worth it", "always"]
 Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One checkpoint of a command line, at one step.
-
-    Parameters
-    ----------
-    argument
-        As typed; None for the one of curv.toml.
-    step
-        None: the latest, or there are no steps.
-    name
-        What an error record calls the checkpoint.
-    failure
-        Why its steps could not be listed.
-    """
-
-    argument: str | None
-    step: int | None
-    name: str
-    failure: CurvError | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a command has to say of one target.
-
-    Parameters
-    ----------
-    line
-        As JSON.
-    text
-        The same for people, written for a stream; None where stderr has said it.
-    code
-        The exit code.
-    """
-
-    line: str
-    text: Callable[[TextIO], str] | None
-    code: int
 
 
 def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) -> int:
@@ -111,7 +71,7 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         report, code = _one(request, settings, target, report_class, run, forms)
         return Reply(report.to_json(), partial(render, report), code)
 
-    return _answer_each(request, settings, answer)
+    return answer_each(request, settings, _targets(request), answer)
 
 
 def _check_file(request: Request, name: str, path: Path) -> None:
@@ -140,50 +100,6 @@ def _written(request: Request, settings: Any) -> dict[str, Path]:
     named = {_option(name): getattr(settings, name, None) for name in (*ARRAY_FILES, *CHECKPOINTS)}
     named["-o"] = request.output["output"]
     return {option: Path(path) for option, path in named.items() if path is not None and path not in output.STDOUT}
-
-
-def _answer_each(request: Request, settings: Any, answer: Callable[[Target], Reply]) -> int:
-    """Every target's reply where it belongs; with several targets a failing one does not stop the others."""
-    options = request.output
-    file, kind = options["output"], options["format"]
-    if file in output.STDOUT:
-        file, kind = None, kind or "json"
-    if file is not None:
-        output.check_writable(file)
-    as_text = kind == "text" or (kind is None and sys.stdout is not None and sys.stdout.isatty())
-    several = len(request.checkpoints) > 1 or request.spec["all_steps"]
-    codes: list[int] = []
-    received = interrupts.current
-    received.answerable = False
-    to_file = contextlib.nullcontext() if file is None else output.ReportFile(file)
-    with output.own_stdout(needed=as_text or file is None) as stdout, to_file as reports:
-        prepare_jax(settings.dtype, settings.threads, cache=not options["no_cache"])
-        for target in _targets(request):
-            reply = _tried(answer, target, debug=options["debug"]) if several else answer(target)
-            codes.append(reply.code)
-            if reports is not None:
-                reports.add(reply.line)
-            if as_text and reply.text is not None:
-                output.write_line(stdout, reply.text(stdout))
-            elif reports is None and not as_text:
-                output.write_line(stdout, reply.line)
-            if received.number is not None:
-                return 128 + received.number
-            received.answerable = False  # the next target, which may have to be waited for, has no answer yet
-    return next((code for code in codes if code), 0)
-
-
-def _tried(answer: Callable[[Target], Reply], target: Target, *, debug: bool) -> Reply:
-    """The reply, or an error record."""
-    try:
-        return answer(target)
-    except (Exception, SystemExit) as error:
-        told = console.as_told(error)
-        console.report_error(told, debug=debug)
-        record = ErrorRecord(
-            checkpoint=target.name, step=target.step, error=told.message, hint=told.hint, exit_code=told.exit_code
-        )
-        return Reply(record.to_json(), None, told.exit_code)
 
 
 def _targets(request: Request) -> Iterator[Target]:
@@ -254,7 +170,9 @@ def load(
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
     from curvcli.analyses.tuning import planned
+    from curvcli.devices import mesh_of, several_processes
     from curvcli.loading.resolve import functions_of, load_problem
+    from curvcli.problem import spread
 
     if target.failure is not None:
         raise target.failure
@@ -264,6 +182,12 @@ def load(
     problem = loaded.problem
     if forms is not None:
         problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
+    if several_processes():
+        distributed.check_equal(facts(loaded, settings))
+        timing, request = "never", request.without_cache()
+    mesh = mesh_of(settings.devices)
+    if mesh is not None:
+        problem = spread(problem, mesh, shard_params=settings.shard_params)
     if isinstance(settings, AnalysisSettings):
         given = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)
@@ -295,28 +219,30 @@ def _one(
 ) -> tuple[Report[Any, Any], int]:
     """One report and its exit code."""
     from curvcli.analyses.tuning import way_of
+    from curvcli.devices import greatest, is_first
 
-    quiet, profiling = request.output["quiet"], request.output["profile"]
+    quiet, profiling = request.output["quiet"] or not is_first(), request.output["profile"]
     started, clock = time.perf_counter(), Stopwatch()
     timing = "always" if getattr(settings, "calibrate", False) else "if worth it"
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(state(Path(settings.state))) if settings.state else None
+        kept = stack.enter_context(_state(settings)) if settings.state else None
         stack.enter_context(compile_clock(clock))
         loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
         loading = time.perf_counter() - started - clock.compiling
         output.check_distinct(_written(request, settings), files_read(loaded))
         if request.output["verbose"]:
             console.note(what_was_read(loaded))
-        watch = console.Watch(settings.time_limit, show=not quiet and console.can_redraw())
+        watch = console.Watch(settings.time_limit, not quiet and console.can_redraw(), greatest)
         with clock.running() if profiling else contextlib.nullcontext(), watch.watching():
             if kept is None:
                 answer, recalled = run(loaded, settings, watch), 0
             else:
                 answer, recalled = _recalling(kept, loaded, settings, watch, run)
     warnings = warnings_of(loaded, answer, watch)
-    write_array_files(answer, settings)
+    if is_first():
+        write_array_files(answer, settings)
     for name in CHECKPOINTS:
-        if answer.params and getattr(settings, name, None):
+        if is_first() and answer.params and getattr(settings, name, None):
             from curvcli.loading.writing import write_moved
 
             warnings += write_moved(loaded, answer.params, Path(getattr(settings, name)))
@@ -332,7 +258,15 @@ def _one(
     return report, EXIT_UNTRUSTED if report.untrusted else 0
 
 
-def _recalling(kept: State, loaded: Loaded, settings: Any, watch: console.Watch, run: Run) -> tuple[Answer[Any], int]:
+def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
+    """The folder of --state."""
+    from curvcli.cli.shared_state import shared_state
+    from curvcli.devices import several_processes
+
+    return (shared_state if several_processes() else state)(Path(settings.state))
+
+
+def _recalling(kept: Any, loaded: Loaded, settings: Any, watch: console.Watch, run: Run) -> tuple[Answer[Any], int]:
     """The answer, with what is kept of an earlier run and keeping what is computed, and how much was recalled."""
     from curvcli.analyses.planning import memory_limit
     from curvcli.analyses.precise import code_digest
@@ -372,7 +306,7 @@ def forecast(
         )
         return Reply(record.to_json(), lambda stream: text, 0)
 
-    return _answer_each(request, settings, answer)
+    return answer_each(request, settings, _targets(request), answer)
 
 
 def write_spec(request: Request) -> int:

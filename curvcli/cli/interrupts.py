@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from curvcli import atomic
@@ -31,6 +32,8 @@ class Interrupts:
         """The signal that asked for the answer."""
         self.answerable = False
         """Whether there is an answer that stopping early would give."""
+        self.hand_on: Callable[[int], None] | None = None
+        """Where signals go instead: to the process that computes for this one."""
         self._guarded = False
 
     def guard(self) -> None:
@@ -60,6 +63,9 @@ class Interrupts:
 
     def receive(self, number: int) -> None:
         """Note the signal, or end."""
+        if self.hand_on is not None:
+            self.hand_on(number)
+            return
         if number == signal.SIGINT and self.answerable and self.number is None:
             self.number = number
             _say("interrupted: what was reached is told when this step ends; Ctrl-C again ends at once", _CLEAR_LINE)
@@ -76,9 +82,10 @@ def end(number: int, *, answerable: bool) -> None:
 
 def _say(text: str, over_progress: str) -> None:
     """A line on stderr; where progress may be drawn, after these codes."""
-    before = over_progress if os.isatty(2) and os.environ.get("TERM") not in ("dumb", "unknown") else ""
-    with contextlib.suppress(OSError):  # stderr may be closed
-        os.write(2, f"{before}{text}\n".encode())
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed
+        stderr = sys.stderr.fileno()
+        before = over_progress if os.isatty(stderr) and os.environ.get("TERM") not in ("dumb", "unknown") else ""
+        os.write(stderr, f"{before}{text}\n".encode())
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from curvcli import __version__
-from curvcli.cli import console
+from curvcli.cli import console, distributed
 from curvcli.errors import OutputError, UsageError
 
 COMMANDS = {
@@ -92,6 +92,8 @@ def run(arguments: Sequence[str]) -> int:
     if chosen and chosen not in COMMANDS and not completing:
         return console.report_error(unknown_command(chosen), debug=False)
     try:
+        if chosen in COMMANDS and distributed.asked_for(arguments):
+            return distributed.supervise(arguments)
         code = build_app(None if completing else chosen)(list(arguments), prog_name="curv", standalone_mode=False)
         return int(code or 0)
     except typer.TyperException as error:

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -102,6 +102,10 @@ class Request:
         said = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
         self._validated(ProblemSpec, said)
         return tables
+
+    def without_cache(self) -> Request:
+        """The same, keeping nothing between runs."""
+        return replace(self, output={**self.output, "no_cache": True})
 
     def parsed_settings(self) -> Any:
         """The settings, validated.
@@ -221,6 +225,7 @@ SWITCHED_OFF = {
 
 AS_TEXT: dict[str, tuple[Any, str]] = {
     "max_memory": (str, "SIZE"),
+    "devices": (str, "N|all"),
     "plan": (str, "FILE"),
     "arrays": (str, "FILE"),
     "vectors": (str, "FILE"),
@@ -240,7 +245,8 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
 }
 """Settings whose options take text that is understood later, and what stands for it in the help."""
 
-DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads")
+DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads", "devices", "shard_params",
+               "distributed")  # fmt: skip
 
 
 def _flag(name: str) -> str:

@@ -102,6 +102,21 @@ def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
     )
 
 
+def facts(loaded: Loaded, settings: Any) -> dict[str, str]:
+    """What must be the same in all processes, by what it is called."""
+    import jax
+    import numpy
+
+    return {
+        "versions": f"{__version__} {jax.__version__} {numpy.__version__}",
+        "devices": str(jax.local_device_count()),
+        "settings": settings.model_dump_json(),
+        "a specification": loaded.spec.model_dump_json(),
+        "weights": f"{loaded.checkpoint.sha256} {loaded.checkpoint.step}",
+        "data": f"{loaded.data.sha256} {loaded.data.num_examples}",
+    }
+
+
 def files_read(loaded: Loaded) -> dict[str, Path]:
     """The files that a problem was read from, by what they are."""
     paths = {

@@ -76,10 +76,14 @@ def environment(settings: Any) -> Environment:
     """Where this process computes."""
     import jax
 
-    device = jax.local_devices()[0]
+    from curvcli.devices import mesh_of
+
+    device, mesh = jax.local_devices()[0], mesh_of(settings.devices)
     return Environment(
         jax=jax.__version__,
         device=f"{device.platform} {device.device_kind}",
         dtype=settings.dtype,
         threads=thread_count(settings.threads),
+        devices=1 if mesh is None else mesh.size,
+        processes=jax.process_count(),
     )

@@ -23,7 +23,8 @@ from curvcli.schema.plan import Way
 PROBLEM, RECORDS, LOCK = ("problem.json", "problem.copy.json"), "records", "lock"
 
 UNESSENTIAL = {
-    "state", "time_limit", "max_memory", "plan", "skip_checks", "threads",  # how, not what
+    "state", "time_limit", "max_memory", "plan", "skip_checks", "threads", "devices", "shard_params",
+    "distributed",  # how, not what
     "vectors", "arrays", "scores", "save", "escape", "save_factors",  # where to
     "probes", "steps", "tol", "rtol", "confidence", "samples", "queries", "top", "verify", "k", "cg_steps",  # how far
 }  # fmt: skip

@@ -19,6 +19,7 @@ from curvcli import journal
 from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
+from curvcli.devices import on_host
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, Problem, Regulariser, unit_weight
 
@@ -67,9 +68,9 @@ def _losses(problem: Problem, stop: Callable[[], Any], directions: Array, points
             now = _losses_at(functions, problem.params, problem.frozen, batch, along, steps[index])
             # The host stays one point ahead: any further, and every point's intermediate values would be held.
             if before is not None:
-                totals[index - 1] += np.asarray(before, np.float64).sum()
+                totals[index - 1] += on_host(before).sum(dtype=np.float64)
             before = now
-        totals[-1] += np.asarray(before, np.float64).sum()
+        totals[-1] += on_host(before).sum(dtype=np.float64)
     return totals / problem.normaliser + _regulariser(problem, along, steps, directions, points)
 
 
@@ -83,8 +84,8 @@ def _regulariser(
     values, l2, fn = np.zeros(len(points)), problem.regulariser.l2, problem.regulariser.fn
     if l2:
         weights = {**problem.frozen["params"], **problem.params}
-        floating = [np.asarray(w, np.float64) for w in weights.values() if jnp.issubdtype(w.dtype, jnp.floating)]
-        w = np.asarray(Layout.of(problem.params).ravel(problem.params), np.float64)
+        floating = [on_host(w).astype(np.float64) for w in weights.values() if jnp.issubdtype(w.dtype, jnp.floating)]
+        w = on_host(Layout.of(problem.params).ravel(problem.params)).astype(np.float64)
         v = np.asarray(directions, np.float64)
         squares = sum(float(np.sum(np.square(leaf))) for leaf in floating) + 2 * points @ (v @ w)
         values += 0.5 * l2 * (squares + np.einsum("pi,ij,pj->p", points, v @ v.T, points))
@@ -130,7 +131,7 @@ def output_tangents(problem: Problem, vectors: Array) -> np.ndarray:
     layout, parts = Layout.of(problem.params), []
     for batch in sums.resident(problem.batches):
         _, jacobian = products.forward(sums.functions(problem), problem.params, problem.frozen, batch)
-        parts.append(np.asarray(products.apply(problem.way, layout, jacobian, vectors)))
+        parts.append(on_host(products.apply(problem.way, layout, jacobian, vectors)))
     return np.concatenate(parts, axis=1)[:, : problem.batches.num_examples]
 
 
@@ -148,10 +149,10 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
     totals, family = np.zeros(3), problem.loss.family
     for batch in sums.resident(problem.batches):
         z, after = (
-            np.asarray(_outputs(functions, params, problem.frozen, batch), np.float64)
+            on_host(_outputs(functions, params, problem.frozen, batch)).astype(np.float64)
             for params in (problem.params, moved)
         )
-        weight = np.broadcast_to(unit_weight(np.asarray(batch.weight, np.float64), z.ndim - 1), z.shape[:-1])
+        weight = np.broadcast_to(unit_weight(on_host(batch.weight).astype(np.float64), z.ndim - 1), z.shape[:-1])
         with jax.enable_x64(True):
             each = np.zeros(weight.shape) if family is None else np.asarray(_divergence(family, z, after))
         with np.errstate(over="ignore", invalid="ignore"):  # outputs that overflow give what is not finite

@@ -16,6 +16,7 @@ import numpy as np
 from curvcli.curvature import heads, matrices, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
+from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
 
 Array = Any
@@ -57,7 +58,7 @@ def example_forms(problem: Problem, name: str, vectors: Array, *, mc_samples: in
     layout, batches = Layout.of(problem.params), sums.resident(problem.batches)
     extra = matrices.extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
     piece = partial(FORMS[name], sums.functions(problem), layout, problem.params, problem.frozen)
-    parts = jax.device_get([piece(batch, vectors, *extra) for batch in batches])
+    parts = on_host([piece(batch, vectors, *extra) for batch in batches])
     count = problem.batches.num_examples
     shares = np.concatenate(parts, axis=1, dtype=np.float64)[:, :count]
     return shares * (count / matrices.normaliser(problem, name))

@@ -25,6 +25,7 @@ from curvcli.curvature import matrices, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.ntk import Jacobian, example_outputs, outputs_per_example
 from curvcli.curvature.products import Functions, Middle
+from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import timed
@@ -63,7 +64,7 @@ class Gram:
             # Made by numpy, with zero rows past the end: one shape, and no compilation for each offset.
             pulled = self.pull(np.eye(size, self.rows, start, dtype=self.dtype))
             squares = np.asarray(_sum_of_squares(pulled), np.float64)
-            yield start, np.asarray(self.push(pulled), np.float64)[: self.rows - start], squares
+            yield start, on_host(self.push(pulled)).astype(np.float64)[: self.rows - start], squares
 
 
 def output_rows(problem: Problem, settings: AnalysisSettings) -> int | None:

@@ -179,7 +179,7 @@ def _by_units(loss: Loss, middle: Middle) -> bool:
 
 def _joined(chunks: Array, head: Head, by_units: bool) -> Array:
     """[chunks, rows, ...] as [units, ...], or [examples, ...], without the padding."""
-    return chunks.reshape(-1, *chunks.shape[2:])[: _rows(head, by_units)]
+    return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[: _rows(head, by_units)]
 
 
 def _rows(head: Head, by_units: bool) -> int:
@@ -198,7 +198,8 @@ def _chunks(head: Head, by_units: bool, batch: Batch, *features: Array, vectors:
     def chunked(leaf: Array, **how: Any) -> Array:
         rows = leaf.reshape(total, *leaf.shape[axes:])
         padded = jnp.pad(rows, ((0, count * size - total), *((0, 0),) * (rows.ndim - 1)), **how)
-        return padded.reshape(count, size, *rows.shape[1:])
+        # A chunk has rows from all over the batch: where devices share it, every one has its part of each chunk.
+        return padded.reshape(size, count, *rows.shape[1:]).swapaxes(0, 1)
 
     def of_units(leaf: Array) -> Array:
         return jnp.broadcast_to(unit_weight(leaf, axes), shape[:axes]) if leaf.ndim < axes else leaf

@@ -154,14 +154,16 @@ def assembled(
         values = _corrections(problem, taps, recipe, blocks)
         blocks = [block._replace(corrected=one) for block, one in zip(blocks, values, strict=True)]
     shift = problem.regulariser.l2 if with_regulariser else 0.0
-    return Kronecker(Layout.of(problem.params), problem.dtype, blocks, factors.diagonal, taps.others, shift)
+    return Kronecker(
+        Layout.of(problem.params), problem.dtype, blocks, factors.diagonal, taps.others, shift, problem.batches.mesh
+    )
 
 
 def diagonal(problem: Problem, recipe: Recipe, *, with_regulariser: bool = True) -> Kronecker:
     """The diagonal of the GGN alone, for the cotangents of the recipe, with l2. Cost: that of `squared_gradients`."""
     squares = squared_gradients(problem, problem.params, recipe)
     shift = problem.regulariser.l2 if with_regulariser else 0.0
-    return Kronecker(Layout.of(problem.params), problem.dtype, [], squares, {}, shift)
+    return Kronecker(Layout.of(problem.params), problem.dtype, [], squares, {}, shift, problem.batches.mesh)
 
 
 def _block(layer: Layer, index: np.ndarray, a: np.ndarray, s: np.ndarray, dtype: Any) -> Block:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from curvcli.curvature.flatten import Layout
+from curvcli.devices import cut_along, placed, rounded_up
 
 Array = Any
 
@@ -56,6 +58,8 @@ class Kronecker:
         Why each of those has none.
     shift
         l2 and damping.
+    mesh
+        Devices that share the factors of `function`.
     """
 
     layout: Layout
@@ -64,14 +68,14 @@ class Kronecker:
     diagonal: dict[str, np.ndarray]
     fallback: dict[str, str] = field(default_factory=dict)
     shift: float = 0.0
+    mesh: Mesh | None = None
 
     def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
         """Products with f(C), f of the eigenvalues with the shift: [k, D] -> [k, D]."""
         pieces = [
-            (jnp.asarray(block.place), block.input_basis, block.gradient_basis,
-             jnp.asarray(f(block.values + self.shift), self.dtype))
+            _piece(self.mesh, self.layout.dim, block, np.asarray(f(block.values + self.shift), self.dtype))
             for block in self.blocks
-        ]  # fmt: skip
+        ]
         scale = np.zeros(self.layout.dim)
         for name, entries in self.diagonal.items():
             start = start_of(self.layout, name)
@@ -131,16 +135,31 @@ class Kronecker:
         return replace(self, blocks=factored, diagonal=diagonal).function(lambda values: 1 / values)
 
 
+def _piece(mesh: Mesh | None, dim: int, block: Block, values: np.ndarray) -> tuple[Array, Array | None, Array, Array]:
+    """Place, bases and eigenvalues of a block; those of size dim and more cut along it where devices share them.
+
+    What is added to make them divisible lies outside the vector, and is neither read nor written.
+    """
+    if mesh is None:
+        return jnp.asarray(block.place), block.input_basis, block.gradient_basis, jnp.asarray(values)
+    wide, high = (rounded_up(mesh, size) - size for size in values.shape)
+    place = np.pad(block.place, ((0, wide), (0, high)), constant_values=dim)
+    left = None if block.input_basis is None else np.pad(np.asarray(block.input_basis), (0, wide))
+    rows = (place, left, np.pad(np.asarray(block.gradient_basis), (0, high)), np.pad(values, ((0, wide), (0, high))))
+    placed_rows = (None if one is None else placed(one, cut_along(mesh, 0)) for one in rows)
+    return tuple(placed_rows)  # type: ignore[return-value]
+
+
 @jax.jit
 def _applied(pieces: Any, rest: Array, vectors: Array) -> Array:
     result = vectors * rest[None]
     for index, left, right, values in pieces:
-        w = vectors[:, index]
+        w = vectors.at[:, index].get(mode="fill", fill_value=0)
         turned = jnp.einsum("kas,st->kat", w, right)
         turned = turned if left is None else jnp.einsum("kas,ab->kbs", turned, left)
         turned = turned * values[None]
         turned = turned if left is None else jnp.einsum("kbs,ab->kas", turned, left)
-        result = result.at[:, index].set(jnp.einsum("kat,st->kas", turned, right))
+        result = result.at[:, index].set(jnp.einsum("kat,st->kas", turned, right), mode="drop")
     return result
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from curvcli.curvature import outputs, products, queries, responses, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
+from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
 
 Array = Any
@@ -126,7 +127,7 @@ def leverages(problem: Problem, vectors: Array, at_once: int) -> Iterator[np.nda
         total: Any = 0.0
         for start in range(0, len(vectors), at_once):
             tangents = products.apply(problem.way, layout, jacobian, vectors[start : start + at_once])
-            total = total + np.asarray(_gram(tangents), np.float64)
+            total = total + on_host(_gram(tangents)).astype(np.float64)
         rows = min(left, problem.batches.batch_size)
         yield total[:rows] / problem.normaliser
         left -= rows
@@ -158,14 +159,15 @@ def pulls(problem: Problem, name: str, vectors: Array, leverage: Iterator[np.nda
     for batch, h in zip(sums.resident(problem.batches), leverage, strict=True):
         z, jacobian = products.forward(functions, problem.params, problem.frozen, batch)
         tangents = np.concatenate([
-            np.asarray(products.apply(problem.way, layout, jacobian, vectors[start : start + at_once]), np.float64)
+            on_host(products.apply(problem.way, layout, jacobian, vectors[start : start + at_once])).astype(np.float64)
             for start in range(0, len(vectors), at_once)
         ])  # fmt: skip
         rows = len(h)
         padded = np.concatenate([h, np.zeros((size - rows, *h.shape[1:]))]).astype(problem.dtype)
         curved, gradient = _in_outputs(outputs.MIDDLES.get(name, outputs.loss_hessian), functions[1], z, batch, padded)
         flat = tangents.reshape(*tangents.shape[:2], -1)[:, :rows]
-        yield Pull(h, np.asarray(curved, np.float64)[:rows], np.asarray(gradient, np.float64)[:rows], flat)
+        curved, gradient = (one.astype(np.float64)[:rows] for one in on_host((curved, gradient)))
+        yield Pull(h, curved, gradient, flat)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -186,7 +188,7 @@ def gradient_norms(problem: Problem, bytes_in_flight: int = 256 << 20) -> np.nda
     size = int(np.clip(bytes_in_flight // (4 * problem.dim * problem.dtype.itemsize), 1, problem.batches.batch_size))
     functions, batches = sums.functions(problem), problem.batches.resized(size)
     parts = [_norms(functions, problem.params, problem.frozen, batch) for batch in batches]
-    return np.concatenate(jax.device_get(parts), dtype=np.float64)[: problem.batches.num_examples]
+    return np.concatenate(on_host(parts), dtype=np.float64)[: problem.batches.num_examples]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -137,7 +137,9 @@ def build(
     if name in FACTORED:
         recipe = Recipe(factors, sharing, mc_samples, seed)
         known = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=with_regulariser).damped(damping)
-        return LinearOperator(known.function(lambda x: x), problem.dim, problem.dtype, True, known=known)
+        mesh = problem.batches.mesh
+        products = known.function(lambda x: x)
+        return LinearOperator(products, problem.dim, problem.dtype, True, known=known, mesh=mesh)
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
     data_forms = None
     if row.field is None:
@@ -163,8 +165,9 @@ def build(
     if forms is not None:
         forms = journal.whole(forms, problem, "forms", *what)
     return LinearOperator(
-        journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms
-    )
+        journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms,
+        mesh=problem.batches.mesh,
+    )  # fmt: skip
 
 
 def dimension(problem: Problem, name: str) -> int:

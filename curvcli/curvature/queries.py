@@ -18,6 +18,7 @@ import numpy as np
 from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, LinearMap
+from curvcli.devices import on_host
 from curvcli.errors import UsageError
 from curvcli.losses import Loss, one_hot
 from curvcli.problem import Batch, Batches, Params, Problem, unit_weight
@@ -34,7 +35,7 @@ def values(problem: Problem, queries: Batches, measure: Measure, params: Params 
     params = problem.params if params is None else params
     functions = sums.functions(problem)
     parts = [_values(measure, functions, params, problem.frozen, batch) for batch in queries]
-    return np.concatenate(jax.device_get(parts), dtype=np.float64)[: queries.num_examples]
+    return np.concatenate(on_host(parts), dtype=np.float64)[: queries.num_examples]
 
 
 def gradients(problem: Problem, queries: Batches, measure: Measure) -> Array:
@@ -61,7 +62,7 @@ def batch_slopes(problem: Problem, queries: Batches, measure: Measure, vectors: 
     layout, functions, left = Layout.of(problem.params), sums.functions(problem), queries.num_examples
     for batch in queries:
         linear = _linear(measure, functions, problem.params, problem.frozen, batch)
-        found = np.asarray(products.apply(problem.way, layout, linear, vectors), np.float64)
+        found = on_host(products.apply(problem.way, layout, linear, vectors)).astype(np.float64)
         yield found[:, : min(left, queries.batch_size)]
         left -= queries.batch_size
 

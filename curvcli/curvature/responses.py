@@ -29,6 +29,7 @@ from curvcli.curvature.flatten import Layout
 from curvcli.curvature.outputs import weighted_loss
 from curvcli.curvature.products import Functions, LinearMap
 from curvcli.curvature.reverse import with_forward_mode
+from curvcli.devices import on_host
 from curvcli.losses import Loss, user_loss
 from curvcli.problem import Batch, Params, Problem, PyTree, Regulariser, unit_weight
 
@@ -60,7 +61,7 @@ def entries(problem: Problem, parameter: Parameter, vectors: Array, at_once: int
     of_batch = {"remove": _of_weights, "label-perturb": _of_labels, "input-perturb": _of_inputs}[parameter]
     for batch in sums.resident(problem.batches):
         slopes = of_batch(problem, functions, layout, batch)
-        parts = [jax.device_get(slopes(vectors[i : i + block])) for i in range(0, len(vectors), block)]
+        parts = [on_host(slopes(vectors[i : i + block])) for i in range(0, len(vectors), block)]
         rows = min(left, problem.batches.batch_size)
         yield {name: np.concatenate([part[name] for part in parts])[:, :rows] / problem.normaliser for name in parts[0]}
         left -= rows

@@ -18,6 +18,7 @@ import numpy as np
 from curvcli.curvature.kfac import Factors, Recipe, Taps, assembled, cotangent_count, measured
 from curvcli.curvature.kronecker import Kronecker
 from curvcli.curvature.sums import active_examples
+from curvcli.devices import on_host
 from curvcli.errors import DataError, UsageError
 from curvcli.problem import Problem
 
@@ -181,5 +182,5 @@ def fingerprint(problem: Problem) -> np.ndarray:
     digest = hashlib.sha256()
     for name, leaf in sorted(problem.params.items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(np.asarray(leaf, np.float32)).tobytes())
+        digest.update(np.ascontiguousarray(on_host(leaf).astype(np.float32)).tobytes())
     return np.frombuffer(digest.digest(), np.uint8)

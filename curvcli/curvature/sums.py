@@ -33,7 +33,7 @@ def resident(batches: Batches) -> Iterable[Batch]:
     """The batches on the device if they are small enough to stay there, else as they are."""
     if batches.nbytes > RESIDENT_BYTES:
         return batches
-    return tuple(jax.device_put(batch) for batch in batches)
+    return tuple(batches if batches.mesh is not None else map(jax.device_put, batches))
 
 
 def sum_products(

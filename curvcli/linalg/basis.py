@@ -3,6 +3,9 @@
 A basis is a list of chunks [k, CHUNK, dim], filled from the front; unfilled rows are zero. Orthogonalising against
 whole chunks keeps every operation a large matrix product of one shape (compiled once), costs at most CHUNK − 1 idle
 rows, and lets memory grow with the rows that exist.
+
+Where devices share the work, chunks are cut along dim, padded with zeros to a multiple of the devices; vectors that
+come and go are whole on each of them. A pass of Gram–Schmidt then adds up coefficients and gathers the vectors.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from curvcli.linalg.cutting import cut, in_parts, sum_of_parts, whole
 from curvcli.stopwatch import timed
 
 Array = Any
@@ -28,20 +33,23 @@ ENOUGH = 0.5
 class Basis(NamedTuple):
     """k orthonormal bases of `size` rows each."""
 
-    chunks: tuple[Array, ...]  # each [k, CHUNK, dim]
+    chunks: tuple[Array, ...]  # each [k, CHUNK, dim], padded where devices share them
     size: int
+    dim: int
+    mesh: Mesh | None  # these devices
 
 
-EMPTY = Basis((), 0)
+def empty(dim: int, mesh: Mesh | None = None) -> Basis:
+    """No row of length dim yet."""
+    return Basis((), 0, dim, mesh)
 
 
 def append(basis: Basis, new: Array) -> Basis:
     """The bases with one more row each; `new` is [k, dim] and orthonormal to the rows before, or zero."""
     chunks, position = basis.chunks, basis.size % CHUNK
     if position == 0:
-        k, dim = new.shape
-        return Basis((*chunks, _first(new, k, dim)), basis.size + 1)
-    return Basis((*chunks[:-1], _write(chunks[-1], new, position)), basis.size + 1)
+        return basis._replace(chunks=(*chunks, _first(new, basis.mesh)), size=basis.size + 1)
+    return basis._replace(chunks=(*chunks[:-1], _write(chunks[-1], new, position)), size=basis.size + 1)
 
 
 def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
@@ -75,7 +83,7 @@ def _norms(vectors: Array) -> Array:
 def _project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     removed = []
     for chunk in basis.chunks:
-        vectors, part = _subtract(chunk, vectors)
+        vectors, part = _subtract(basis.mesh, chunk, vectors)
         removed.append(part)
     return vectors, removed
 
@@ -96,7 +104,8 @@ def combine(basis: Basis, weights: np.ndarray) -> Array:
     total = jnp.zeros((k, padded.shape[1], basis.chunks[0].shape[-1]), padded.dtype)
     for i, chunk in enumerate(basis.chunks):
         total = _add_combined(total, chunk, padded[:, :, i * CHUNK : (i + 1) * CHUNK])
-    return total if padded.shape[1] == r else total[:, :r]
+    total = total if padded.shape[1] == r else total[:, :r]
+    return total if basis.mesh is None else whole(basis.mesh, basis.dim, total)
 
 
 def rotate(basis: Basis, weights: np.ndarray) -> Basis:
@@ -104,12 +113,13 @@ def rotate(basis: Basis, weights: np.ndarray) -> Basis:
     k, r, size = weights.shape
     padded = np.zeros((k, -(-r // CHUNK) * CHUNK, size))
     padded[:, :r] = weights
-    return Basis(tuple(combine(basis, padded[:, i : i + CHUNK]) for i in range(0, r, CHUNK)), r)
+    rows = (combine(basis, padded[:, i : i + CHUNK]) for i in range(0, r, CHUNK))
+    return basis._replace(chunks=tuple(one if basis.mesh is None else cut(basis.mesh, one) for one in rows), size=r)
 
 
 def single(basis: Basis, index: int) -> Basis:
     """One of the k bases, as a basis of its own."""
-    return Basis(tuple(row(chunk, index) for chunk in basis.chunks), basis.size)
+    return basis._replace(chunks=tuple(row(chunk, index) for chunk in basis.chunks))
 
 
 @jax.jit
@@ -118,10 +128,21 @@ def row(array: Array, index: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, index, 1, axis=0)
 
 
+def _subtract(mesh: Mesh | None, chunk: Array, vectors: Array) -> tuple[Array, Array]:
+    return _subtract_whole(chunk, vectors) if mesh is None else _subtract_cut(mesh, chunk, vectors)
+
+
 @jax.jit
-def _subtract(chunk: Array, vectors: Array) -> tuple[Array, Array]:
+def _subtract_whole(chunk: Array, vectors: Array) -> tuple[Array, Array]:
     along = jnp.einsum("kmd,k...d->k...m", chunk, vectors)
     return vectors - jnp.einsum("kmd,k...m->k...d", chunk, along), along
+
+
+@partial(jax.jit, static_argnums=0)
+def _subtract_cut(mesh: Mesh, chunk: Array, vectors: Array) -> tuple[Array, Array]:
+    dim, vectors = vectors.shape[-1], cut(mesh, vectors)
+    along = sum_of_parts(mesh, jnp.einsum("kmpd,k...pd->pk...m", in_parts(mesh, chunk), in_parts(mesh, vectors)))
+    return whole(mesh, dim, vectors - jnp.einsum("kmd,k...m->k...d", chunk, along)), along
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -129,11 +150,13 @@ def _add_combined(total: Array, chunk: Array, weights: Array) -> Array:
     return total + jnp.einsum("krm,kmd->krd", weights, chunk)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _first(new: Array, k: int, dim: int) -> Array:
-    return jnp.zeros((k, CHUNK, dim), new.dtype).at[:, 0].set(new)
+@partial(jax.jit, static_argnums=1)
+def _first(new: Array, mesh: Mesh | None) -> Array:
+    chunk = jnp.zeros((len(new), CHUNK, new.shape[1]), new.dtype).at[:, 0].set(new)
+    return chunk if mesh is None else cut(mesh, chunk)
 
 
 @partial(jax.jit, donate_argnums=0)
 def _write(chunk: Array, new: Array, position: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(chunk, new[:, None], position, axis=1)
+    row = jnp.pad(new, ((0, 0), (0, chunk.shape[-1] - new.shape[-1])))
+    return jax.lax.dynamic_update_slice_in_dim(chunk, row[:, None], position, axis=1)

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from curvcli.linalg.cutting import cut, cut_operator, through, whole
 from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.lanczos import breakdown, normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
@@ -222,6 +224,8 @@ def solve(
     NumericsError
         A product is not finite.
     """
+    if operator.mesh is not None:
+        return _solve_cut(operator, operator.mesh, rhs, tol, max_steps, monitor, root, each)
     eps, k, x = float(np.finfo(operator.dtype).eps), len(rhs), jnp.zeros_like(rhs)
     norms = np.asarray(normalise(rhs)[1], np.float64)
     left, relative, targets = rhs, np.where(norms > 0, 1.0, 0.0), tol * norms
@@ -253,6 +257,19 @@ def solve(
     status: list[Status] = ["converged" if met else otherwise for met in relative <= 2 * np.asarray(tol)]
     lowest = lowest if np.isfinite(lowest) else 0.0
     return Solution(x, status, relative, iterations, np.full(k, lowest), np.full(k, norm))
+
+
+def _solve_cut(
+    operator: LinearOperator, mesh: Mesh, rhs: Array, tol: Any, max_steps: int, monitor: Monitor, root: Any, each: Any
+) -> Solution:
+    """`solve` with all blocks cut along dim across devices."""
+    dim = operator.dim
+    found = solve(
+        cut_operator(operator), cut(mesh, rhs), tol=tol, max_steps=max_steps, monitor=monitor,
+        root=None if root is None else through(mesh, dim, root),
+        each=None if each is None else lambda steps, x: each(steps, whole(mesh, dim, x)),
+    )  # fmt: skip
+    return found._replace(x=whole(mesh, dim, found.x))
 
 
 def _told(each: Each, behind: int, base: Array, steps: int, x: Array) -> None:

@@ -128,7 +128,7 @@ class ThickRestart:
         """Converged with no copy in doubt, exhausted, or out of products."""
         if state.ritz is None:
             return False
-        whole = state.space.size == state.space.basis.chunks[0].shape[-1]
+        whole = state.space.size == state.space.basis.dim
         return whole or state.products >= self.max_products or (self._converged(state) and not self._suspects(state))
 
     def products(self, state: Search) -> int:
@@ -226,7 +226,7 @@ class ThickRestart:
             return False
         if state.first and state.age >= state.first:
             return True
-        steps, dim = min(state.age, state.room), state.space.basis.chunks[0].shape[-1]
+        steps, dim = min(state.age, state.room), state.space.basis.dim
         short = bounds.shortfall(max(steps, 1), dim, MISSED)
         groups = self._groups(state, state.settled)
         return short < 0.25 and all(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from curvcli.linalg import basis as bases
 from curvcli.linalg.basis import Basis
@@ -55,14 +56,14 @@ class Ritz(NamedTuple):
         return Ritz(self.values[chosen], self.vectors[:, chosen], self.leaving[:, chosen])
 
 
-def from_vectors(front: Array) -> KrylovSpace:
-    """The empty space before orthonormal start vectors [b, dim]."""
-    return KrylovSpace(bases.EMPTY, np.zeros((0, 0)), front, np.zeros((len(front), 0)), 0.0)
+def from_vectors(front: Array, mesh: Mesh | None = None) -> KrylovSpace:
+    """The empty space before orthonormal start vectors [b, dim]; its basis will be shared by the devices of a mesh."""
+    return KrylovSpace(bases.empty(front.shape[1], mesh), np.zeros((0, 0)), front, np.zeros((len(front), 0)), 0.0)
 
 
-def from_random(key: Any, block: int, dim: int, dtype: Any) -> KrylovSpace:
+def from_random(key: Any, block: int, dim: int, dtype: Any, mesh: Mesh | None = None) -> KrylovSpace:
     """The empty space before `block` random orthonormal start vectors."""
-    empty = from_vectors(jnp.zeros((0, dim), dtype))
+    empty = from_vectors(jnp.zeros((0, dim), dtype), mesh)
     return add_directions(empty, sphere(key, 0, block, dim, dtype))
 
 
@@ -74,10 +75,11 @@ def from_lanczos(state: LanczosState, probe: int) -> KrylovSpace:
     outgoing = np.zeros((1, size))
     outgoing[0, -1] = beta[-1]
     # A process that broke down early has zero rows behind its basis: they are cut off here.
-    chunks = bases.single(state.basis, probe).chunks[: -(-size // bases.CHUNK)]
+    single = bases.single(state.basis, probe)
+    basis = single._replace(chunks=single.chunks[: -(-size // bases.CHUNK)], size=size)
     # β stays in the residuals of a process that broke down, but its direction is followed no further.
     front = bases.row(state.current, probe)[: 0 if state.sizes[probe] else 1]
-    return KrylovSpace(Basis(chunks, size), projected, front, outgoing, float(state.norm[probe]))
+    return KrylovSpace(basis, projected, front, outgoing, float(state.norm[probe]))
 
 
 def ritz(space: KrylovSpace) -> Ritz:

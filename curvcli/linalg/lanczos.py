@@ -87,7 +87,8 @@ class Lanczos:
         empty = np.zeros((k, 0))
         return LanczosState(
             0, self.start, jnp.zeros_like(self.start), np.zeros(k), empty, empty,
-            np.zeros(k, int), np.zeros(k), 0, bases.EMPTY,
+            np.zeros(k, int), np.zeros(k), 0,
+            bases.empty(self.start.shape[1], operator.mesh),
         )  # fmt: skip
 
     def step(self, operator: LinearOperator, state: LanczosState) -> LanczosState:

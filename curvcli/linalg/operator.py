@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 Array = Any
 
@@ -46,6 +47,8 @@ class LinearOperator:
         [k, dim] -> [k, k], V A Vᵀ of the rows V given; None where it costs no less than products.
     known
         The eigendecomposition, where the matrix has one in closed form.
+    mesh
+        Devices that share what is kept of size dim.
     """
 
     matmat: Callable[[Array], Array]
@@ -54,6 +57,7 @@ class LinearOperator:
     psd: bool = False
     forms: Callable[[Array], Array] | None = None
     known: Known | None = None
+    mesh: Mesh | None = None
 
 
 def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:

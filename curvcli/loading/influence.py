@@ -99,7 +99,7 @@ def _fitted(loaded: Loaded, found: Dataset) -> Batches:
     check_mask(mask, train.weight.shape[1:])
     weight = np.ones((found.num_examples, *(1,) * (train.weight.ndim - 1)), train.weight.dtype)
     weight = weight if mask is None else np.asarray(mask, train.weight.dtype)
-    return Batches(inputs, labels, weight, min(train.batch_size, found.num_examples), train.cast)
+    return Batches(inputs, labels, weight, min(train.batch_size, found.num_examples), train.cast, train.mesh)
 
 
 def _named_alike(inputs: PyTree, train: PyTree, split: str | None) -> PyTree:

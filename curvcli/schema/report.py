@@ -95,6 +95,8 @@ class Environment(Strict):
     device: str
     dtype: str
     threads: int
+    devices: int = Field(default=1, description="that shared the work, of all processes together")
+    processes: int = 1
 
 
 class Report(Strict, Generic[Settings, Result]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,13 @@ class DataSettings(Strict):
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="every random draw comes from it")
     dtype: Dtype = Field(default="float32", description="arithmetic of all products")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores)")
+    devices: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        default=None, description="devices that share every batch: a number, or all (default: one)"
+    )
+    shard_params: bool = Field(default=False, description="cut the parameters across the devices too")
+    distributed: bool = Field(
+        default=False, description="one of several processes, each started like this one; see docs/scale.md"
+    )
 
     @property
     def block(self) -> str:

@@ -127,7 +127,7 @@ def test_ritz_values_lie_within_the_spectrum(dim: int, k: int, steps: int, seed:
 
 def test_basis_of_many_chunks() -> None:
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(50, 37)))[0].T
-    basis = bases.EMPTY
+    basis = bases.empty(50)
     for row in q:
         basis = bases.append(basis, jnp.asarray(row)[None])
     vector = np.random.default_rng(1).normal(size=(1, 50))

@@ -1,0 +1,253 @@
+"""One of several processes that run the same command: JAX's own runtime, joined before the first computation.
+
+Where a peer is lost, JAX ends the process by an abort in C++ and writes a page about it. So the process that was
+started does not compute: it starts one that does, keeps what C++ writes to standard error, and turns an abort into two
+lines and an exit code. Signals that it gets it hands on; if it dies, the other ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from curvcli.cli import console, interrupts
+from curvcli.errors import DistributedError, UsageError
+
+WORKER = "_CURV_WORKER"
+"""Names the descriptors of the one that computes: standard error, and a pipe that closes when its parent dies."""
+
+START, SILENT, STUCK = 300, 30, 600
+"""Seconds: for all processes to start; without a sign of life of one; that a collective operation waits for one that
+lives. Overridden by CURV_START_TIMEOUT, CURV_SILENT_TIMEOUT and CURV_STUCK_TIMEOUT."""
+
+THREE = ("CURV_COORDINATOR", "CURV_NUM_PROCESSES", "CURV_PROCESS_ID")
+AGAIN = "start all processes again; with --state DIR they go on where they stopped"
+
+_CAUSES = (
+    (r"heartbeat|unhealthy|stopped sending|did not .*heartbeat", "another process gave no sign of life"),
+    (r"DEADLINE_EXCEEDED|[Tt]imed? ?out|timeout", "another process did not answer in time"),
+    (r"(closed|reset) by peer|Connection refused|[Bb]roken pipe|UNAVAILABLE|[Ss]ocket closed", "another process ended"),
+)
+
+
+def asked_for(arguments: Sequence[str]) -> bool:
+    """Whether a command line is one of several processes', and not yet the one that computes."""
+    said = os.environ.get("CURV_DISTRIBUTED", "").lower() in ("1", "true", "yes", "on", "t", "y")
+    showing = {"-h", "--help", "--version"} & set(arguments)
+    return ("--distributed" in arguments or said) and WORKER not in os.environ and not showing
+
+
+def supervise(arguments: Sequence[str]) -> int:
+    """Run the command line in a process of its own, and tell how it ended."""
+    alive, held = os.pipe()
+    told = os.dup(2)
+    flags = f"--xla_cpu_collective_timeout_seconds={_seconds('STUCK', STUCK)}"
+    environment = {
+        **os.environ,
+        WORKER: f"{told},{alive}",
+        # It would keep SIGTERM to itself.
+        "JAX_ENABLE_PREEMPTION_SERVICE": "false",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+    }
+    with tempfile.TemporaryFile() as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "curvcli", *arguments], env=environment, stderr=log, pass_fds=(told, alive),
+            # Ctrl-C at a terminal reaches it through this process alone.
+            process_group=0,
+        )  # fmt: skip
+        interrupts.current.hand_on = worker.send_signal  # which does nothing once it has ended
+        os.close(alive)
+        code = _ended(worker.pid)
+        os.close(held)
+        log.seek(0)
+        written = log.read().decode(errors="replace")
+    if "--debug" in arguments:
+        sys.stderr.write(written)
+    if code >= 0:
+        return code
+    if -code in interrupts.SIGNALS:
+        return 128 - code
+    return console.report_error(_lost(-code, written), debug=False)
+
+
+def _ended(pid: int) -> int:
+    """Wait for a process's end: its exit code, or less than 0 the signal. One that is stopped for long is ended."""
+    stopped: float | None = None
+    while True:
+        ended, status = os.waitpid(pid, os.WUNTRACED | os.WCONTINUED | (0 if stopped is None else os.WNOHANG))
+        if ended and not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
+            return os.waitstatus_to_exitcode(status)
+        if ended:
+            stopped = time.monotonic() if os.WIFSTOPPED(status) else None
+        elif stopped is not None and time.monotonic() - stopped > 2 * _seconds("SILENT", SILENT):
+            os.kill(pid, signal.SIGKILL)  # the others have given it up
+            stopped = None
+        elif stopped is not None:
+            time.sleep(0.2)
+
+
+def attach() -> None:
+    """In the process that computes: Python writes to the real standard error; the parent's end is ours too."""
+    told, alive = (int(text) for text in os.environ[WORKER].split(","))
+    sys.stderr = os.fdopen(told, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True, name="parent").start()
+
+
+def _end_with_parent(alive: int) -> None:
+    os.read(alive, 1)
+    os._exit(DistributedError.exit_code)
+
+
+def join() -> None:
+    """Take part in the runtime: by three variables, or as JAX finds the cluster (Slurm, Open MPI, Kubernetes, TPU).
+
+    The coordinator listens on the address that is named, and on no other.
+
+    Raises
+    ------
+    UsageError
+        The variables are incomplete, or there is no cluster.
+    DistributedError
+        The others did not come.
+    """
+    import jax
+
+    address, count, rank, local = _place()
+    bind_collectives(address.rpartition(":")[0] if _is_local(address) else "")
+    with translated():
+        jax.distributed.initialize(
+            address, count, rank, local, cluster_detection_method="deactivate",
+            initialization_timeout=_seconds("START", START), heartbeat_timeout_seconds=_seconds("SILENT", SILENT),
+            shutdown_timeout_seconds=_seconds("SILENT", SILENT), coordinator_bind_address=address,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def session(several: bool) -> Iterator[None]:
+    """Take part until the block ends; then wait for the others, so that none takes this one's end for a loss."""
+    if not several:
+        yield
+        return
+    join()
+    with translated():
+        yield
+        import jax
+
+        jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """What JAX raises when others are lost, as our own error."""
+    import jax
+
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        text = str(error)
+        if not any(re.search(pattern, text) for pattern, _ in _CAUSES):
+            raise
+        raise _error(text) from error
+
+
+def check_equal(facts: dict[str, str]) -> None:
+    """Whether all processes compute the same thing.
+
+    Parameters
+    ----------
+    facts
+        What must be equal, by name, as digests or short texts.
+
+    Raises
+    ------
+    DistributedError
+        Names the processes and what differs.
+    """
+    import hashlib
+
+    from curvcli.devices import from_all
+
+    digests = [hashlib.sha256(text.encode()).digest() for text in facts.values()]
+    said = from_all(b"".join(digests))
+    for place, name in enumerate(facts):
+        parts = [one[32 * place : 32 * (place + 1)] for one in said]
+        others = [str(rank) for rank, part in enumerate(parts) if part != parts[0]]
+        if others:
+            raise DistributedError(
+                f"distributed: process {', '.join(others)} has {name} other than process 0",
+                "start every process with the same command, files and versions",
+            )
+
+
+def _place() -> tuple[str, int, int, Sequence[int] | None]:
+    """Coordinator, number of processes, which of them this is, and its devices."""
+    given = [os.environ.get(name) for name in THREE]
+    if all(given):
+        address, count, rank = (str(one) for one in given)
+        try:
+            number, own = int(count), int(rank)
+        except ValueError:
+            number, own = 0, 0
+        if not re.fullmatch(r".+:\d+", address) or not 0 <= own < number:
+            raise UsageError(
+                f"--distributed: {', '.join(f'{n}={v}' for n, v in zip(THREE, given, strict=True))} cannot be",
+                "CURV_COORDINATOR is host:port of process 0, and CURV_PROCESS_ID is below CURV_NUM_PROCESSES",
+            )
+        return address, number, own, None
+    if any(given):
+        missing = ", ".join(name for name, value in zip(THREE, given, strict=True) if not value)
+        raise UsageError(f"--distributed: {missing} is not set", f"set all three of {', '.join(THREE)}")
+    from jax._src.clusters import ClusterEnv
+
+    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _seconds("START", START))
+    address, number, own, local = found
+    if address is None or number is None or own is None:
+        raise UsageError(
+            "--distributed: JAX finds no cluster here (Slurm, Open MPI, Kubernetes, TPU)",
+            f"set {', '.join(THREE)} for every process",
+        )
+    return address, number, own, local
+
+
+def _is_local(address: str) -> bool:
+    return address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
+
+
+def bind_collectives(host: str) -> None:
+    """Gloo, which moves arrays between CPUs, listens on the machine's own name; among local processes on loopback."""
+    from functools import partial
+
+    import jaxlib
+
+    _jax: Any = vars(jaxlib)["_jax"]  # there is no public way
+    if host and not isinstance(_jax.make_gloo_tcp_collectives, partial):
+        _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname=host.strip("[]"))
+
+
+def _seconds(name: str, default: int) -> int:
+    text = os.environ.get(f"CURV_{name}_TIMEOUT", str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"CURV_{name}_TIMEOUT={text}: not a number of seconds", f"for example {default}")
+    return int(text)
+
+
+def _error(text: str) -> DistributedError:
+    cause = next((said for pattern, said in _CAUSES if re.search(pattern, text)), "the runtime ended this process")
+    return DistributedError(f"distributed: {cause}", AGAIN)
+
+
+def _lost(number: int, written: str) -> DistributedError:
+    """The error for a process that computes and ended by a signal."""
+    if number == signal.SIGABRT:
+        return _error(written)
+    name: Any = signal.Signals(number).name
+    return DistributedError(f"distributed: the process that computes was ended by {name}", AGAIN)

@@ -1,0 +1,115 @@
+"""What a command has to say of each checkpoint, where it belongs: stdout, or a file; and the process's exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from curvcli.cli import console, distributed, interrupts, output
+from curvcli.cli.options import Request
+from curvcli.cli.runtime import prepare_jax
+from curvcli.errors import CurvError, DistributedError
+from curvcli.schema.report import ErrorRecord
+
+
+@dataclass(frozen=True)
+class Target:
+    """One checkpoint of a command line, at one step.
+
+    Parameters
+    ----------
+    argument
+        As typed; None for the one of curv.toml.
+    step
+        None: the latest, or there are no steps.
+    name
+        What an error record calls the checkpoint.
+    failure
+        Why its steps could not be listed.
+    """
+
+    argument: str | None
+    step: int | None
+    name: str
+    failure: CurvError | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command has to say of one target.
+
+    Parameters
+    ----------
+    line
+        As JSON.
+    text
+        The same for people, written for a stream; None where stderr has said it.
+    code
+        The exit code.
+    """
+
+    line: str
+    text: Callable[[TextIO], str] | None
+    code: int
+
+
+def answer_each(request: Request, settings: Any, targets: Iterable[Target], answer: Callable[[Target], Reply]) -> int:
+    """Every target's reply where it belongs; with several targets a failing one does not stop the others."""
+    options = request.output
+    file, kind = options["output"], options["format"]
+    if file in output.STDOUT:
+        file, kind = None, kind or "json"
+    if file is not None:
+        output.check_writable(file)
+    as_text = kind == "text" or (kind is None and sys.stdout is not None and sys.stdout.isatty())
+    several = len(request.checkpoints) > 1 or request.spec["all_steps"]
+    codes: list[int] = []
+    received = interrupts.current
+    received.answerable = False
+    to_file = contextlib.nullcontext() if file is None else output.ReportFile(file)
+    with (
+        output.own_stdout(needed=as_text or file is None) as stdout,
+        to_file as reports,
+        contextlib.ExitStack() as stack,
+    ):
+        prepare_jax(settings.dtype, settings.threads, cache=not options["no_cache"])
+        stack.enter_context(distributed.session(settings.distributed))
+        from curvcli.devices import is_first
+
+        for target in targets:
+            reply = _tried(answer, target, debug=options["debug"]) if several else answer(target)
+            codes.append(reply.code)
+            if is_first():
+                _say(reply, stdout, reports, as_text=as_text)
+            if received.number is not None:
+                return 128 + received.number
+            received.answerable = False  # the next target, which may have to be waited for, has no answer yet
+    return next((code for code in codes if code), 0)
+
+
+def _say(reply: Reply, stdout: TextIO, reports: output.ReportFile | None, *, as_text: bool) -> None:
+    """A reply where it belongs."""
+    if reports is not None:
+        reports.add(reply.line)
+    if as_text and reply.text is not None:
+        output.write_line(stdout, reply.text(stdout))
+    elif reports is None and not as_text:
+        output.write_line(stdout, reply.line)
+
+
+def _tried(answer: Callable[[Target], Reply], target: Target, *, debug: bool) -> Reply:
+    """The reply, or an error record."""
+    try:
+        return answer(target)
+    except DistributedError:  # nobody is there to go on with
+        raise
+    except (Exception, SystemExit) as error:
+        told = console.as_told(error)
+        console.report_error(told, debug=debug)
+        record = ErrorRecord(
+            checkpoint=target.name, step=target.step, error=told.message, hint=told.hint, exit_code=told.exit_code
+        )
+        return Reply(record.to_json(), None, told.exit_code)
