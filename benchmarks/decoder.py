@@ -74,14 +74,14 @@ def spectrum(decoder: Decoder) -> None:
 
 def trace(decoder: Decoder) -> None:
     """The trace of a block beside Hutchinson's estimate by JAX's products."""
-    decoder.run("trace", "--max-probes", "16")
-    found = decoder.run("trace", "--params", f"{BLOCK}/*", "--max-probes", "48")["result"]["trace"]
+    decoder.run("trace", "--probes", "16")
+    found = decoder.run("trace", "--params", f"{BLOCK}/*", "--probes", "48")["result"]["trace"]
     flat, whole = decoder.block()
     product, rng = decoder.hessian(whole), np.random.default_rng(1)
     signs = [jnp.asarray(rng.choice([-1.0, 1.0], flat.size), "float32") for _ in range(24)]
     samples = [float(v @ product(flat, v)) for v in signs]
     error = np.std(samples, ddof=1) / np.sqrt(len(samples))
-    half = (found["high"] - found["low"]) / 4  # two standard errors to a side
+    half = (found["interval"][1] - found["interval"][0]) / 4  # two standard errors to a side
     compared("trace", found["value"], np.mean(samples), within=4 * np.hypot(error, half) / abs(np.mean(samples)))
 
 
@@ -90,7 +90,8 @@ def influence(decoder: Decoder) -> None:
     scores = decoder.folder / "scores.npz"
     options = ("--damping", str(DAMPING), "--queries", "0:1", "--label-perturb", "--tol", "1e-4")
     decoder.run("influence", "--params", f"{BLOCK}/*", *options, "--scores", str(scores))
-    found = np.load(scores)["label_perturb"][0]
+    stored = np.load(scores)
+    found = max((stored[name] for name in stored.files), key=np.size)  # of the one query, for every label
     flat, whole = decoder.block()
     x, y, mask = decoder.data
     tokens = mask.sum()
