@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from curvcli.zoo import CharTransformer
 
 SIZES = {"vocabulary": 16_384, "length": 64, "width": 512, "layers": 4, "heads": 8}
-SEQUENCES, TRAINING, DAMPING = 32, 20, 1e-3
+SEQUENCES, TRAINING, DAMPING = 32, 20, 3e-2
 BLOCK = "CausalSelfAttention_3"
 """One million of the parameters."""
 
