@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -246,19 +245,6 @@ def spread(problem: Problem, mesh: Mesh, *, shard_params: bool = False) -> Probl
     params, frozen = jax.tree.map(put, (problem.params, problem.frozen))
     batches = replace(problem.batches, mesh=mesh)
     return replace(problem, params=params, frozen=frozen, batches=batches.resized(batches.batch_size))
-
-
-def batch_loss(problem_fns: tuple[Callable, Loss], params: Params, frozen: dict, batch: Batch) -> Any:
-    """Σ_n a_n L(f(w, x_n), t_n) over one batch, not normalised.
-
-    Parameters
-    ----------
-    problem_fns
-        `(problem.predict, problem.loss)`: the functions alone, so that no array is closed over.
-    """
-    predict, loss = problem_fns
-    units = loss.value(predict(params, frozen, batch.inputs), batch.targets)
-    return jnp.sum(units * unit_weight(batch.weight, units.ndim))
 
 
 def unit_weight(weight: Any, ndim: int) -> Any:

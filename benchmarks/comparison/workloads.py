@@ -106,12 +106,17 @@ WORKLOADS: dict[str, Workload] = {
         kwargs={"vocabulary": 11, "length": 8, "width": 16, "layers": 2, "heads": 2},
         apart=("CausalSelfAttention_1/projection", "Dense_2", "Dense_3", "logits"),
     ),
+    "words": Workload(
+        "decoder, 2 layers of width 64, vocabulary 50,000, 8 sequences of 128", "curvcli.zoo:CharTransformer",
+        _sequences(8, 128, 50_000), "transformer", heavy=True,
+        kwargs={"vocabulary": 50_000, "length": 128, "width": 64, "layers": 2, "heads": 4},
+    ),
     "flat": Workload(
         "untrained softmax regression 784-10 on 8,192 white inputs: a flat spectrum", "curvcli.zoo:MLP",
         _classes(8192, (784,), spread=0.0), "mlp", kwargs={"features": [10]}, scale=0.01,
     ),
 }  # fmt: skip
-"""By name; `flat` is for the trace alone, `decoder` for the agreement of factors."""
+"""By name; `flat` is for the trace alone, `decoder` for the agreement of factors, `words` for `vocabulary.py`."""
 
 TOML = """
 [model]

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature import sums
+from curvcli.curvature import heads, sums
 from curvcli.curvature.work import abstract_batch, equations
 from curvcli.devices import on_host
-from curvcli.problem import Batch, Batches, Params, Problem, batch_loss
+from curvcli.problem import Batch, Batches, Params, Problem
 
 
 def in_float64(problem: Problem, examples: int | None = None) -> Problem:
@@ -63,7 +63,7 @@ def _traced(problem: Problem) -> Any:
     def objective(params: Params, frozen: dict, batch: Batch) -> Any:
         fn, nest, squared, l2, *rest = sums.regulariser_arguments(replace(problem, frozen=frozen), params)
         regulariser = sums.regulariser_function(fn, nest, squared, l2, *rest)
-        return batch_loss(functions, params, frozen, batch) + regulariser(params)
+        return heads.batch_loss(functions, params, frozen, batch) + regulariser(params)
 
     # Shapes alone, and of one example: where arrays lie, and how many are in a batch, is no part of the code.
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (problem.params, problem.frozen))

@@ -28,6 +28,7 @@ from curvcli.analyses.dense import (
     written_out,
 )
 from curvcli.analyses.subsampling import data_stderr, eigenvalue_stderr, subsampled
+from curvcli.analyses.tuning import product_seconds
 from curvcli.curvature import build_for, curves_the_loss, dimension
 from curvcli.curvature.gram import Gram
 from curvcli.linalg import bounds, density, eigen, krylov, slq
@@ -47,6 +48,9 @@ FIRST_LOOK = 4
 BEYOND_PROBABILITY = 0.99
 NEAR_ZERO = {"float32": 1e-5, "float64": 1e-10}
 """Relative to the largest magnitude: below it an eigenvalue in this arithmetic counts as zero."""
+
+REFINING, FURTHER = 60.0, (20, 100)
+"""Expected seconds that each extreme may be refined for, however few products were spent; within these products."""
 
 
 def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answer[SpectrumResult]:
@@ -73,7 +77,8 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
             spectrum = _from_parameters(operator, plan.at_once, monitor)
         result, ends = _dense(operator, settings, spectrum, side)
     else:
-        result, ends = _sampled(operator, settings, method, plan.at_once, monitor, warnings)
+        further = int(np.clip(REFINING / max(product_seconds(problem), 1e-9), *FURTHER))
+        result, ends = _sampled(operator, settings, method, plan.at_once, monitor, warnings, further)
     if subsampled(problem, settings):
         result = _with_data_error(problem, settings, operator, result, ends)
     return Answer(result, meter, value, checks, warnings)
@@ -130,6 +135,7 @@ def _sampled(
     at_once: int,
     monitor: Monitor,
     warnings: list[str],
+    further: int,
 ) -> tuple[SpectrumResult, Any]:
     """Quadrature and refined extremes; and the vectors [2, dim] of λ_min and λ_max."""
     steps, full = min(settings.steps, operator.dim), settings.reorthogonalize == "full"
@@ -159,6 +165,7 @@ def _sampled(
         monitor,
         warnings,
         capacity=steps,
+        further=further,
         beyond=_beyond(operator, settings, collected),
     )
     quadrature = slq.quadrature(collected, key, operator)
@@ -191,11 +198,13 @@ def refined_extremes(
     warnings: list[str],
     *,
     capacity: int,
+    further: int = 100,
     beyond: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Eigenvalue, Eigenvalue, Any]:
     """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals; the vectors.
 
-    `capacity` is how many rows the basis may grow by before a restart; `beyond` what no eigenvalue lies beyond.
+    `capacity` is how many rows the basis may grow by before a restart; an end takes at most half the products spent so
+    far, or `further` if that is more; `beyond` is what no eigenvalue lies beyond.
     """
     start = sphere(jax.random.fold_in(key, 0), 0, 1, operator.dim, operator.dtype)  # used only where no basis was kept
     spent = sum(len(t.alpha) for t in collected.tridiagonals)
@@ -203,7 +212,7 @@ def refined_extremes(
     for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
         algorithm = eigen.ThickRestart(
             *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + capacity,
-            max_products=max(spent // 2, 100), start=space or krylov.from_vectors(start, operator.mesh),
+            max_products=max(spent // 2, further), start=space or krylov.from_vectors(start, operator.mesh),
         )  # fmt: skip
         state = algorithm.init(operator)
         if monitor.stop() is None or not state.space.size:

@@ -200,10 +200,15 @@ def _kept_bytes(problem: Problem, settings: AnalysisSettings) -> int:
 
 
 def expected_seconds(problem: Problem, settings: AnalysisSettings) -> float:
-    """Roughly what the products will take: a Hessian product is six forward passes."""
+    """Roughly what the products will take."""
     products = settings.max_probes * getattr(settings, "steps", 1)
     products = max(products, 10 * getattr(settings, "k", 0))
-    return 6 * network_work(problem).flops * problem.batches.num_examples * products / RATE
+    return products * product_seconds(problem)
+
+
+def product_seconds(problem: Problem) -> float:
+    """Roughly what a product takes: that with a Hessian is six forward passes."""
+    return 6 * network_work(problem).flops * problem.batches.num_examples / RATE
 
 
 def measured(problem: Problem, settings: AnalysisSettings, default: Way) -> Way:

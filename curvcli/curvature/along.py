@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli import journal
-from curvcli.curvature import outputs, products, sums
+from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
 from curvcli.devices import on_host
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Params, Problem, Regulariser, batch_loss, unit_weight
+from curvcli.problem import Batch, Params, Problem, Regulariser, unit_weight
 
 Array = Any
 
@@ -188,14 +188,12 @@ def _losses_at(
     functions: Functions, params: Params, frozen: dict, batch: Batch, directions: Params, step: Array
 ) -> Array:
     """Each example's weighted loss at one point: [b]."""
-    predict, loss = functions
-    moved = _moved(params, directions, step)
-    return outputs.example_losses(loss, predict(moved, frozen, batch.inputs), batch)
+    return heads.example_losses(functions, _moved(params, directions, step), frozen, batch)
 
 
 @partial(jax.jit, static_argnums=0)
 def _loss_derivatives(functions: Functions, params: Params, frozen: dict, batch: Batch, vector: Params) -> Array:
-    return _three_derivatives(lambda p: batch_loss(functions, p, frozen, batch), params, vector)
+    return _three_derivatives(lambda p: heads.batch_loss(functions, p, frozen, batch), params, vector)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature import matrices, outputs, products, sums
+from curvcli.curvature import heads, matrices, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
 from curvcli.devices import on_host
@@ -76,24 +76,18 @@ def sandwich(
     *extra: Array,
 ) -> Array:
     """uᵀ C_n u of each example, u = J_n v: [k, b]. One forward derivative a vector."""
-    predict, loss = functions
-    z, jvp = jax.linearize(lambda p: predict(p, frozen, batch.inputs), params)
-    across = middle(loss, z, batch, *extra)
-
-    def form(vector: Params) -> Array:
-        tangent = jvp(vector)
-        return jnp.sum(tangent * across(tangent), axis=tuple(range(1, z.ndim)))
-
-    return jax.vmap(form)(layout.unravel(vectors))
+    network, _ = heads.in_two(middle, functions, params, frozen, batch)
+    z, jvp = jax.linearize(network, params)
+    tangents = jax.vmap(jvp)(layout.unravel(vectors))
+    return heads.Forms(middle, functions, params, frozen, batch, extra).of_examples(z, tangents)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array) -> Array:
     """Second derivative of each example's loss along v: [k, b]. Forward over forward."""
-    predict, loss = functions
 
     def losses(p: Params) -> Array:
-        return outputs.example_losses(loss, predict(p, frozen, batch.inputs), batch)
+        return heads.example_losses(functions, p, frozen, batch)
 
     return jax.vmap(lambda vector: _second(losses, params, vector))(layout.unravel(vectors))
 

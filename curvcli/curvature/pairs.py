@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 
-from curvcli.curvature import outputs, products, sums
+from curvcli.curvature import heads, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
-from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, Problem
 
 Array = Any
@@ -54,15 +53,24 @@ def sandwich(
     *extra: Array,
 ) -> Array:
     """Σ_n u_iᵀ C_n u_j of one batch, u = J_n v: [k, k]. One forward derivative a vector."""
-    z, jacobian = products.forward(sums.functions(problem), problem.params, problem.frozen, batch)
+    functions = sums.functions(problem)
+    z, jacobian = _forward(middle, functions, problem.params, problem.frozen, batch)
     tangents = products.apply(problem.way, layout, jacobian, vectors)
-    return _pairs(middle, problem.loss, z, batch, tangents, *extra)
+    return _pairs(middle, functions, problem.params, problem.frozen, batch, extra, z, tangents)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _pairs(middle: Middle, loss: Loss, z: Array, batch: Batch, tangents: Array, *extra: Array) -> Array:
-    images = jax.vmap(middle(loss, z, batch, *extra))(tangents)
-    return tangents.reshape(len(tangents), -1) @ images.reshape(len(tangents), -1).T
+def _forward(
+    middle: Middle, functions: Functions, params: Params, frozen: dict, batch: Batch
+) -> tuple[Any, products.LinearMap]:
+    return jax.linearize(heads.in_two(middle, functions, params, frozen, batch)[0], params)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _pairs(
+    middle: Middle, functions: Functions, params: Params, frozen: dict, batch: Batch, extra: Any, z: Any, tangents: Any
+) -> Array:
+    return heads.Forms(middle, functions, params, frozen, batch, extra).pairs(z, tangents)
 
 
 def covariance(problem: Problem, layout: Layout, batch: Batch, vectors: Array, mean: Array) -> Array:

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from curvcli.curvature import heads
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.outputs import OutputMap, active, example_losses, weighted_loss
+from curvcli.curvature.outputs import OutputMap, active, weighted_loss
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Params, Way, batch_loss
+from curvcli.problem import Batch, Params, Way
 
 Array = Any
 Functions = tuple[Callable, Loss]
@@ -43,14 +44,14 @@ def loss_and_gradient(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch
 ) -> tuple[Array, Array]:
     """One batch's summed loss and its gradient [dim]."""
-    value, gradient = jax.value_and_grad(lambda p: batch_loss(functions, p, frozen, batch))(params)
+    value, gradient = jax.value_and_grad(lambda p: heads.batch_loss(functions, p, frozen, batch))(params)
     return value, layout.ravel(gradient)
 
 
 @partial(jax.jit, static_argnums=0)
 def loss_value(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     """One batch's summed loss."""
-    return batch_loss(functions, params, frozen, batch)
+    return heads.batch_loss(functions, params, frozen, batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -68,14 +69,14 @@ def forward(functions: Functions, params: Params, frozen: dict, batch: Batch) ->
     return jax.linearize(lambda p: functions[0](p, frozen, batch.inputs), params)
 
 
-def apply(way: Way, layout: Layout, linear: LinearMap, vectors: Array) -> Array:
-    """A linear map applied to vectors [k, dim] in the way asked for: its images, [k, ...]."""
+def apply(way: Way, layout: Layout, linear: LinearMap, vectors: Array) -> Any:
+    """A linear map applied to vectors [k, dim] in the way asked for: its images, arrays of [k, ...]."""
     if way.application == "map":
         return one_by_one(layout, linear, vectors)
     return by_pieces(way, lambda piece: together(layout, linear, piece), vectors)
 
 
-def by_pieces(way: Way, product: Callable[[Array], Array], vectors: Array) -> Array:
+def by_pieces(way: Way, product: Callable[[Array], Any], vectors: Array) -> Any:
     """The products with vectors [k, dim], at most `way.width` at once, in pieces of one shape for one compilation."""
     count = -(-len(vectors) // way.width)
     if count <= 1:
@@ -83,7 +84,7 @@ def by_pieces(way: Way, product: Callable[[Array], Array], vectors: Array) -> Ar
     size = -(-len(vectors) // count)
     padded = jnp.pad(vectors, ((0, count * size - len(vectors)), (0, 0)))
     images = [product(padded[start : start + size]) for start in range(0, count * size, size)]
-    return jnp.concatenate(images)[: len(vectors)]
+    return jax.tree.map(lambda *each: jnp.concatenate(each)[: len(vectors)], *images)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -92,12 +93,13 @@ def together(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
     return jax.vmap(linear)(layout.unravel(vectors))
 
 
-def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
+def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Any:
     """One program a vector, the same for blocks of any size: the tangents of one vector fit the caches.
 
     The loop is the host's: XLA's CPU backend runs convolutions inside compiled loops through a slow path.
     """
-    return jnp.stack([_single(layout, linear, vector) for vector in vectors])
+    images = [_single(layout, linear, vector) for vector in vectors]
+    return jax.tree.map(lambda *each: jnp.stack(each), *images)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -109,25 +111,24 @@ def centred_slopes(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
 ) -> Array:
     """(g_n − ḡ)·v of the batch's examples, 0 for those without weight, ḡ = `mean` [dim]: [k, b]."""
-    predict, loss = functions
-    _, jvp = jax.linearize(lambda p: example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
+    _, jvp = jax.linearize(lambda p: heads.example_losses(functions, p, frozen, batch), params)
     centred = jax.vmap(jvp)(layout.unravel(vectors)) - (vectors @ mean)[:, None]
     return jnp.where(active(batch)[None], centred, 0)
 
 
 def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch) -> VectorField:
     """∇² of one batch's summed loss: the derivative of the gradient (forward over reverse)."""
-    return jax.grad(lambda p: batch_loss(functions, p, frozen, batch))
+    return jax.grad(lambda p: heads.batch_loss(functions, p, frozen, batch))
 
 
 def sandwich(
     middle: Middle, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
 ) -> VectorField:
     """Σ_n J_nᵀ C_n J_n of one batch; `middle` is C, `extra` what it takes beside the batch."""
-    predict, loss = functions
-    outputs, jvp = jax.linearize(lambda p: predict(p, frozen, batch.inputs), params)
+    network, around = heads.in_two(middle, functions, params, frozen, batch)
+    outputs, jvp = jax.linearize(network, params)
     vjp = jax.linear_transpose(jvp, params)
-    across = middle(loss, outputs, batch, *extra)
+    across = around(functions[1], outputs, batch, *extra)
     return lambda vector: vjp(across(jvp(vector)))[0]
 
 
@@ -136,9 +137,12 @@ def residual(functions: Functions, layout: Layout, params: Params, frozen: dict,
 
     Nothing is subtracted: where every example is fitted the answer is as small as ∂L/∂z, not as H's rounding.
     """
-    predict, loss = functions
-    slope = jax.grad(lambda z: weighted_loss(loss, z, batch))(predict(params, frozen, batch.inputs))
-    return jax.grad(lambda p: jnp.sum(slope * predict(p, frozen, batch.inputs)))
+
+    def linear_part(outputs: Array, part: Batch) -> Array:
+        slope = jax.grad(lambda z: weighted_loss(functions[1], z, part))(outputs)
+        return jnp.sum((jax.lax.stop_gradient(slope) * outputs).reshape(len(outputs), -1), axis=1)
+
+    return jax.grad(lambda p: jnp.sum(heads.by_examples(linear_part, functions, p, frozen, batch)))
 
 
 def covariance(
@@ -148,8 +152,7 @@ def covariance(
 
     Both sides are centred, not the matrix: ḡ may be far larger than the spread, and ḡḡᵀ then all digits of Σ g_n g_nᵀ.
     """
-    predict, loss = functions
-    _, jvp = jax.linearize(lambda p: example_losses(loss, predict(p, frozen, batch.inputs), batch), params)
+    _, jvp = jax.linearize(lambda p: heads.example_losses(functions, p, frozen, batch), params)
     vjp, center = jax.linear_transpose(jvp, params), layout.unravel(mean)
 
     def product(vector: Params) -> Params:

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature import products, sums
+from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.outputs import example_losses
 from curvcli.curvature.products import Functions, LinearMap
 from curvcli.devices import on_host
 from curvcli.errors import UsageError
@@ -85,9 +84,9 @@ def check_measure(loss: Loss, measure: Measure) -> None:
 def measured(measure: Measure, functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     """The measure of a batch's examples: [b], or [b, O] for `output`."""
     predict, loss = functions
-    z = predict(params, frozen, batch.inputs)
     if measure == "loss":
-        return example_losses(loss, z, batch)
+        return heads.example_losses(functions, params, frozen, batch)
+    z = predict(params, frozen, batch.inputs)
     if measure == "output":
         return z.reshape(len(z), -1)
     units = MARGINS[loss.name](z, batch.targets)

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature import products, sums
+from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.outputs import example_losses, weighted_loss
+from curvcli.curvature.outputs import weighted_loss
 from curvcli.curvature.products import Functions, LinearMap
 from curvcli.curvature.reverse import with_forward_mode
 from curvcli.devices import on_host
@@ -97,8 +97,7 @@ def _of_inputs(problem: Problem, functions: Functions, layout: Layout, batch: Ba
 @partial(jax.jit, static_argnums=0)
 def loss_map(functions: Functions, params: Params, frozen: dict, batch: Batch) -> LinearMap:
     """Derivatives of the examples' weighted losses as a linear map: [b]."""
-    predict, loss = functions
-    return jax.linearize(lambda p: example_losses(loss, predict(p, frozen, batch.inputs), batch), params)[1]
+    return jax.linearize(lambda p: heads.example_losses(functions, p, frozen, batch), params)[1]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -118,11 +117,10 @@ def _input_slopes(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vector: Array
 ) -> PyTree:
     """∂/∂x of the derivative of the batch's loss along one vector [D]."""
-    predict, loss = functions
     direction = layout.unravel(vector)
 
     def along(inputs: PyTree) -> Array:
-        objective = lambda p: weighted_loss(loss, predict(p, frozen, inputs), batch)  # noqa: E731
+        objective = lambda p: heads.batch_loss(functions, p, frozen, batch._replace(inputs=inputs))  # noqa: E731
         return jax.jvp(objective, (params,), (direction,))[1]
 
     return jax.grad(along)(batch.inputs)

@@ -86,21 +86,24 @@ class Slq:
         )
         collected.products += state.products
         if self.reorthogonalize == "full":
-            for probe, tridiagonal in enumerate(algorithm.result(state)):
-                _keep_extremes(collected, state, probe, tridiagonal)
-                if self.deflate:
+            found = algorithm.result(state)
+            _keep_extremes(collected, state, found)
+            if self.deflate:
+                for probe, tridiagonal in enumerate(found):
                     _keep_outliers(collected, state, probe, tridiagonal)
         collected.tridiagonals += algorithm.result(state)
 
 
-def _keep_extremes(collected: Collected, state: LanczosState, probe: int, tridiagonal: Tridiagonal) -> None:
-    """Keep this probe's Krylov space if no other reaches further."""
-    values, _ = tridiagonal.eigh()
-    highest, lowest = _top(collected.high), -_top(collected.low, sign=-1)
-    if values[-1] > highest:
-        collected.high = krylov.compress(krylov.from_lanczos(state, probe), (KEPT // 2, KEPT))
-    if values[0] < lowest:
-        collected.low = krylov.compress(krylov.from_lanczos(state, probe), (KEPT, KEPT // 2))
+def _keep_extremes(collected: Collected, state: LanczosState, found: list[Tridiagonal]) -> None:
+    """Keep the Krylov spaces that reach furthest, if no earlier one reaches further; they are copies."""
+    ends = np.array([tridiagonal.eigh()[0][[0, -1]] for tridiagonal in found])
+    lowest, highest = int(ends[:, 0].argmin()), int(ends[:, 1].argmax())
+    if ends[highest, 1] > _top(collected.high):
+        collected.high = None  # before another takes its place
+        collected.high = krylov.compress(krylov.from_lanczos(state, highest), (KEPT // 2, KEPT))
+    if ends[lowest, 0] < -_top(collected.low, sign=-1):
+        collected.low = None
+        collected.low = krylov.compress(krylov.from_lanczos(state, lowest), (KEPT, KEPT // 2))
 
 
 def _top(space: krylov.KrylovSpace | None, sign: int = 1) -> float:
