@@ -19,6 +19,7 @@ import numpy as np
 from curvcli.curvature import products
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.pooling import SLICES
+from curvcli.curvature.prefetch import Prefetched
 from curvcli.curvature.reverse import TANGENTS
 from curvcli.curvature.rewriting import rewritten
 from curvcli.problem import Batch, Batches, Params, Problem
@@ -30,9 +31,9 @@ RESIDENT_BYTES = 2 << 30
 
 
 def resident(batches: Batches) -> Iterable[Batch]:
-    """The batches on the device if they are small enough to stay there, else as they are."""
+    """The batches on the device if they are small enough to stay there, else read ahead at every pass."""
     if batches.nbytes > RESIDENT_BYTES:
-        return batches
+        return Prefetched(batches)
     return tuple(jax.device_put(batch) for batch in batches)
 
 
