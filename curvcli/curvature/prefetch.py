@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from curvcli.problem import Batch, Batches
@@ -43,7 +44,7 @@ class Prefetched:
 
     def __iter__(self) -> Iterator[Batch]:
         waiting = iter(self.batches)  # advanced by the reading thread alone
-        wide = bool(jax.config.jax_enable_x64)  # of this thread: another one has the process's default
+        wide = jnp.asarray(0.0).dtype == np.float64  # of this thread: another one has the process's default
         with ThreadPoolExecutor(1, thread_name_prefix="reading") as reader:
             coming: deque[Future[Batch | None]] = deque()
             try:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from tests.problems import mlp_problem
 
 from curvcli.curvature import prefetch, sums
 from curvcli.curvature.prefetch import Prefetched
 from curvcli.problem import Batch, Batches
+from tests.problems import mlp_problem
 
 BATCHES = mlp_problem(batch_size=4).batches
 
