@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -48,6 +48,8 @@ class Batches:
         Examples in a batch, b.
     cast
         The dtype that floating inputs and targets are cast to.
+    streamed
+        Whether they are read anew at every pass although they are small: the memory is wanted for something else.
     """
 
     inputs: PyTree
@@ -55,6 +57,7 @@ class Batches:
     weight: np.ndarray
     batch_size: int
     cast: Any
+    streamed: bool = False
 
     @property
     def num_examples(self) -> int:
@@ -99,11 +102,11 @@ class Batches:
             return np.asarray(leaf[rows[order]])[np.argsort(order, kind="stable")]
 
         inputs, targets, weight = jax.tree.map(take, (self.inputs, self.targets, self.weight))
-        return Batches(inputs, targets, weight, self.batch_size, self.cast)
+        return replace(self, inputs=inputs, targets=targets, weight=weight)
 
     def resized(self, batch_size: int) -> Batches:
         """The same examples in batches of another size."""
-        return Batches(self.inputs, self.targets, self.weight, batch_size, self.cast)
+        return replace(self, batch_size=batch_size)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
-
+from curvcli.analyses.available import available_bytes
 from curvcli.curvature import sums
 from curvcli.curvature.work import network_work
 from curvcli.errors import MemoryLimitError
@@ -34,7 +31,7 @@ def cut(problem: Problem, at_once: int) -> Plan:
         batch_size=batches.batch_size,
         batches=len(batches),
         padded=len(batches) * batches.batch_size - batches.num_examples,
-        resident=batches.nbytes <= sums.RESIDENT_BYTES,
+        resident=not sums.streams(batches),
         probes_at_once=at_once,
         application=problem.way.application,
         residuals="kept" if problem.way.kept_bytes else "fresh",
@@ -118,14 +115,14 @@ def memory_limit(max_memory: int | None) -> int:
 
 def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:
     """Bytes by the vectors in a block, dim being the rows of the matrix: data, weights, linear maps, tangents."""
-    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
+    data = sums.held_bytes(problem.batches) + 4 * problem.dim * problem.dtype.itemsize
     # A vector of the kernel goes through the parameters: a sum, its correction, a term.
     pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
     batch = problem.batches.batch_size * network_work(problem).bytes + pulled
     # One after the other, or in pieces; a vector of the kernel goes with its whole block.
     most = 1 if problem.way.application == "map" else problem.way.width
     together = (lambda count: min(count, most)) if dim == problem.dim else (lambda count: count)
-    return lambda count: resident + problem.way.kept_bytes + (together(count) + 3) * batch
+    return lambda count: data + problem.way.kept_bytes + (together(count) + 3) * batch
 
 
 class Growing(NamedTuple):
@@ -199,29 +196,6 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def available_bytes() -> int:
-    """Free memory of the first device, or of the machine where the device is a CPU."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(free, _cgroup_bytes() or free)
-
-
-def _cgroup_bytes() -> int | None:
-    """What the control group leaves free, where it sets a limit."""
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        return max(int(limit) - int(used), 0)
-    except (OSError, ValueError):
-        return None
 
 
 def human_bytes(count: float) -> str:
