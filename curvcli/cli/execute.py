@@ -253,7 +253,7 @@ def load(
     forms
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
-    from curvcli.analyses.tuning import planned
+    from curvcli.analyses.tuning import planned, remarks
     from curvcli.loading.resolve import functions_of, load_problem
 
     if target.failure is not None:
@@ -268,6 +268,7 @@ def load(
         given = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)
         problem = planned(problem, settings, given=given, store=store, timing=timing)
+        warnings += remarks(problem, settings)
     return replace(loaded, problem=problem, warnings=warnings)
 
 

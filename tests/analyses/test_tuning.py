@@ -65,9 +65,9 @@ def test_batches_are_nearly_full(total: int, largest: int, size: int) -> None:
 
 def test_linear_maps_that_do_not_fit_are_made_afresh() -> None:
     kept = tuning.with_way(PROBLEM, SETTINGS, DEFAULT, "default").way.kept_bytes
-    tight = SETTINGS.model_copy(update={"max_memory": tuning.KEPT_SHARE * kept - 1})
+    tight = SETTINGS.model_copy(update={"max_memory": tuning.SHARE * kept - 1})
     assert tuning.default_way(PROBLEM, tight).residuals == "fresh"
-    assert tuning.default_way(PROBLEM, SETTINGS.model_copy(update={"max_memory": tuning.KEPT_SHARE * kept})) == DEFAULT
+    assert tuning.default_way(PROBLEM, SETTINGS.model_copy(update={"max_memory": tuning.SHARE * kept})) == DEFAULT
 
 
 def test_batch_size_of_the_user_is_kept() -> None:
