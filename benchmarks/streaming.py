@@ -5,9 +5,9 @@ a control group that may take `--limit` GB of memory, page cache included:
 
 * `curv trace --matrix ggn` on all of it: time and memory. The loss and the exact trace come from numpy, which reads the
   files by itself;
-* products of the GGN with a block of vectors, of a part of the data that is in memory and of the next part that streams,
-  in turn, through the whole file: both meet the same load of the machine, and the median ratio of their rates is the
-  answer. The quadratic forms of all parts together are held against numpy's.
+* products of the GGN with a block of vectors, of a part of the data that is in memory and of the next part that
+  streams, in turn, through the whole file: both meet the same load of the machine, and the median ratio of their rates
+  is the answer. The quadratic forms of all parts together are held against numpy's.
 
 The control group is made below this process's own, which needs the rights for that (root, with control groups of
 version 1, or a delegated group of version 2). Without them the runs go on unlimited, and say so.
@@ -35,7 +35,7 @@ OWN = Path("/proc/self/cgroup")
 
 def main() -> None:
     """Write, run, compare; the folder is deleted at the end unless --keep."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Data larger than memory.")
     parser.add_argument("--gigabytes", type=float, default=20.0, help="size of the images")
     parser.add_argument("--limit", type=float, default=4.0, help="GB of memory for each run")
     parser.add_argument("--folder", type=Path, help="where the data are written; default: a new folder in TMPDIR")
@@ -279,24 +279,19 @@ def print_table(found: dict[str, Any]) -> None:
     truth, run, pairs = found["reference"], found["command"], found["paired"]
     off = (run["trace"] - truth["trace"]) / run["stderr"]
     worst = max(abs(one / other - 1) for one, other in zip(pairs["forms"], truth["forms"], strict=True))
-    print(
-        f"{found['count']:,} examples, {found['bytes'] / 1e9:.1f} GB; limited to {found['limit'] / 1e9:g} GB: ", end=""
-    )
-    print(run["limited"] and pairs["limited"])
-    parts = {name: round(seconds) for name, seconds in run["profile"].items()}
-    print(f"curv trace: {run['seconds']:.0f} s ({parts}), batches of {run['batch_size']}")
-    print(
-        f"  loss off by {run['loss'] / truth['loss'] - 1:.1e}; trace {run['trace']:.5g}, exact {truth['trace']:.5g}, ",
-        end="",
-    )
-    print(f"{off:+.1f} standard errors off; checks failed: {run['failed'] or 'none'}")
-    print(f"  peak {run['peak'] / 1e9:.2f} GB, of the group without page cache {run['unreclaimable'] / 1e9:.2f} GB")
-    print(
-        f"products: {np.median(pairs['rates']):,.0f} examples × vectors a second streamed; relative to in memory ",
-        end="",
-    )
     low, middle, high = np.percentile(pairs["ratios"], [25, 50, 75])
-    print(f"{middle:.2f} (quartiles {low:.2f} – {high:.2f}, {len(pairs['ratios'])} parts); forms off by {worst:.1e}")
+    parts = {name: round(seconds) for name, seconds in run["profile"].items()}
+    held = run["limited"] and pairs["limited"]
+    for line in (
+        f"{found['count']:,} examples, {found['bytes'] / 1e9:.1f} GB; limited to {found['limit'] / 1e9:g} GB: {held}",
+        f"curv trace: {run['seconds']:.0f} s ({parts}), batches of {run['batch_size']}",
+        f"  loss off by {run['loss'] / truth['loss'] - 1:.1e}; trace {run['trace']:.5g}, exact {truth['trace']:.5g}, "
+        f"{off:+.1f} standard errors off; checks failed: {run['failed'] or 'none'}",
+        f"  peak {run['peak'] / 1e9:.2f} GB, of the group without page cache {run['unreclaimable'] / 1e9:.2f} GB",
+        f"products: {np.median(pairs['rates']):,.0f} examples × vectors a second streamed; relative to in memory "
+        f"{middle:.2f} (quartiles {low:.2f} – {high:.2f}, {len(pairs['ratios'])} parts); forms off by {worst:.1e}",
+    ):
+        print(line)
 
 
 if __name__ == "__main__":

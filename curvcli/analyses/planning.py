@@ -18,14 +18,27 @@ from curvcli.schema.plan import Plan
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Probes in lockstep and the bytes that they take."""
+    """Probes in lockstep and the bytes that they take.
+
+    Parameters
+    ----------
+    basis
+        Where a Krylov basis is kept: on the device, in the host's memory, on the disk, or nowhere.
+    reason
+        Why not on the device.
+    capacity
+        Rows that a basis may have where the extremes are refined; None: as many as are wanted.
+    """
 
     at_once: int
     bytes: int
+    basis: Literal["device", "host", "disk", "none"] = "device"
+    reason: str = ""
+    capacity: int | None = None
 
 
-def cut(problem: Problem, at_once: int) -> Plan:
-    """How the work is cut, for a forecast."""
+def cut(problem: Problem, at_once: int, memory: MemoryPlan | None = None) -> Plan:
+    """How the work is cut, for a forecast; `memory` tells of a Krylov basis."""
     batches = problem.batches
     return Plan(
         batch_size=batches.batch_size,
@@ -33,6 +46,8 @@ def cut(problem: Problem, at_once: int) -> Plan:
         padded=len(batches) * batches.batch_size - batches.num_examples,
         resident=not sums.streams(batches),
         probes_at_once=at_once,
+        basis="device" if memory is None else memory.basis,
+        reason=(memory.reason or None) if memory else None,
         application=problem.way.application,
         residuals="kept" if problem.way.kept_bytes else "fresh",
         chosen=problem.way.chosen,
@@ -69,7 +84,15 @@ def forecast(
 
 
 def plan_lanczos(
-    problem: Problem, *, probes: int, steps: int, full: bool, max_memory: int | None, dim: int | None = None
+    problem: Problem,
+    *,
+    probes: int,
+    steps: int,
+    full: bool,
+    max_memory: int | None,
+    dim: int | None = None,
+    beside: int = 0,
+    after: int = 0,
 ) -> MemoryPlan:
     """As many probes at once as the memory permits, with the bytes of data, batch, products and Krylov bases.
 
@@ -77,6 +100,8 @@ def plan_lanczos(
     ----------
     dim
         Rows of the matrix, where they are not the parameters.
+    beside, after
+        Vectors that are kept beside the bases, and those that are kept after these have been given up.
 
     Raises
     ------
@@ -91,11 +116,11 @@ def plan_lanczos(
 
     def needed(count: int) -> int:
         # A block of k vectors: the bases, and six blocks in flight in a step.
-        return count * vector * (rows + 6) + working(count)
+        return vector * (beside + max(count * (rows + 6), after)) + working(count)
 
     fitting = largest(lambda count: needed(count) <= limit, probes)
     if fitting == 0:
-        spare = (limit - working(1)) // vector - 6
+        spare = (limit - working(1)) // vector - 6 - beside if after <= rows + 6 else 0
         smaller = spare // CHUNK * CHUNK
         raise MemoryLimitError(
             f"one probe of {steps} steps takes {human_bytes(needed(1))}, the limit is {human_bytes(limit)}",
@@ -103,9 +128,13 @@ def plan_lanczos(
             if smaller >= 2
             else "use --reorthogonalize none, --params, or a smaller --batch-size",
         )
-    # Rounds of equal size: a smaller last one would be compiled anew.
-    even = -(-probes // -(-probes // fitting))
-    return MemoryPlan(even, needed(even))
+    count = even(probes, fitting)
+    return MemoryPlan(count, needed(count))
+
+
+def even(probes: int, most: int) -> int:
+    """Rounds of equal size: a smaller last one would be compiled anew."""
+    return -(-probes // -(-probes // most))
 
 
 def memory_limit(max_memory: int | None) -> int:

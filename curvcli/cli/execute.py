@@ -369,7 +369,7 @@ def forecast(
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
             f"{cost.products} products in {cost.data_passes} data passes, {cost.bytes / 1e6:.0f} MB; "
-            f"{plan.batches} batches of {plan.batch_size} examples"
+            f"{plan.batches} batches of {plan.batch_size} examples" + (f"; {plan.reason}" if plan.reason else "")
         )
         return Reply(record.to_json(), lambda stream: text, 0)
 

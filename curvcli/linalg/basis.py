@@ -2,7 +2,8 @@
 
 A basis is a list of chunks [k, CHUNK, dim], filled from the front; unfilled rows are zero. Orthogonalising against
 whole chunks keeps every operation a large matrix product of one shape (compiled once), costs at most CHUNK − 1 idle
-rows, and lets memory grow with the rows that exist.
+rows, and lets memory grow with the rows that exist. A basis with a store keeps its chunks there, and brings them to the
+device one after the other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.linalg.offload import Store, brought
 from curvcli.stopwatch import timed
 
 Array = Any
@@ -30,6 +32,7 @@ class Basis(NamedTuple):
 
     chunks: tuple[Array, ...]  # each [k, CHUNK, dim]
     size: int
+    store: Store | None = None  # where chunks are kept; None: on the device
 
 
 EMPTY = Basis((), 0)
@@ -40,8 +43,14 @@ def append(basis: Basis, new: Array) -> Basis:
     chunks, position = basis.chunks, basis.size % CHUNK
     if position == 0:
         k, dim = new.shape
-        return Basis((*chunks, _first(new, k, dim)), basis.size + 1)
-    return Basis((*chunks[:-1], _write(chunks[-1], new, position)), basis.size + 1)
+        first = _first(new, k, dim) if basis.store is None else basis.store.zeros((k, CHUNK, dim), new.dtype)
+        chunks = (*chunks, first)
+    last = chunks[-1]
+    if isinstance(last, np.ndarray):  # what was computed with it has been waited for: a step ends with its coefficients
+        last[:, position] = np.asarray(new)
+    elif position:
+        chunks = (*chunks[:-1], _write(last, new, position))
+    return basis._replace(chunks=chunks, size=basis.size + 1)
 
 
 def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
@@ -74,7 +83,7 @@ def _norms(vectors: Array) -> Array:
 
 def _project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     removed = []
-    for chunk in basis.chunks:
+    for chunk in brought(basis.chunks):
         vectors, part = _subtract(chunk, vectors)
         removed.append(part)
     return vectors, removed
@@ -94,7 +103,7 @@ def combine(basis: Basis, weights: np.ndarray) -> Array:
     padded = np.zeros((k, -(-r // 8) * 8, len(basis.chunks) * CHUNK), basis.chunks[0].dtype)
     padded[:, :r, :size] = weights
     total = jnp.zeros((k, padded.shape[1], basis.chunks[0].shape[-1]), padded.dtype)
-    for i, chunk in enumerate(basis.chunks):
+    for i, chunk in enumerate(brought(basis.chunks)):
         total = _add_combined(total, chunk, padded[:, :, i * CHUNK : (i + 1) * CHUNK])
     return total if padded.shape[1] == r else total[:, :r]
 
@@ -104,12 +113,17 @@ def rotate(basis: Basis, weights: np.ndarray) -> Basis:
     k, r, size = weights.shape
     padded = np.zeros((k, -(-r // CHUNK) * CHUNK, size))
     padded[:, :r] = weights
-    return Basis(tuple(combine(basis, padded[:, i : i + CHUNK]) for i in range(0, r, CHUNK)), r)
+    rows = (combine(basis, padded[:, i : i + CHUNK]) for i in range(0, r, CHUNK))
+    return basis._replace(chunks=tuple(one if basis.store is None else basis.store.keep(one) for one in rows), size=r)
 
 
 def single(basis: Basis, index: int) -> Basis:
     """One of the k bases, as a basis of its own."""
-    return Basis(tuple(row(chunk, index) for chunk in basis.chunks), basis.size)
+    return basis._replace(
+        chunks=tuple(
+            chunk[index : index + 1] if isinstance(chunk, np.ndarray) else row(chunk, index) for chunk in basis.chunks
+        )
+    )
 
 
 @jax.jit

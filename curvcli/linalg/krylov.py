@@ -74,10 +74,11 @@ def from_lanczos(state: LanczosState, probe: int) -> KrylovSpace:
     outgoing = np.zeros((1, size))
     outgoing[0, -1] = beta[-1]
     # A process that broke down early has zero rows behind its basis: they are cut off here.
-    chunks = bases.single(state.basis, probe).chunks[: -(-size // bases.CHUNK)]
+    single = bases.single(state.basis, probe)
+    basis = single._replace(chunks=single.chunks[: -(-size // bases.CHUNK)], size=size)
     # β stays in the residuals of a process that broke down, but its direction is followed no further.
     front = bases.row(state.current, probe)[: 0 if state.sizes[probe] else 1]
-    return KrylovSpace(Basis(chunks, size), projected, front, outgoing, float(state.norm[probe]))
+    return KrylovSpace(basis, projected, front, outgoing, float(state.norm[probe]))
 
 
 def ritz(space: KrylovSpace) -> Ritz:
