@@ -31,7 +31,7 @@ def free_host_bytes() -> int:
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return max(min(free, *_left_by_groups(), *_left_by_ulimit()), 0)
+    return max(min([free, *_left_by_groups(), *_left_by_ulimit()]), 0)
 
 
 def _left_by_groups() -> Iterator[int]:
