@@ -33,27 +33,40 @@ class Opened(NamedTuple):
     rows: int
 
 
-def open_parquet(file: Path, names: Sequence[str]) -> Opened:
-    """The row groups of a .parquet file, decoded when their rows are asked for."""
+Opener = Callable[[Sequence[str]], Callable[[Path], Opened]]
+"""Called with the names of columns: what opens the files that have them."""
+
+
+def parquet_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
+    """The row groups of .parquet files, decoded when their rows are asked for; all files share what is kept of them."""
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(file) as opened:
-        schema, metadata = opened.schema_arrow, opened.metadata
+    known: dict[Path, Any] = {}
 
-    @lru_cache(GROUPS_KEPT * max(len(names), 1))
-    def group(index: int, name: str) -> Any:
-        with parquet.ParquetFile(file, metadata=metadata) as opened:
+    @lru_cache(GROUPS_KEPT * len(names))
+    def group(file: Path, index: int, name: str) -> Any:
+        with parquet.ParquetFile(file, metadata=known[file]) as opened:
             return opened.read_row_group(index, columns=[name]).column(0)
 
-    def piece(index: int, name: str) -> Piece:
-        rows = metadata.row_group(index).num_rows
-        return Piece(rows, lambda start, stop: group(index, name).slice(start, stop - start).chunks)
+    def piece(file: Path, index: int, name: str) -> Piece:
+        rows = known[file].row_group(index).num_rows
+        return Piece(rows, lambda start, stop: group(file, index, name).slice(start, stop - start).chunks)
 
-    return Opened(
-        {field.name: field.type for field in schema},
-        lambda name: [piece(index, name) for index in range(metadata.num_row_groups)],
-        metadata.num_rows,
-    )
+    def opened(file: Path) -> Opened:
+        with parquet.ParquetFile(file) as found:
+            schema, known[file] = found.schema_arrow, found.metadata
+        return Opened(
+            {field.name: field.type for field in schema},
+            lambda name: [piece(file, index, name) for index in range(known[file].num_row_groups)],
+            known[file].num_rows,
+        )
+
+    return opened
+
+
+def mapped_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
+    """The record batches of Arrow files."""
+    return lambda file: open_mapped(file, names)
 
 
 def open_mapped(file: Path, names: Sequence[str] | None) -> Opened:
@@ -81,7 +94,7 @@ def open_mapped(file: Path, names: Sequence[str] | None) -> Opened:
 
 
 def column_reader(
-    path: str, files: Sequence[Path], open_file: Callable[[Path, Sequence[str]], Opened]
+    path: str, files: Sequence[Path], opener: Opener
 ) -> Callable[[Sequence[str], int | None], dict[str, np.ndarray]]:
     """A reader of columns that go on from file to file."""
 
@@ -91,10 +104,10 @@ def column_reader(
     def read(names: Sequence[str], limit: int | None) -> dict[str, Any]:
         pieces: dict[str, list[tuple[str, Piece]]] = {name: [] for name in names}
         types: dict[str, list[Any]] = {name: [] for name in names}
-        rows = 0
+        rows, open_file = 0, opener(names)
         for file in files:
             with reading(told(file)):
-                opened = open_file(file, names)
+                opened = open_file(file)
                 for name in names:
                     if name not in opened.types:
                         raise DataError(

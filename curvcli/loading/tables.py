@@ -218,7 +218,7 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
     with reading(path), parquet.ParquetFile(files[0]) as first:
         names = tuple(first.schema_arrow.names)
 
-    return Source(names, arrow.column_reader(path, files, arrow.open_parquet), "column", suffix)
+    return Source(names, arrow.column_reader(path, files, arrow.parquet_opener), "column", suffix)
 
 
 def _files_of_split(files: Sequence[Path], path: str, split: str | None) -> list[Path]:
@@ -288,7 +288,7 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
 
     with reading(f"{path}/{files[0].name}"):
         names = tuple(arrow.open_mapped(files[0], None).types)
-    return Source(names, arrow.column_reader(path, files, arrow.open_mapped), "column")
+    return Source(names, arrow.column_reader(path, files, arrow.mapped_opener), "column")
 
 
 def _json(file: Path, path: str) -> dict[str, Any]:

@@ -114,6 +114,18 @@ def test_as_when_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
             jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_row_groups_are_decoded_once_a_pass_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "WHOLE_BYTES", 0)
+    parquet(tmp_path, [pa.table({"x": X[i : i + 9].tolist(), "y": Y[i : i + 9]}) for i in range(0, 45, 9)], rows=9)
+    inputs, decoded, read = load(tmp_path, ".").inputs, [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: decoded.append(a) or read(*a, **k))
+    for _ in range(2):
+        decoded.clear()
+        for start in range(0, 45, 4):
+            np.asarray(inputs[start : start + 4])
+        assert len(decoded) == 5
+
+
 def test_what_is_wrong_is_found_in_later_pieces_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "WHOLE_BYTES", 0)
     bad = X.reshape(53, 6).copy()
