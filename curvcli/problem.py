@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -107,6 +108,16 @@ class Batches:
     def resized(self, batch_size: int) -> Batches:
         """The same examples in batches of another size."""
         return replace(self, batch_size=batch_size)
+
+
+def let_go(tree: PyTree) -> None:
+    """Give back what has been read of memory maps, so that it does not count as this process's memory.
+
+    The page cache keeps it as long as there is room. Only of maps that cannot have been written to.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, np.memmap) and leaf.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+            leaf._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.problem import Batch, Batches
+from curvcli.problem import Batch, Batches, let_go
 
 AHEAD = 2
 """Batches that are read before they are asked for: one in transfer, one being read."""
@@ -60,10 +60,12 @@ class Prefetched:
         """The next batch on the device; None after the last."""
         for batch in islice(waiting, 1):
             with jax.enable_x64(wide):
-                return self.put(jax.tree.map(_read, batch))
+                batch = jax.tree.map(_read, batch)
+                let_go((self.batches.inputs, self.batches.targets))
+                return self.put(batch)
         return None
 
 
 def _read(leaf: Any) -> Any:
     """A part of a memory map as an array in memory: it would else be read when the device computes with it."""
-    return leaf if leaf.flags.owndata else np.array(leaf)
+    return np.array(leaf) if isinstance(leaf, np.ndarray) and not leaf.flags.owndata else leaf

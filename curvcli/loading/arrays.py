@@ -10,6 +10,7 @@ import numpy as np
 
 from curvcli.errors import DataError
 from curvcli.loading.stored import mapped
+from curvcli.problem import let_go
 
 _BLOCK = 64 * 2**20  # bytes of an array looked at together
 _INT32 = np.iinfo(np.int32)
@@ -87,6 +88,7 @@ def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, _BLOCK * len(array) // max(1, array.nbytes))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        let_go(array)
 
 
 def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:

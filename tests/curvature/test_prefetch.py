@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from curvcli.curvature import prefetch, sums
 from curvcli.curvature.prefetch import Prefetched
-from curvcli.problem import Batch, Batches
+from curvcli.problem import Batch, Batches, let_go
 from tests.problems import mlp_problem
 
 BATCHES = mlp_problem(batch_size=4).batches
@@ -98,3 +99,22 @@ def test_only_data_beyond_the_limit_stream(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(sums.resident(BATCHES), tuple)
     monkeypatch.setattr(sums, "RESIDENT_BYTES", BATCHES.nbytes - 1)
     assert isinstance(sums.resident(BATCHES), Prefetched)
+
+
+def test_what_was_read_of_a_map_is_given_back_and_what_was_written_kept(tmp_path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((600, 1000)))
+
+    def held() -> int:
+        lines = (Path("/proc/self/smaps")).read_text().split("x.npy")[1].splitlines()
+        return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert mapped.sum() == 0
+    before = held()
+    let_go({"x": mapped[3:]})
+    assert held() < before / 2
+    assert mapped.sum() == 0
+    written = np.load(tmp_path / "x.npy", mmap_mode="c")
+    written[0] = 1
+    let_go(written)
+    assert written.sum() == 1000
