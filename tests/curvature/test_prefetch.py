@@ -22,6 +22,9 @@ BATCHES = mlp_problem(batch_size=4).batches
 class Watched(Batches):
     """Tells which batches have been read, and may fail at one."""
 
+    read: list[int]
+    fails_at: int
+
     def __init__(self, fails_at: int = -1) -> None:
         super().__init__(BATCHES.inputs, BATCHES.targets, BATCHES.weight, BATCHES.batch_size, BATCHES.cast)
         object.__setattr__(self, "read", [])
