@@ -275,7 +275,7 @@ def reference(
             moved = (1 - np.square(h)) * (block @ v["Dense_0/kernel"] + v["Dense_0/bias"])
             out = (moved @ second + h @ v["Dense_1/kernel"] + v["Dense_1/bias"]).astype(np.float64)
             forms[i] += np.sum(p * np.square(out)) - np.sum(np.square(np.sum(p * out, axis=1)))
-    return {"loss": loss / len(x), "trace": trace / len(x), "forms": forms}
+    return {"loss": loss / len(x), "trace": trace / len(x), "forms": forms.tolist()}
 
 
 def print_table(found: dict[str, Any]) -> None:
