@@ -188,7 +188,7 @@ class Objective:
         """One analysis, and its report."""
         import jax
 
-        from curvcli.analyses.tuning import planned, way_of
+        from curvcli.analyses.tuning import planned, remarks, way_of
         from curvcli.cli.console import Watch
         from curvcli.cli.inputs import analyse
         from curvcli.cli.reporting import report_of, warnings_of, write_array_files
@@ -203,7 +203,7 @@ class Objective:
             loaded = self._held.at(variables, at, settings)
             problem = replace(loaded.problem, **self._shared(loaded, settings))
             problem = planned(problem, settings)
-            loaded = replace(loaded, problem=problem)
+            loaded = replace(loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)])
             watch = Watch(settings.time_limit, show=False)
             answer = analyse(name, loaded, settings, watch)
         write_array_files(answer, settings)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -51,6 +52,8 @@ class Batches:
         The dtype that floating inputs and targets are cast to.
     mesh
         Devices that share every batch: each reads and holds its own part of the examples. None: the host's arrays.
+    streamed
+        Whether they are read anew at every pass although they are small: the memory is wanted for something else.
     """
 
     inputs: PyTree
@@ -59,6 +62,7 @@ class Batches:
     batch_size: int
     cast: Any
     mesh: Mesh | None = None
+    streamed: bool = False
 
     @property
     def num_examples(self) -> int:
@@ -133,6 +137,16 @@ class Batches:
         """The same examples in batches of another size: a multiple of the devices, unless it is smaller than these."""
         shared = self.mesh is not None and batch_size >= self.mesh.size
         return replace(self, batch_size=rounded_up(self.mesh, batch_size) if shared else batch_size)
+
+
+def let_go(tree: PyTree) -> None:
+    """Give back what has been read of memory maps, so that it does not count as this process's memory.
+
+    The page cache keeps it as long as there is room. Only of maps that cannot have been written to.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, np.memmap) and leaf.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+            leaf._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any
         start = time.perf_counter()
         jax.block_until_ready(operator.matmat(vectors))
         seconds = passes * (time.perf_counter() - start)
-    plan = planning.cut(problem, memory.at_once)
+    plan = planning.cut(problem, memory.at_once, memory)
     return plan, planning.forecast(problem, products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)
 
 

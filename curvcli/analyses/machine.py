@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses.planning import available_bytes, memory_limit
+from curvcli.analyses.available import available_bytes
+from curvcli.analyses.planning import memory_limit
 from curvcli.curvature import build
 from curvcli.linalg.probes import sphere
 from curvcli.losses import LOSSES

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
-
+from curvcli.analyses.available import available_bytes
 from curvcli.curvature import sums
 from curvcli.curvature.work import network_work
 from curvcli.devices import least
@@ -22,21 +19,36 @@ from curvcli.schema.plan import Plan
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Probes in lockstep and the bytes that they take."""
+    """Probes in lockstep and the bytes that they take.
+
+    Parameters
+    ----------
+    basis
+        Where a Krylov basis is kept: on the device, in the host's memory, on the disk, or nowhere.
+    reason
+        Why not on the device.
+    capacity
+        Rows that a basis may have where the extremes are refined; None: as many as are wanted.
+    """
 
     at_once: int
     bytes: int
+    basis: Literal["device", "host", "disk", "none"] = "device"
+    reason: str = ""
+    capacity: int | None = None
 
 
-def cut(problem: Problem, at_once: int) -> Plan:
-    """How the work is cut, for a forecast."""
+def cut(problem: Problem, at_once: int, memory: MemoryPlan | None = None) -> Plan:
+    """How the work is cut, for a forecast; `memory` tells of a Krylov basis."""
     batches = problem.batches
     return Plan(
         batch_size=batches.batch_size,
         batches=len(batches),
         padded=len(batches) * batches.batch_size - batches.num_examples,
-        resident=batches.nbytes <= sums.RESIDENT_BYTES,
+        resident=not sums.streams(batches),
         probes_at_once=at_once,
+        basis="device" if memory is None else memory.basis,
+        reason=(memory.reason or None) if memory else None,
         application=problem.way.application,
         residuals="kept" if problem.way.kept_bytes else "fresh",
         chosen=problem.way.chosen,
@@ -73,7 +85,15 @@ def forecast(
 
 
 def plan_lanczos(
-    problem: Problem, *, probes: int, steps: int, full: bool, max_memory: int | None, dim: int | None = None
+    problem: Problem,
+    *,
+    probes: int,
+    steps: int,
+    full: bool,
+    max_memory: int | None,
+    dim: int | None = None,
+    beside: int = 0,
+    after: int = 0,
 ) -> MemoryPlan:
     """As many probes at once as the memory permits, with the bytes of data, batch, products and Krylov bases.
 
@@ -81,6 +101,8 @@ def plan_lanczos(
     ----------
     dim
         Rows of the matrix, where they are not the parameters.
+    beside, after
+        Vectors that are kept beside the bases, and those that are kept after these have been given up.
 
     Raises
     ------
@@ -95,11 +117,11 @@ def plan_lanczos(
 
     def needed(count: int) -> int:
         # A block of k vectors: the bases, and six blocks in flight in a step.
-        return count * vector * (rows + 6) + working(count)
+        return vector * (beside + max(count * (rows + 6), after)) + working(count)
 
     fitting = largest(lambda count: needed(count) <= limit, probes)
     if fitting == 0:
-        spare = (limit - working(1)) // vector - 6
+        spare = (limit - working(1)) // vector - 6 - beside if after <= rows + 6 else 0
         smaller = spare // CHUNK * CHUNK
         raise MemoryLimitError(
             f"one probe of {steps} steps takes {human_bytes(needed(1))}, the limit is {human_bytes(limit)}",
@@ -107,9 +129,13 @@ def plan_lanczos(
             if smaller >= 2
             else "use --reorthogonalize none, --params, or a smaller --batch-size",
         )
-    # Rounds of equal size: a smaller last one would be compiled anew.
-    even = -(-probes // -(-probes // fitting))
-    return MemoryPlan(even, needed(even))
+    count = even(probes, fitting)
+    return MemoryPlan(count, needed(count))
+
+
+def even(probes: int, most: int) -> int:
+    """Rounds of equal size: a smaller last one would be compiled anew."""
+    return -(-probes // -(-probes // most))
 
 
 def memory_limit(max_memory: int | None) -> int:
@@ -119,14 +145,14 @@ def memory_limit(max_memory: int | None) -> int:
 
 def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:
     """Bytes by the vectors in a block, dim being the rows of the matrix: data, weights, linear maps, tangents."""
-    resident = min(problem.batches.nbytes, sums.RESIDENT_BYTES) + 4 * problem.dim * problem.dtype.itemsize
+    data = sums.held_bytes(problem.batches) + 4 * problem.dim * problem.dtype.itemsize
     # A vector of the kernel goes through the parameters: a sum, its correction, a term.
     pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
     batch = problem.batches.batch_size * network_work(problem).bytes + pulled
     # One after the other, or in pieces; a vector of the kernel goes with its whole block.
     most = 1 if problem.way.application == "map" else problem.way.width
     together = (lambda count: min(count, most)) if dim == problem.dim else (lambda count: count)
-    return lambda count: resident + problem.way.kept_bytes + (together(count) + 3) * batch
+    return lambda count: data + problem.way.kept_bytes + (together(count) + 3) * batch
 
 
 class Growing(NamedTuple):
@@ -200,29 +226,6 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def available_bytes() -> int:
-    """Free memory of the first device, or of the machine where the device is a CPU."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(free, _cgroup_bytes() or free)
-
-
-def _cgroup_bytes() -> int | None:
-    """What the control group leaves free, where it sets a limit."""
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        return max(int(limit) - int(used), 0)
-    except (OSError, ValueError):
-        return None
 
 
 def human_bytes(count: float) -> str:

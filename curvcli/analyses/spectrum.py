@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses import planning
+from curvcli.analyses import krylov_memory, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import (
@@ -78,7 +78,7 @@ def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answe
         result, ends = _dense(operator, settings, spectrum, side)
     else:
         further = int(np.clip(REFINING / max(product_seconds(problem), 1e-9), *FURTHER))
-        result, ends = _sampled(operator, settings, method, plan.at_once, monitor, warnings, further)
+        result, ends = _sampled(operator, settings, method, plan, monitor, warnings, further)
     if subsampled(problem, settings):
         result = _with_data_error(problem, settings, operator, result, ends)
     return Answer(result, meter, value, checks, warnings)
@@ -108,13 +108,15 @@ def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.Memory
         return planning.plan_dense(dim, min(DENSE_BLOCK, dim), settings.max_memory)
     # With a relative tolerance the probes come in fours, so that every look at the interval finds whole blocks.
     probes = settings.max_probes if settings.rtol is None else min(settings.max_probes, FIRST_LOOK)
-    return planning.plan_lanczos(
+    return krylov_memory.plan(
         problem,
         probes=probes,
         steps=min(settings.steps, dim),
-        full=settings.reorthogonalize == "full",
+        reorthogonalize=settings.reorthogonalize,
+        deflate=resolved_method(settings, side.rows) == "xtrace",
         max_memory=settings.max_memory,
         dim=dim,
+        state=settings.state,
     )
 
 
@@ -132,21 +134,23 @@ def _sampled(
     operator: LinearOperator,
     settings: SpectrumSettings,
     method: str,
-    at_once: int,
+    plan: planning.MemoryPlan,
     monitor: Monitor,
     warnings: list[str],
     further: int,
 ) -> tuple[SpectrumResult, Any]:
     """Quadrature and refined extremes; and the vectors [2, dim] of λ_min and λ_max."""
-    steps, full = min(settings.steps, operator.dim), settings.reorthogonalize == "full"
+    steps, full = min(settings.steps, operator.dim), plan.basis != "none"
+    warnings += [plan.reason] if plan.reason else []
     key = jax.random.key(settings.seed)
-    runs = slq.Slq(steps, settings.reorthogonalize, deflate=full and method == "xtrace")
+    store = krylov_memory.store(plan, settings.state)
+    runs = slq.Slq(steps, "full" if full else "none", deflate=full and method == "xtrace", store=store)
     collected = slq.Collected()
     looks = look_schedule(settings.max_probes, settings.rtol)
     trace = None
     for look in looks:
         while len(collected.tridiagonals) < look and (not collected.tridiagonals or monitor.stop() is None):
-            count = min(at_once, look - len(collected.tridiagonals))
+            count = min(plan.at_once, look - len(collected.tridiagonals))
             runs.round(operator, key, count, collected, monitor, settings.max_probes * steps)
         quadrature = slq.quadrature(collected, key, operator)
         trace = quadrature.estimate(lambda x: x, settings.confidence, method, operator.dim, len(looks))
@@ -164,9 +168,9 @@ def _sampled(
         key,
         monitor,
         warnings,
-        capacity=steps,
+        capacity=2 * slq.KEPT + steps if plan.capacity is None else plan.capacity,
         further=further,
-        beyond=_beyond(operator, settings, collected),
+        beyond=_beyond(operator, collected) if full else (None, None),  # the theorem: of exact arithmetic
     )
     quadrature = slq.quadrature(collected, key, operator)
     return _result(operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks)), ends
@@ -203,7 +207,7 @@ def refined_extremes(
 ) -> tuple[Eigenvalue, Eigenvalue, Any]:
     """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals; the vectors.
 
-    `capacity` is how many rows the basis may grow by before a restart; an end takes at most half the products spent so
+    `capacity` is how many rows the basis may have before a restart; an end takes at most half the products spent so
     far, or `further` if that is more; `beyond` is what no eigenvalue lies beyond.
     """
     start = sphere(jax.random.fold_in(key, 0), 0, 1, operator.dim, operator.dtype)  # used only where no basis was kept
@@ -211,7 +215,7 @@ def refined_extremes(
     pairs = []
     for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
         algorithm = eigen.ThickRestart(
-            *wanted, tol=0.5 * tolerance(settings), capacity=2 * slq.KEPT + capacity,
+            *wanted, tol=0.5 * tolerance(settings), capacity=capacity,
             max_products=max(spent // 2, further), start=space or krylov.from_vectors(start, operator.mesh),
         )  # fmt: skip
         state = algorithm.init(operator)
@@ -251,12 +255,8 @@ def eigenvalue(value: float, residual: float, converged: bool, bound: float | No
     return Eigenvalue(value=value, residual=residual, interval=interval, converged=converged, beyond=beyond)
 
 
-def _beyond(
-    operator: LinearOperator, settings: SpectrumSettings, collected: slq.Collected
-) -> tuple[float | None, float | None]:
+def _beyond(operator: LinearOperator, collected: slq.Collected) -> tuple[float | None, float | None]:
     """Bounds below and above which no eigenvalue lies, with probability `BEYOND_PROBABILITY`."""
-    if settings.reorthogonalize == "none":  # the theorem speaks of exact arithmetic
-        return None, None
     measures = collected.measures
     interval = bounds.beyond_extremes(
         min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures),

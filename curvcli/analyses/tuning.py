@@ -13,14 +13,14 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from curvcli.analyses.planning import memory_limit, working_bytes
+from curvcli.analyses.planning import human_bytes, memory_limit, working_bytes
 from curvcli.curvature import build
 from curvcli.curvature.matrices import linear_map_bytes
 from curvcli.curvature.work import Work, network_work
 from curvcli.devices import greatest
 from curvcli.errors import CurvError, SpecError
 from curvcli.linalg.probes import sphere
-from curvcli.problem import Problem
+from curvcli.problem import Batches, Problem
 from curvcli.problem import Way as ProblemWay
 from curvcli.schema.plan import Way
 from curvcli.schema.settings import AnalysisSettings
@@ -48,8 +48,10 @@ LARGEST_BYTES = 512 << 20
 SINGLE_FLOPS = 1e8
 """Forward operations of a batch beyond which a single vector keeps a CPU's cores busy."""
 
-KEPT_SHARE = 4
-"""Linear maps are kept if they take at most this part of the memory."""
+SHARE = 4
+"""Linear maps are kept, and data stay on the device, if they take at most this part of the memory; intermediate values
+of a batch never take more. What is left is for vectors."""
+
 
 WORTH = 60.0
 """Expected seconds of products from which timing some beforehand pays."""
@@ -112,9 +114,12 @@ def planned(
 
 
 def with_way(problem: Problem, settings: AnalysisSettings, way: Way, chosen: Chosen) -> Problem:
-    """The problem with products computed this way; a remembered one keeps linear maps only where they fit today."""
-    batch_size = min(way.batch_size, problem.batches.num_examples)
-    problem = replace(problem, batches=problem.batches.resized(batch_size))
+    """The problem with products computed this way; a remembered one keeps linear maps only where they fit today.
+
+    Batches are cut smaller where their intermediate values would take more than a part of the memory.
+    """
+    batch_size = _cut(min(way.batch_size, problem.batches.num_examples), _fitting_batch(problem, settings))
+    problem = replace(problem, batches=_with_room(problem.batches.resized(batch_size), settings))
     kept = _kept_bytes(problem, settings) if way.residuals == "kept" else 0
     if chosen == "remembered" and not _may_be_kept(kept, settings):
         kept = 0
@@ -122,11 +127,38 @@ def with_way(problem: Problem, settings: AnalysisSettings, way: Way, chosen: Cho
     return replace(problem, way=ProblemWay(way.application, kept, width, chosen))
 
 
+def _fitting_batch(problem: Problem, settings: AnalysisSettings) -> int:
+    """Examples whose intermediate values, with one vector in flight, take a share of the memory; at least 1."""
+    return max(memory_limit(settings.max_memory) // SHARE // (4 * max(network_work(problem).bytes, 1)), 1)
+
+
+def _cut(size: int, largest: int) -> int:
+    """A batch cut into the fewest micro-batches of at most `largest` examples."""
+    return -(-size // -(-size // largest))
+
+
+def _with_room(batches: Batches, settings: AnalysisSettings) -> Batches:
+    """Data that would take more than a share of the memory are read at every pass, although they might stay."""
+    return replace(batches, streamed=batches.nbytes > memory_limit(settings.max_memory) // SHARE)
+
+
+def remarks(problem: Problem, settings: AnalysisSettings) -> list[str]:
+    """What the user should know of the way that was taken: where it is not what was asked for."""
+    size, asked = problem.batches.batch_size, settings.batch_size
+    if asked is None or size >= min(asked, problem.batches.num_examples):
+        return []
+    limit = memory_limit(settings.max_memory)
+    return [
+        f"batches of {asked} examples do not fit into {human_bytes(limit)}: they are cut into micro-batches of {size}; "
+        "the answer differs by rounding alone"
+    ]
+
+
 def _width(problem: Problem, way: Way) -> int:
     """Vectors of a block whose tangents fit the caches together with a batch's values."""
     if way.application == "map" or jax.default_backend() != "cpu":
         return ProblemWay().width
-    values = max(network_work(problem).bytes * way.batch_size, 1)
+    values = max(network_work(problem).bytes * problem.batches.batch_size, 1)
     return int(np.clip(BLOCK_BYTES // values - 2, EXPECTED_BLOCK, ProblemWay().width))
 
 
@@ -159,7 +191,7 @@ def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
 
 
 def _may_be_kept(kept: int, settings: AnalysisSettings) -> bool:
-    return 0 < kept <= memory_limit(settings.max_memory) // KEPT_SHARE
+    return 0 < kept <= memory_limit(settings.max_memory) // SHARE
 
 
 def _even(total: int, largest: int) -> int:

@@ -169,7 +169,7 @@ def load(
     forms
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
-    from curvcli.analyses.tuning import planned
+    from curvcli.analyses.tuning import planned, remarks
     from curvcli.devices import several_processes
     from curvcli.loading.resolve import functions_of, load_problem
 
@@ -188,6 +188,7 @@ def load(
         given = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] else remembered(loaded, settings)
         problem = planned(problem, settings, given=given, store=store, timing=timing)
+        warnings += remarks(problem, settings)
     return replace(loaded, problem=problem, warnings=warnings)
 
 
@@ -298,7 +299,7 @@ def forecast(
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
             f"{cost.products} products in {cost.data_passes} data passes, {cost.bytes / 1e6:.0f} MB; "
-            f"{plan.batches} batches of {plan.batch_size} examples"
+            f"{plan.batches} batches of {plan.batch_size} examples" + (f"; {plan.reason}" if plan.reason else "")
         )
         return Reply(record.to_json(), lambda stream: text, 0)
 

@@ -19,6 +19,7 @@ import numpy as np
 from curvcli.curvature import products
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.pooling import SLICES
+from curvcli.curvature.prefetch import AHEAD, Prefetched
 from curvcli.curvature.reverse import TANGENTS
 from curvcli.curvature.rewriting import rewritten
 from curvcli.problem import Batch, Batches, Params, Problem
@@ -29,10 +30,21 @@ RESIDENT_BYTES = 2 << 30
 """Data up to this size are put on the device once; larger data stream from the host at every pass."""
 
 
+def streams(batches: Batches) -> bool:
+    """Whether the data are read anew at every pass."""
+    return batches.streamed or batches.nbytes > RESIDENT_BYTES
+
+
+def held_bytes(batches: Batches) -> int:
+    """Bytes of the data that are in the device's memory at once, on a CPU that of those which were read for it."""
+    nbytes = batches.nbytes
+    return min(nbytes, (AHEAD + 2) * nbytes // len(batches)) if streams(batches) else nbytes
+
+
 def resident(batches: Batches) -> Iterable[Batch]:
-    """The batches on the device if they are small enough to stay there, else as they are."""
-    if batches.nbytes > RESIDENT_BYTES:
-        return batches
+    """The batches on the device if they are small enough to stay there, else read ahead at every pass."""
+    if streams(batches):
+        return Prefetched(batches)
     return tuple(batches if batches.mesh is not None else map(jax.device_put, batches))
 
 

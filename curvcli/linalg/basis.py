@@ -2,7 +2,8 @@
 
 A basis is a list of chunks [k, CHUNK, dim], filled from the front; unfilled rows are zero. Orthogonalising against
 whole chunks keeps every operation a large matrix product of one shape (compiled once), costs at most CHUNK − 1 idle
-rows, and lets memory grow with the rows that exist.
+rows, and lets memory grow with the rows that exist. A basis with a store keeps its chunks there, and brings them to the
+device one after the other.
 
 Where devices share the work, chunks are cut along dim, padded with zeros to a multiple of the devices; vectors that
 come and go are whole on each of them. A pass of Gram–Schmidt then adds up coefficients and gathers the vectors.
@@ -19,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from curvcli.linalg.cutting import cut, in_parts, sum_of_parts, whole
+from curvcli.linalg.offload import Store, brought
 from curvcli.stopwatch import timed
 
 Array = Any
@@ -36,7 +38,8 @@ class Basis(NamedTuple):
     chunks: tuple[Array, ...]  # each [k, CHUNK, dim], padded where devices share them
     size: int
     dim: int
-    mesh: Mesh | None  # these devices
+    mesh: Mesh | None = None  # these devices
+    store: Store | None = None  # where chunks are kept; None: on the device, or devices
 
 
 def empty(dim: int, mesh: Mesh | None = None) -> Basis:
@@ -48,8 +51,15 @@ def append(basis: Basis, new: Array) -> Basis:
     """The bases with one more row each; `new` is [k, dim] and orthonormal to the rows before, or zero."""
     chunks, position = basis.chunks, basis.size % CHUNK
     if position == 0:
-        return basis._replace(chunks=(*chunks, _first(new, basis.mesh)), size=basis.size + 1)
-    return basis._replace(chunks=(*chunks[:-1], _write(chunks[-1], new, position)), size=basis.size + 1)
+        shape = (len(new), CHUNK, basis.dim)
+        first = _first(new, basis.mesh) if basis.store is None else basis.store.zeros(shape, new.dtype)
+        chunks = (*chunks, first)
+    last = chunks[-1]
+    if isinstance(last, np.ndarray):  # what was computed with it has been waited for: a step ends with its coefficients
+        last[:, position] = np.asarray(new)
+    elif position:
+        chunks = (*chunks[:-1], _write(last, new, position))
+    return basis._replace(chunks=chunks, size=basis.size + 1)
 
 
 def orthogonalise(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
@@ -82,7 +92,7 @@ def _norms(vectors: Array) -> Array:
 
 def _project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     removed = []
-    for chunk in basis.chunks:
+    for chunk in brought(basis.chunks):
         vectors, part = _subtract(basis.mesh, chunk, vectors)
         removed.append(part)
     return vectors, removed
@@ -102,7 +112,7 @@ def combine(basis: Basis, weights: np.ndarray) -> Array:
     padded = np.zeros((k, -(-r // 8) * 8, len(basis.chunks) * CHUNK), basis.chunks[0].dtype)
     padded[:, :r, :size] = weights
     total = jnp.zeros((k, padded.shape[1], basis.chunks[0].shape[-1]), padded.dtype)
-    for i, chunk in enumerate(basis.chunks):
+    for i, chunk in enumerate(brought(basis.chunks)):
         total = _add_combined(total, chunk, padded[:, :, i * CHUNK : (i + 1) * CHUNK])
     total = total if padded.shape[1] == r else total[:, :r]
     return total if basis.mesh is None else whole(basis.mesh, basis.dim, total)
@@ -114,12 +124,17 @@ def rotate(basis: Basis, weights: np.ndarray) -> Basis:
     padded = np.zeros((k, -(-r // CHUNK) * CHUNK, size))
     padded[:, :r] = weights
     rows = (combine(basis, padded[:, i : i + CHUNK]) for i in range(0, r, CHUNK))
-    return basis._replace(chunks=tuple(one if basis.mesh is None else cut(basis.mesh, one) for one in rows), size=r)
+    keep = partial(cut, basis.mesh) if basis.mesh is not None else basis.store.keep if basis.store is not None else None
+    return basis._replace(chunks=tuple(rows if keep is None else map(keep, rows)), size=r)
 
 
 def single(basis: Basis, index: int) -> Basis:
     """One of the k bases, as a basis of its own."""
-    return basis._replace(chunks=tuple(row(chunk, index) for chunk in basis.chunks))
+    return basis._replace(
+        chunks=tuple(
+            chunk[index : index + 1] if isinstance(chunk, np.ndarray) else row(chunk, index) for chunk in basis.chunks
+        )
+    )
 
 
 @jax.jit

@@ -19,6 +19,7 @@ import scipy.linalg
 from curvcli.errors import NumericsError
 from curvcli.linalg import basis as bases
 from curvcli.linalg.basis import Basis
+from curvcli.linalg.offload import Store
 from curvcli.linalg.operator import LinearOperator
 
 Array = Any
@@ -65,6 +66,8 @@ class Lanczos:
     reorthogonalize
         `full`: two Gram–Schmidt passes against the whole basis at every step. `none`: the bare recurrence, O(dim)
         memory; converged eigenvalues then come again as copies ("ghosts"), which leaves the quadrature valid.
+    store
+        Where the bases are kept; None: on the device.
 
     Notes
     -----
@@ -80,6 +83,7 @@ class Lanczos:
     start: Array
     steps: int
     reorthogonalize: Literal["full", "none"] = "full"
+    store: Store | None = None
 
     def init(self, operator: LinearOperator, key: Any = None) -> LanczosState:
         """No step done."""
@@ -88,7 +92,7 @@ class Lanczos:
         return LanczosState(
             0, self.start, jnp.zeros_like(self.start), np.zeros(k), empty, empty,
             np.zeros(k, int), np.zeros(k), 0,
-            bases.empty(self.start.shape[1], operator.mesh),
+            bases.empty(self.start.shape[1], operator.mesh)._replace(store=self.store),
         )  # fmt: skip
 
     def step(self, operator: LinearOperator, state: LanczosState) -> LanczosState:

@@ -17,6 +17,7 @@ from curvcli.linalg import krylov
 from curvcli.linalg.bounds import Measure
 from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.lanczos import Lanczos, LanczosState, Tridiagonal, check_powers
+from curvcli.linalg.offload import Store
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadrature import ENOUGH_STEPS, NO_OUTLIERS, Outliers, Quadrature, leave_one_out
@@ -57,11 +58,14 @@ class Slq:
         Of each Lanczos process.
     deflate
         Whether outlying Ritz vectors are kept; needs reorthogonalisation.
+    store
+        Where bases and Ritz vectors are kept; None: on the device.
     """
 
     steps: int
     reorthogonalize: Literal["full", "none"]
     deflate: bool
+    store: Store | None = None
 
     def round(
         self,
@@ -75,7 +79,7 @@ class Slq:
         """Run `count` further probes and add what they find. Cost: count·steps products, memory count·steps·dim."""
         first = len(collected.tridiagonals)
         start = sphere(key, first, count, operator.dim, operator.dtype)
-        algorithm = Lanczos(start, self.steps, self.reorthogonalize)
+        algorithm = Lanczos(start, self.steps, self.reorthogonalize, self.store)
         state = iterate(
             algorithm,
             operator,
@@ -125,7 +129,8 @@ def _keep_outliers(collected: Collected, state: LanczosState, probe: int, tridia
     weights = np.zeros((1, -(-OUTLIERS_PER_PROBE // 8) * 8, basis.size))
     weights[0, : len(chosen), : len(values)] = vectors[:, chosen].T
     owner = len(collected.tridiagonals) + probe
-    collected.outliers.append((owner, values[chosen], bases.combine(basis, weights)[0]))
+    found = bases.combine(basis, weights)[0]
+    collected.outliers.append((owner, values[chosen], found if basis.store is None else basis.store.keep(found)))
 
 
 def quadrature(collected: Collected, key: Array, operator: LinearOperator) -> Quadrature:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curvcli.errors import DataError
+from curvcli.loading.stored import mapped
+from curvcli.problem import let_go
 
 _BLOCK = 64 * 2**20  # bytes of an array looked at together
 _INT32 = np.iinfo(np.int32)
@@ -86,6 +88,7 @@ def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, _BLOCK * len(array) // max(1, array.nbytes))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        let_go(array)
 
 
 def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
@@ -115,7 +118,7 @@ def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     """Weights: one array, none negative, not all zero."""
     if not arrays:
         return None
-    name, mask = next(iter(arrays.items()))
+    name, mask = next((name, np.asarray(array)) for name, array in arrays.items())
     where = f"{path}: mask {name!r}"
     if len(arrays) > 1 or mask.ndim > 2:
         told = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
@@ -131,5 +134,6 @@ def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
 def plain(array: np.ndarray) -> np.ndarray:
     """The same numbers in a dtype that JAX takes: of this machine's byte order, and not bfloat16."""
     if array.dtype.name == "bfloat16":
-        return array.astype(np.float32)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        return mapped(array, lambda block: block.astype(np.float32), np.float32)
+    native = array.dtype.newbyteorder("=")
+    return array if array.dtype.isnative else mapped(array, lambda block: block.astype(native), native)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from curvcli.errors import CurvError, DataError, NotFoundError, SpecError, UsageError
-from curvcli.loading import tables
+from curvcli.loading import stored, tables
 from curvcli.loading.access import is_there, reading
 from curvcli.loading.arrays import Key, check_dtype, check_shapes, check_values, of, plain, read_mask
+from curvcli.loading.stored import side_by_side
 from curvcli.loading.tables import Source, choose, listed
 from curvcli.schema.spec import DataSpec
 
@@ -108,8 +110,8 @@ def load_dataset(
         source = _open(base / path, path, spec.split)
         noun, keys = source.noun, _keys(spec, path, source)
         counted = noun == "array"  # tables are read no further than needed
-        stored = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
-        arrays = {key: stored[key.name] for key in keys}
+        found = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
+        arrays = {key: found[key.name] for key in keys}
     total = check_shapes(path, noun, arrays)
     digest = check_values(path, noun, arrays) if limit is None else ""
     if spec.sha256 not in (None, digest):
@@ -221,23 +223,37 @@ def _npz_source(file: Path, path: str, split: str | None) -> Source:
 
     def read(names: Sequence[str], _: int | None) -> dict[str, np.ndarray]:
         with reading(path), zipfile.ZipFile(file) as archive:
-            return {name: _npz_member(archive, members[name], f"{path}: array {name!r}") for name in names}
+            return {name: _npz_member(archive, file, members[name], f"{path}: array {name!r}") for name in names}
 
     return Source(tuple(members), read, "array", f"_{split}" if split else "")
 
 
-def _npz_member(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarray:
-    """One array, once its header has been seen to be honest: a lie would reserve any amount of memory."""
+def _npz_member(archive: zipfile.ZipFile, file: Path, member: str, where: str) -> np.ndarray:
+    """One array, once its header has been seen to be honest: a lie would reserve any amount of memory.
+
+    Large ones that are stored as they are, as `np.savez` does, stay on the disk.
+    """
     npy = np.lib.format
     with archive.open(member) as stream:
         header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = header(stream)
+        shape, fortran, dtype = header(stream)
         check_dtype(where, dtype)
-        size, stored = prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - stream.tell()
-        if size != stored:
-            raise DataError(f"{where} should have {size} bytes and has {stored}", "write the file again")
+        info, begins = archive.getinfo(member), stream.tell()
+        size, there = prod(shape) * dtype.itemsize, info.file_size - begins
+        if size != there:
+            raise DataError(f"{where} should have {size} bytes and has {there}", "write the file again")
+    if size > stored.WHOLE_BYTES and info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+        offset = _content_at(file, info) + begins
+        return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
     with archive.open(member) as stream:
         return npy.read_array(stream, allow_pickle=False)
+
+
+def _content_at(file: Path, info: zipfile.ZipInfo) -> int:
+    """Where a member's content begins: behind its own header of 30 bytes, its name and extra fields."""
+    with file.open("rb") as stream:
+        stream.seek(info.header_offset + 26)
+        return info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
 
 
 def _npy_source(files: dict[str, Path], path: str, split: str | None) -> Source:
@@ -349,7 +365,7 @@ def _inputs(arrays: dict[Key, np.ndarray], *, stacked: bool) -> Any:
     """One array, a dict of several, or the columns of a table side by side: [N, F]."""
     inputs = of("inputs", arrays)
     if stacked and all(array.ndim == 1 for array in inputs.values()):
-        return np.stack(list(inputs.values()), axis=1)
+        return side_by_side(list(inputs.values()))
     in_dict = any(key.in_dict for key in arrays if key.role == "inputs")
     return inputs if in_dict else next(iter(inputs.values()))
 
@@ -364,4 +380,4 @@ def _targets(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
             f"{path}: several targets, and not one number per example in each: {listed(list(arrays))}",
             "name one array as `targets` under [data] (or --targets)",
         )
-    return np.stack(targets, axis=1)
+    return side_by_side(targets)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from curvcli.errors import DataError, SpecError
+from curvcli.loading.stored import mapped
 from curvcli.losses import Loss
 from curvcli.problem import unit_weight
 
@@ -71,7 +72,8 @@ def fit_targets(
         )
     _check_range(loss, targets)
     # Integer rows of the outputs' shape (one-hot labels, counts) are numbers to the loss.
-    return (targets.astype(np.promote_types(targets.dtype, np.float32)) if whole else targets), mask
+    wide = np.promote_types(targets.dtype, np.float32)
+    return (mapped(targets, lambda block: block.astype(wide), wide) if whole else targets), mask
 
 
 def check_mask(mask: np.ndarray | None, units: tuple[int, ...]) -> None:
@@ -121,7 +123,7 @@ def _class_numbers(
                 if value < 0
                 else "if the labels count from 1, subtract 1; else check --targets and the model's last layer",
             )
-    return np.clip(np.asarray(targets), 0, classes - 1).astype(np.int32), mask
+    return mapped(targets, lambda block: np.clip(block, 0, classes - 1).astype(np.int32), np.int32), mask
 
 
 def _check_range(loss: Loss, targets: Any) -> None:

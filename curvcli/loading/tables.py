@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from curvcli.errors import DataError, SpecError, require
+from curvcli.loading import arrow
 from curvcli.loading.access import reading
 
 _CELLS_AT_ONCE = 400_000  # text cells of a .csv held at a time
@@ -217,11 +218,7 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
     with reading(path), parquet.ParquetFile(files[0]) as first:
         names = tuple(first.schema_arrow.names)
 
-    def load(file: Path, columns: Sequence[str]) -> Any:
-        with parquet.ParquetFile(file) as opened:
-            return opened.read(columns=list(columns))
-
-    return Source(names, _arrow_reader(path, files, load), "column", suffix)
+    return Source(names, arrow.column_reader(path, files, arrow.parquet_opener), "column", suffix)
 
 
 def _files_of_split(files: Sequence[Path], path: str, split: str | None) -> list[Path]:
@@ -259,7 +256,7 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
     SpecError
         pyarrow is not installed, or the split is not there, or several are and none was asked for.
     """
-    pa: Any = require("pyarrow", "tables", "reading Hugging Face folders")
+    require("pyarrow", "tables", "reading Hugging Face folders")
     if (folder / "dataset_dict.json").is_file():
         splits = _strings(_json(folder / "dataset_dict.json", path).get("splits"))
         split = split or (splits[0] if len(splits) == 1 else None)
@@ -289,21 +286,9 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
     if not files:
         raise DataError(f"{path}: no .arrow file in it", "save the dataset again with save_to_disk")
 
-    def load(file: Path, columns: Sequence[str] | None) -> Any:
-        with pa.memory_map(str(file)) as mapped:
-            if mapped.read(6) == b"ARROW1":
-                table = pa.ipc.open_file(mapped).read_all()
-            else:
-                mapped.seek(0)
-                table = pa.ipc.open_stream(mapped).read_all()
-        if columns is not None:
-            table = table.select(list(columns))
-            table.validate(full=True)  # a damaged offset would otherwise be followed out of the buffer
-        return table
-
     with reading(f"{path}/{files[0].name}"):
-        names = tuple(load(files[0], None).column_names)
-    return Source(names, _arrow_reader(path, files, load), "column")
+        names = tuple(arrow.open_mapped(files[0], None).types)
+    return Source(names, arrow.column_reader(path, files, arrow.mapped_opener), "column")
 
 
 def _json(file: Path, path: str) -> dict[str, Any]:
@@ -318,86 +303,3 @@ def _json(file: Path, path: str) -> dict[str, Any]:
 def _strings(found: Any) -> list[str]:
     """The strings of a list."""
     return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
-
-
-def _arrow_reader(
-    path: str, files: Sequence[Path], load: Callable[[Path, Sequence[str]], Any]
-) -> Callable[[Sequence[str], int | None], dict[str, np.ndarray]]:
-    """A reader of columns that go on from file to file."""
-
-    def read(names: Sequence[str], limit: int | None) -> dict[str, np.ndarray]:
-        pieces: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        rows = 0
-        for file in files:
-            with reading(path if Path(path).name == file.name else f"{path}/{file.name}"):
-                table = load(file, names)
-                for name in names:
-                    if name not in table.column_names:
-                        raise DataError(
-                            f"{path}: {file.name} has no column {name!r}, which {files[0].name} has",
-                            "write all the parts with the same columns",
-                        )
-                    _add_chunks(path, name, table.column(name), rows, pieces[name])
-            rows += table.num_rows
-            if limit is not None and rows >= limit:
-                break
-        with reading(path):
-            return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in pieces.items()}
-
-    return read
-
-
-def _add_chunks(path: str, name: str, column: Any, row: int, pieces: list[np.ndarray]) -> None:
-    """Append the chunks of a column as arrays, the first of which begins at example `row`."""
-    where = f"{path}: column {name!r}"
-    for chunk in column.chunks:
-        if not len(chunk):
-            continue
-        array = _chunk_array(chunk, where, row, 1)
-        if pieces and array.shape[1:] != pieces[0].shape[1:]:
-            raise _ragged_lists(where, row, array.shape[1:], pieces[0].shape[1:])
-        pieces.append(array)
-        row += len(chunk)
-
-
-def _chunk_array(chunk: Any, where: str, row: int, per_row: int) -> np.ndarray:
-    """An Arrow array as a numpy array; element i belongs to example row + i // per_row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = chunk.type
-    if chunk.null_count:
-        first = row + int(np.argmax(chunk.is_null().to_numpy(zero_copy_only=False))) // per_row
-        raise DataError(
-            f"{where}: no value in row {first} (counting from 0)",
-            "fill in or drop the rows with missing values",
-        )
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return chunk.to_numpy_ndarray()
-    if isinstance(kind, pa.BaseExtensionType):
-        return _chunk_array(chunk.storage, where, row, per_row)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = pc.call_function("list_value_length", [chunk]).to_numpy(zero_copy_only=False)
-        length = int(lengths[0]) if len(lengths) else 0
-        if (differs := lengths != length).any():
-            bad = int(np.argmax(differs))
-            raise _ragged_lists(where, row + bad // per_row, (int(lengths[bad]),), (length,))
-        values = _chunk_array(chunk.flatten(), where, row, per_row * max(1, length))
-        return values.reshape(len(chunk), length, *values.shape[1:])
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return chunk.to_numpy(zero_copy_only=False)
-    if pa.types.is_struct(kind) and any(field.name == "bytes" for field in kind):
-        raise DataError(
-            f"{where} holds encoded images, which curv does not decode",
-            "store them as arrays of numbers: Array3D in Hugging Face datasets, or a folder of .npy files",
-        )
-    raise DataError(f"{where} has the type {kind}, not numbers", "encode it as numbers, or leave the column out")
-
-
-def _ragged_lists(where: str, row: int, found: Sequence[int], before: Sequence[int]) -> DataError:
-    """The error for lists of several lengths."""
-    told = [" × ".join(map(str, shape)) or "one" for shape in (found, before)]
-    return DataError(
-        f"{where}: row {row} (counting from 0) has {told[0]} numbers where the rows before it have {told[1]}",
-        "pad the lists to one length, and give the padding the weight 0 in a mask",
-    )

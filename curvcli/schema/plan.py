@@ -33,3 +33,9 @@ class Plan(Way):
     padded: int = Field(description="rows of padding in the last batch")
     resident: bool = Field(description="whether the data stay on the device")
     probes_at_once: int
+    basis: Literal["device", "host", "disk", "none"] = Field(
+        default="device",
+        description="where a Krylov basis is kept: on the device; where it does not fit, in the host's memory, on a "
+        "CPU on the disk; or nowhere: without reorthogonalisation",
+    )
+    reason: str | None = Field(default=None, description="why the basis is not on the device")

@@ -25,8 +25,9 @@ class SpectrumSettings(AnalysisSettings):
         "small matrices, else xtrace",
     )
     steps: int = Field(default=80, ge=2, description="Lanczos steps a probe")
-    reorthogonalize: Literal["full", "none"] = Field(
-        default="full", description="none: less memory, ghosts in the nodes"
+    reorthogonalize: Literal["auto", "full", "none"] = Field(
+        default="auto",
+        description="none: less memory, ghosts in the nodes; auto: full, wherever the basis fits: device, host or disk",
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from curvcli.analyses import tuning
-from curvcli.curvature import build
+from curvcli.curvature import build, sums
+from curvcli.curvature.prefetch import Prefetched
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
 from curvcli.schema.plan import Way
@@ -65,9 +66,9 @@ def test_batches_are_nearly_full(total: int, largest: int, size: int) -> None:
 
 def test_linear_maps_that_do_not_fit_are_made_afresh() -> None:
     kept = tuning.with_way(PROBLEM, SETTINGS, DEFAULT, "default").way.kept_bytes
-    tight = SETTINGS.model_copy(update={"max_memory": tuning.KEPT_SHARE * kept - 1})
+    tight = SETTINGS.model_copy(update={"max_memory": tuning.SHARE * kept - 1})
     assert tuning.default_way(PROBLEM, tight).residuals == "fresh"
-    assert tuning.default_way(PROBLEM, SETTINGS.model_copy(update={"max_memory": tuning.KEPT_SHARE * kept})) == DEFAULT
+    assert tuning.default_way(PROBLEM, SETTINGS.model_copy(update={"max_memory": tuning.SHARE * kept})) == DEFAULT
 
 
 def test_batch_size_of_the_user_is_kept() -> None:
@@ -150,3 +151,30 @@ def test_data_shared_by_two_sizes_of_batch_are_the_same() -> None:
     small = tuning.with_way(PROBLEM, SETTINGS, DEFAULT.model_copy(update={"batch_size": 7}), "given")
     assert small.batches.num_examples == PROBLEM.batches.num_examples
     assert replace(small, way=PROBLEM.way, batches=PROBLEM.batches) == PROBLEM
+
+
+def test_batches_that_do_not_fit_are_cut_and_it_is_said() -> None:
+    limit = 4 * tuning.SHARE * tuning.network_work(PROBLEM).bytes * 8
+    asked = SETTINGS.model_copy(update={"batch_size": 20, "max_memory": limit})
+    problem = tuning.planned(PROBLEM, asked)
+    assert problem.batches.batch_size == 7  # three micro-batches of a batch of 20
+    (warning,) = tuning.remarks(problem, asked)
+    assert "batches of 20 examples do not fit" in warning
+    assert "micro-batches of 7" in warning
+    np.testing.assert_allclose(
+        to_dense(build(problem, "hessian")), to_dense(build(PROBLEM, "hessian")), rtol=1e-10, atol=1e-12
+    )
+    for settings in (asked.model_copy(update={"batch_size": None}), asked.model_copy(update={"max_memory": None})):
+        problem = tuning.planned(PROBLEM, settings)
+        assert problem.batches.batch_size <= (8 if settings.batch_size is None else 20)
+        assert not tuning.remarks(problem, settings)
+    assert tuning.planned(PROBLEM, asked.model_copy(update={"max_memory": 1})).batches.batch_size == 1
+
+
+def test_data_that_would_take_the_memory_stream() -> None:
+    nbytes = PROBLEM.batches.resized(50).nbytes
+    for limit, streamed in ((tuning.SHARE * nbytes, False), (tuning.SHARE * nbytes - 1, True)):
+        problem = tuning.planned(PROBLEM, SETTINGS.model_copy(update={"max_memory": limit, "batch_size": 1}))
+        assert problem.batches.streamed is streamed
+        assert isinstance(sums.resident(problem.batches), Prefetched) is streamed
+        assert sums.held_bytes(problem.batches) == (4 * nbytes // 50 if streamed else nbytes)

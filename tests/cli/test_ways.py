@@ -30,6 +30,7 @@ def test_plan_of_a_report_is_followed_and_repeated(project, curv):
     inspected = json.loads((project.folder / "inspected.json").read_text())
     assert inspected["result"]["plan"] == {
         **way, "chosen": "given", "batches": 9, "padded": 3, "resident": True, "probes_at_once": 64,
+        "basis": "device", "reason": None,
     }  # fmt: skip
     assert curv(*SAMPLED, "--plan", "inspected.json").report["result"] == report["result"]
 

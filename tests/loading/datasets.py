@@ -38,7 +38,7 @@ def fails(kind: type[errors.CurvError], base: Path, path: str | None, *says: str
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(found, expected, strict=True)
+    np.testing.assert_array_equal(np.asarray(found), expected, strict=True)
 
 
 def npz_with(tmp_path: Path, content: bytes) -> None:

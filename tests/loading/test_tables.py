@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curvcli import errors
-from curvcli.loading import tables
+from curvcli.loading import stored, tables
 from tests.loading.datasets import X, Y, csv_file, fails, load, same
 
 # --- .csv ---------------------------------------------------------------------------------------------------
@@ -84,10 +84,18 @@ def test_csv_large_integers(tmp_path):
     same(load(tmp_path, "d.csv").inputs, np.array([[2.0**63]]))
 
 
+@pytest.fixture(params=["whole", "as used"])
+def reads(request, monkeypatch):
+    """Columns read at once, as small ones are, and as their rows are used."""
+    if request.param == "as used":
+        monkeypatch.setattr(stored, "WHOLE_BYTES", 0)
+    return request.param
+
+
 # --- .parquet -----------------------------------------------------------------------------------------------
 
 
-def test_parquet(tmp_path):
+def test_parquet(tmp_path, reads):
     columns = {
         "a": pa.array(X[:, 0]),
         "b": pa.array(Y),
@@ -113,7 +121,7 @@ def test_parquet(tmp_path):
     fails(errors.SpecError, tmp_path, "d.parquet", "no column 'x'", "'img'")
 
 
-def test_parquet_in_the_data_folder_of_a_clone(tmp_path):
+def test_parquet_in_the_data_folder_of_a_clone(tmp_path, reads):
     folder = tmp_path / "hub" / "data"
     folder.mkdir(parents=True)
     (tmp_path / "hub" / "README.md").write_text("---\n---\n")
@@ -125,7 +133,7 @@ def test_parquet_in_the_data_folder_of_a_clone(tmp_path):
         same(load(tmp_path, "hub", split=split).inputs, X)
 
 
-def test_parquet_ragged_null_image(tmp_path):
+def test_parquet_ragged_null_image(tmp_path, reads):
     pq.write_table(
         pa.table(
             {
@@ -149,7 +157,7 @@ def test_parquet_ragged_null_image(tmp_path):
     fails(errors.DataError, tmp_path, "d.parquet", "empty", inputs="empty")
 
 
-def test_parquet_folder(tmp_path):
+def test_parquet_folder(tmp_path, reads):
     table = pa.table({"x": X.tolist(), "y": Y})
     for name, part in (("part-0", table[:4]), ("part-1", table[4:])):
         pq.write_table(part, tmp_path / f"{name}.parquet")
@@ -175,7 +183,7 @@ def test_parquet_folder_of_splits(tmp_path):
     fails(errors.SpecError, tmp_path, ".", "'dev'", "test.parquet", split="dev")
 
 
-def test_parquet_damage(tmp_path):
+def test_parquet_damage(tmp_path, reads):
     pq.write_table(pa.table({"x": X[:, 0], "y": Y}), tmp_path / "d.parquet")
     whole = (tmp_path / "d.parquet").read_bytes()
     for content in (b"", whole[:-1], whole[:40], b"PAR1" * 20):
@@ -208,7 +216,7 @@ def saved(folder: Path, table: pa.Table, split: str | None = None, shards: int =
 HF = pa.table({"x": X.tolist(), "y": Y, "image": [{"bytes": b"", "path": None}] * 6})
 
 
-def test_saved_dataset(tmp_path):
+def test_saved_dataset(tmp_path, reads):
     saved(tmp_path / "d", HF, "train")
     found = load(tmp_path, "d")
     np.testing.assert_array_equal(found.inputs, X)
@@ -233,7 +241,7 @@ def test_saved_dataset_dict(tmp_path):
     assert load(tmp_path, "d").num_examples == 3
 
 
-def test_saved_damage(tmp_path):
+def test_saved_damage(tmp_path, reads):
     saved(tmp_path / "d", HF, "train", shards=1)
     (file,) = (tmp_path / "d").glob("*.arrow")
     whole = file.read_bytes()
