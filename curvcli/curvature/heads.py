@@ -217,6 +217,8 @@ def cut(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Hea
     """The network cut in front of its last layer; None where the outputs are few, or come from no such layer."""
     predict, given = functions[0], (params, frozen, batch.inputs)
     outputs = jax.eval_shape(predict, *given)
+    if isinstance(outputs, tuple):  # with a tangent beside them
+        return None
     if outputs.size * outputs.dtype.itemsize <= OUTPUT_BYTES or outputs.ndim < 2:
         return None
     leaves, called = jax.tree.leaves(given), jax.make_jaxpr(predict)(*given)
