@@ -97,11 +97,12 @@ def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
 
     The loop is the host's: XLA's CPU backend runs convolutions inside compiled loops through a slow path.
     """
-    return jnp.stack([_single(layout, linear, vector) for vector in vectors])
+    return jnp.stack([single(layout, linear, vector) for vector in vectors])
 
 
 @partial(jax.jit, static_argnums=0)
-def _single(layout: Layout, linear: LinearMap, vector: Array) -> Array:
+def single(layout: Layout, linear: LinearMap, vector: Array) -> Array:
+    """Its image of one vector [dim]."""
     return linear(layout.unravel(vector))
 
 
