@@ -142,9 +142,10 @@ def child(what: str) -> Any:
     if what == "eight":
         rows = [compiled_for(8, size, name, 16, cut=False) for size in TINY for name in NAMES]
         return {"rows": rows, "measured": measured_on(8)}
-    replicated = [compiled_for(64, TINY[1], name, 64, cut=False) for name in NAMES]
-    cut = [compiled_for(64, size, "ggn", batch, cut=True) for size in TINY for batch in (64, 128)]
-    return {"rows": [*replicated, *cut, compiled_for(64, TINY[1], "hessian", 64, cut=True)]}
+    whole = [compiled_for(64, TINY[0], name, 64, cut=False) for name in NAMES]
+    sizes = (TINY[0], 64), (TINY[0], 128), (TINY[1], 64)
+    cut = [compiled_for(64, size, "ggn", count, cut=True) for size, count in sizes]
+    return {"rows": [*whole, *cut]}
 
 
 def part(what: str, devices: int) -> Any:
@@ -210,7 +211,8 @@ def report(found: dict[str, Any]) -> None:
             ", ".join(f"{kind} {size / 4 / row['dim']:.3f}" for kind, size in row[what].items()) or "none"
             for what in ("apply", "linearise")
         ]
-        print(f"| {row['devices']} | {row['dim']:,} | {row['name']} | {'cut' if row['cut'] else 'whole'} | {row['batch']} "
+        placing = "cut" if row["cut"] else "whole"
+        print(f"| {row['devices']} | {row['dim']:,} | {row['name']} | {placing} | {row['batch']} "
               f"| {shares[0]} | {shares[1]} |")  # fmt: skip
     cut = [row for row in found["sixty-four"]["rows"] if row["cut"] and row["name"] == "ggn"]
     parts = np.array([[4 * row["dim"], 4 * row["tokens_width_layers"]] for row in cut], float)
@@ -221,8 +223,8 @@ def report(found: dict[str, Any]) -> None:
           f"{misfit:.0%}")  # fmt: skip
     sequences = DEVICES
     activations = factors[1] * 4 * sequences * LARGE.length * LARGE.width * LARGE.layers
-    print(f"7 B by that law, {sequences} sequences a batch: {factors[0] * vector / GIGA:.0f} + {activations / GIGA:.0f} GB "
-          "a product and batch on each device (computed, far outside of what was compiled)")  # fmt: skip
+    print(f"7 B by that law, {sequences} a batch: {factors[0] * vector / GIGA:.0f} + {activations / GIGA:.0f} "
+          "GB a product and batch on each device (computed, far outside of what was compiled)")  # fmt: skip
 
     print("\n## Memory (compiled and measured, 8 devices)\n")
     rows = [row for row in found["eight"]["rows"] if row["name"] == "ggn"]
@@ -238,20 +240,21 @@ def report(found: dict[str, Any]) -> None:
     for steps in (20, 100):
         rows_kept = -(-steps // 16) * 16
         basis = 2 * rows_kept * vector / DEVICES
-        print(f"* two probes × {steps} steps: parameters {vector / GIGA:.1f} (cut: {vector / DEVICES / GIGA:.2f}); current "
-              f"and previous vectors {4 * vector / GIGA:.0f}, images, sum and correction {6 * vector / GIGA:.0f}; Krylov "
-              f"basis {basis / GIGA:.1f} (cut over {DEVICES})")  # fmt: skip
+        print(f"* two probes × {steps} steps: parameters {vector / GIGA:.1f} (cut: {vector / DEVICES / GIGA:.2f}); "
+              f"current and previous vectors {4 * vector / GIGA:.0f}, images, sum and correction "
+              f"{6 * vector / GIGA:.0f}; Krylov basis {basis / GIGA:.1f} (cut over {DEVICES})")  # fmt: skip
     least = 4 * vector
     print(f"* the least, one vector: parameters, vector, image, sum: {least / GIGA:.0f} GB of {MEMORY / GIGA:.0f}")
-    print(f"* largest D in {MEMORY / GIGA:.0f} GB, activations left out: {MEMORY / 4 / 4 / GIGA:.2f} billion by that least, "
-          f"{MEMORY / 4 / 11 / GIGA:.2f} billion for two probes in lockstep, parameters whole; "
-          f"{MEMORY / 4 / 10 / GIGA:.2f} billion with parameters cut")  # fmt: skip
+    print(f"* largest D in {MEMORY / GIGA:.0f} GB, activations and basis left out: {MEMORY / 16 / GIGA:.2f} billion by "
+          f"that least, {MEMORY / 44 / GIGA:.2f} billion for two probes in lockstep, parameters whole; "
+          f"{MEMORY / 40 / GIGA:.2f} billion with parameters cut")  # fmt: skip
     factor_bytes, rows_largest = kfac_bytes(LARGE)
-    print(f"* K-FAC: factors {factor_bytes / GIGA:.0f} GB, eigenvectors as many ({factor_bytes / DEVICES / GIGA:.1f} on "
-          f"each of {DEVICES}); on the host in float64 {2 * factor_bytes / GIGA:.0f} GB; the largest has {rows_largest:,} rows")  # fmt: skip
+    print(f"* K-FAC: factors {factor_bytes / GIGA:.0f} GB, as much of eigenvectors "
+          f"({factor_bytes / DEVICES / GIGA:.1f} on each of {DEVICES}); on the host in float64 "
+          f"{2 * factor_bytes / GIGA:.0f} GB; the largest has {rows_largest:,} rows")  # fmt: skip
 
-    print(f"\n## Hours on {DEVICES} H100s if the memory were there (computed; {UTILISATION:.0%} of peak and {WIRE:.0%} of "
-          f"{NETWORK / GIGA:.0f} GB/s assumed; {TOKENS:,} tokens)\n")  # fmt: skip
+    print(f"\n## Hours on {DEVICES} H100s if the memory were there (computed; {UTILISATION:.0%} of peak and {WIRE:.0%} "
+          f"of {NETWORK / GIGA:.0f} GB/s assumed; {TOKENS:,} tokens)\n")  # fmt: skip
     batches = TOKENS // LARGE.length // DEVICES
     print(f"{batches} batches of {DEVICES} sequences of {LARGE.length}\n")
     print("| what | operations | hours FP32 | hours TF32 | hours of all-reduces |\n|---|---|---|---|---|")
@@ -278,8 +281,8 @@ def report(found: dict[str, Any]) -> None:
     row("`influence`, 1,000 queries, 50 steps of CG, GGN", *passes("ggn", 50_000, 1000))
     scores = TOKENS * 1000 * 2 * large["forward"]
     row("`influence`, 1,000 queries: scores of all examples (J s)", scores, 0.0)
-    print(f"\n1,000 solutions take {1000 * vector / GIGA / 1000:.1f} TB, {1000 * vector / DEVICES / GIGA:.0f} GB on each "
-          f"device where they are cut; a block of CG has several of that size")  # fmt: skip
+    print(f"\n1,000 solutions take {1000 * vector / GIGA / 1000:.1f} TB, {1000 * vector / DEVICES / GIGA:.0f} GB on "
+          f"each device where they are cut; a block of CG has several of that size")  # fmt: skip
 
 
 def main() -> None:
