@@ -94,7 +94,6 @@ def compiled_for(count: int, size: Decoder, name: str, batch_size: int, *, cut: 
     memory = made.apply.memory_analysis()
     return {
         "devices": count, "width": size.width, "dim": size.dim, "name": name, "batch": batch_size, "cut": cut,
-        "tokens_width_layers": batch_size * size.length * size.width * size.layers,
         "linearise": collectives.traffic(made.linearise).bytes, "apply": collectives.traffic(made.apply).bytes,
         "flops": collectives.traffic(made.apply).flops, "argument": memory.argument_size_in_bytes,
         "output": memory.output_size_in_bytes, "temporary": memory.temp_size_in_bytes,
@@ -214,17 +213,6 @@ def report(found: dict[str, Any]) -> None:
         placing = "cut" if row["cut"] else "whole"
         print(f"| {row['devices']} | {row['dim']:,} | {row['name']} | {placing} | {row['batch']} "
               f"| {shares[0]} | {shares[1]} |")  # fmt: skip
-    cut = [row for row in found["sixty-four"]["rows"] if row["cut"] and row["name"] == "ggn"]
-    parts = np.array([[4 * row["dim"], 4 * row["tokens_width_layers"]] for row in cut], float)
-    seen = np.array([sum(row["apply"].values()) + sum(row["linearise"].values()) for row in cut], float)
-    factors = np.linalg.lstsq(parts / seen[:, None], np.ones(len(cut)), rcond=None)[0]
-    misfit = np.abs(parts @ factors / seen - 1).max()
-    print(f"\ncut, ggn: {factors[0]:.2f} vectors + {factors[1]:.2f} × tokens × width × layers × 4 bytes, misfit "
-          f"{misfit:.0%}")  # fmt: skip
-    sequences = DEVICES
-    activations = factors[1] * 4 * sequences * LARGE.length * LARGE.width * LARGE.layers
-    print(f"7 B by that law, {sequences} a batch: {factors[0] * vector / GIGA:.0f} + {activations / GIGA:.0f} "
-          "GB a product and batch on each device (computed, far outside of what was compiled)")  # fmt: skip
 
     print("\n## Memory (compiled and measured, 8 devices)\n")
     rows = [row for row in found["eight"]["rows"] if row["name"] == "ggn"]
