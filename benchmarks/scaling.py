@@ -9,6 +9,7 @@ uses both cores already. Each set-up is timed in processes of its own, in turns;
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -89,14 +90,15 @@ def perceptron() -> Any:
     from curvcli.problem import Batches, Problem, Regulariser, Way
 
     rng, sizes = np.random.default_rng(0), (256, 512, 512, 10)
-    shapes = {f"{layer}": shape for layer, shape in enumerate(zip(sizes, sizes[1:], strict=False))}
+    shapes = {f"{layer}": shape for layer, shape in enumerate(itertools.pairwise(sizes))}
     params = {name: jnp.asarray(rng.normal(size=one) / one[0] ** 0.5, "float32") for name, one in shapes.items()}
     inputs, labels = rng.normal(size=(1024, 256)).astype(np.float32), rng.integers(0, 10, 1024).astype(np.int32)
     batches = Batches(inputs, labels, np.ones(1024, "float32"), 512, np.dtype("float32"))
     return Problem(
         params, {"params": {}, "collections": {}},
         lambda p, frozen, x: jnp.tanh(jnp.tanh(x @ p["0"]) @ p["1"]) @ p["2"],
-        lambda flat: flat, LOSSES["softmax_cross_entropy"], batches, 1024.0, Regulariser(), 1024, Way("vmap", 0, VECTORS),
+        lambda flat: flat, LOSSES["softmax_cross_entropy"], batches, 1024.0, Regulariser(), 1024,
+        Way("vmap", 0, VECTORS),
     )  # fmt: skip
 
 
