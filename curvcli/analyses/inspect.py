@@ -15,6 +15,7 @@ from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import smaller_side
 from curvcli.analyses.spectrum import memory_plan, resolved_method
 from curvcli.curvature import build_for, dimension
+from curvcli.curvature.collectives import product_traffic
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import on_host
 from curvcli.linalg.meter import Meter
@@ -22,6 +23,7 @@ from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem, unit_weight
 from curvcli.schema.inspect import (
     ArrayRecord,
+    Collectives,
     DataSummary,
     Forecast,
     InspectResult,
@@ -36,7 +38,7 @@ def run(
 ) -> Answer[InspectResult]:
     """What was understood of the files, and what `curv spectrum` would cost with these settings.
 
-    Cost: one gradient, the self-checks' products, and two timed blocks of products.
+    Cost: one gradient, the self-checks' products, and two timed blocks of products; several devices: two compilations.
     """
     value, gradient = finite_objective(problem)
     meter = Meter()
@@ -57,6 +59,7 @@ def run(
         gradient_norm=float(jnp.linalg.norm(gradient)),
         plan=plan,
         forecast=forecast,
+        collectives=_collectives(problem, settings, block),
     )
     return Answer(result, meter, value, checks, warnings)
 
@@ -103,6 +106,13 @@ def _parameter(name: str, leaf: Any, stored: str, differentiated: bool) -> Param
         differentiated=differentiated,
         norm=norm,
     )
+
+
+def _collectives(problem: Problem, settings: InspectSettings, block: int) -> Collectives | None:
+    found = product_traffic(problem, settings.matrix, block, mc_samples=settings.mc_samples, seed=settings.seed)
+    if found is None:
+        return None
+    return Collectives(vectors=block, bytes=found.bytes, flops=found.flops, accessed_bytes=found.accessed)
 
 
 def _data(problem: Problem, outputs: Any) -> DataSummary:

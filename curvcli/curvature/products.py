@@ -98,12 +98,13 @@ def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Any:
 
     The loop is the host's: XLA's CPU backend runs convolutions inside compiled loops through a slow path.
     """
-    images = [_single(layout, linear, vector) for vector in vectors]
+    images = [single(layout, linear, vector) for vector in vectors]
     return jax.tree.map(lambda *each: jnp.stack(each), *images)
 
 
 @partial(jax.jit, static_argnums=0)
-def _single(layout: Layout, linear: LinearMap, vector: Array) -> Array:
+def single(layout: Layout, linear: LinearMap, vector: Array) -> Array:
+    """Its image of one vector [dim]."""
     return linear(layout.unravel(vector))
 
 

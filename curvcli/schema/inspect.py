@@ -79,6 +79,17 @@ class ForecastRecord(Strict):
         return one_line(self)
 
 
+class Collectives(Strict):
+    """What devices that share the work exchange for one product, read off the compiled programs."""
+
+    vectors: int = Field(description="in the block that is multiplied")
+    bytes: dict[str, int] = Field(
+        description="by kind of collective, of one pass over the data, on each device: sizes of the arrays worked on"
+    )
+    flops: float = Field(description="of the same on each device, as XLA counts them")
+    accessed_bytes: float = Field(description="that the same reads and writes on each device, as XLA counts them")
+
+
 class InspectResult(Strict):
     """What curv sees."""
 
@@ -90,6 +101,9 @@ class InspectResult(Strict):
     gradient_norm: float
     plan: Plan
     forecast: Forecast
+    collectives: Collectives | None = Field(
+        default=None, description="null on one device, and for matrices that are no sum over linearised batches"
+    )
 
 
 class InspectReport(Report[InspectSettings, InspectResult]):

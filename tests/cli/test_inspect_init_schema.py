@@ -54,6 +54,18 @@ def test_inspect_sees_what_is_there(project, curv, schema_of):
     assert report["checks"]
 
 
+def test_inspect_says_what_devices_exchange(project, curv):
+    options = ("--skip-checks", "--batch-size", "32", "--matrix", "ggn", "--dtype", "float64")
+    assert curv("inspect", *options).report["result"]["collectives"] is None
+    report = curv("inspect", *options, "--devices", "2").report
+    moved = report["result"]["collectives"]
+    # Two batches; each sums the images of the block, of 67 parameters.
+    assert moved["bytes"] == {"all-reduce": 2 * moved["vectors"] * 67 * 8}
+    assert moved["flops"] > 0
+    shown = curv("inspect", *options, "--devices", "2", "--format", "text").out
+    assert f"all-reduce {moved['bytes']['all-reduce'] / 1e6:.3g} MB on each device" in " ".join(shown.split())
+
+
 def test_inspect_of_a_block_for_people(project, curv):
     answered = curv("inspect", "--skip-checks", "--exclude", "Dense_1/*", "--format", "text")
     assert answered.code == 0

@@ -76,9 +76,9 @@ def test_one_by_one_is_one_program_whatever_the_size_of_a_block() -> None:
     problem = replace(mlp_problem(), way=Way("map"))
     operator, rng = build(problem, "hessian"), np.random.default_rng(0)
     operator.matmat(jnp.asarray(rng.normal(size=(3, problem.dim))))
-    programs = products._single._cache_size()
+    programs = products.single._cache_size()
     operator.matmat(jnp.asarray(rng.normal(size=(1, problem.dim))))
-    assert products._single._cache_size() == programs
+    assert products.single._cache_size() == programs
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1])

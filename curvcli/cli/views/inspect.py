@@ -35,6 +35,9 @@ def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
         ("curv spectrum", f"{result.forecast.products} products in {result.forecast.data_passes} passes, "
                           f"{result.forecast.bytes / 1e6:.0f} MB, about {result.forecast.seconds or 0:.1f} s"),
     ]  # fmt: skip
+    if (moved := result.collectives) is not None:
+        kinds = ", ".join(f"{kind} {size / 1e6:.3g} MB" for kind, size in moved.bytes.items())
+        rows.append(("collectives", f"{kinds or 'none'} on each device for {moved.vectors} products of a vector"))
     return [
         Text(headline, style="bold"),
         header(report),
