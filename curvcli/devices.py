@@ -101,14 +101,24 @@ def _whole(mesh: Any, leaf: Array) -> Array:
     return jax.lax.with_sharding_constraint(leaf, on_every(mesh))
 
 
+def processes() -> int:
+    """How many processes run the same program."""
+    return jax.process_count()
+
+
+def process() -> int:
+    """Which of them this is."""
+    return jax.process_index()
+
+
 def several_processes() -> bool:
-    """Whether other processes run the same program."""
-    return jax.process_count() > 1
+    """Whether there are others."""
+    return processes() > 1
 
 
 def is_first() -> bool:
     """Whether this is the process that speaks: the others only compute."""
-    return jax.process_index() == 0
+    return process() == 0
 
 
 def greatest(value: float) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from curvcli.devices import from_all, process, processes
 from curvcli.errors import DataError
 from curvcli.loading.stored import mapped
 from curvcli.problem import let_go
@@ -61,33 +63,68 @@ def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
 
 
 def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
-    """Refuse NaN and infinity, and take the digest, in one pass over blocks."""
+    """Refuse NaN and infinity, and take the digest, in one pass over blocks; several processes share the blocks.
+
+    Of an array of several blocks their digests are digested: they are the same whoever reads them.
+    """
     digest = hashlib.sha256()
     for key, array in arrays.items():
         header = (key.role, key.name, array.dtype.name, array.dtype.str, array.shape)
         digest.update(repr(header).encode("utf-8", "surrogatepass"))
-        count, first = 0, 0
-        for start, block in _blocks(array):
-            digest.update(np.ascontiguousarray(block).view(np.uint8).data)
-            if array.dtype.kind in "biu" or (finite := np.isfinite(block)).all():
-                continue
-            if not count:
-                first = start + int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
-            count += int(finite.size - np.count_nonzero(finite))
+        seen = _seen(array)
+        count = sum(bad for _, bad, _ in seen)
         if count:
+            first = next(row for _, bad, row in seen if bad)
             raise DataError(
                 f"{path}: {noun} {key.name!r} has {count} values that are NaN or infinite, "
                 f"the first in row {first} (counting from 0)",
                 "remove or replace them",
             )
+        digest.update(_bytes(np.asarray(array)) if len(seen) == 1 else b"".join(own for own, _, _ in seen))
     return digest.hexdigest()
+
+
+_SEEN = struct.Struct("32sqq")
+"""Of a block: its digest, how many values are not finite, the first row that has one."""
+
+
+def _seen(array: Any) -> list[tuple[bytes, int, int]]:
+    """What each block of an array is like, every process having looked at its own."""
+    starts = _starts(array)
+    count = processes()
+    own = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
+    own += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(own))
+    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(own))]
+    return [everyone[place % count][place // count] for place in range(len(starts))]
+
+
+def _look(array: Any, start: int) -> tuple[bytes, int, int]:
+    block = np.asarray(array[start : start + _rows(array)])
+    digest = hashlib.sha256(_bytes(block)).digest()
+    finite = None if array.dtype.kind in "biu" else np.isfinite(block)
+    let_go(array)
+    if finite is None or finite.all():
+        return digest, 0, 0
+    first = int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
+    return digest, int(finite.size - np.count_nonzero(finite)), start + first
+
+
+def _bytes(block: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(block).view(np.uint8).data
+
+
+def _rows(array: Any) -> int:
+    return max(1, _BLOCK * len(array) // max(1, array.nbytes))
+
+
+def _starts(array: Any) -> range:
+    return range(0, len(array), _rows(array))
 
 
 def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
     """Some rows at a time, and the number of the first of them: memory-mapped arrays may be larger than memory."""
-    step = max(1, _BLOCK * len(array) // max(1, array.nbytes))
-    for start in range(0, len(array), step):
-        yield start, np.asarray(array[start : start + step])
+    for start in _starts(array):
+        yield start, np.asarray(array[start : start + _rows(array)])
         let_go(array)
 
 
