@@ -46,6 +46,9 @@ from tests.problems import dense_hessian, mlp_problem
 KEY = jax.random.key(3)
 EPS = float(np.finfo(float).eps)
 COUNTS = pytest.mark.parametrize("count", [2, 4, 8])
+MORE = pytest.mark.parametrize(
+    "count", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 
 
 def problem_of(**rest: Any) -> Problem:
@@ -93,7 +96,7 @@ def test_a_batch_smaller_than_the_devices_is_whole_on_each() -> None:
     np.testing.assert_array_equal(first.inputs, batches.inputs[:3])
 
 
-@COUNTS
+@MORE
 @pytest.mark.parametrize("name", [*MATRICES, "kfac", "ekfac"])
 def test_products(name: str, count: int) -> None:
     problem, vectors = problem_of(), None
@@ -102,6 +105,14 @@ def test_products(name: str, count: int) -> None:
     vectors = sphere(KEY, 0, 3, alone.dim, "float64")
     wanted = np.asarray(alone.matmat(vectors))
     np.testing.assert_allclose(on_host(together.matmat(vectors)), wanted, atol=50 * EPS * np.abs(wanted).max(), rtol=0)
+
+
+@COUNTS
+def test_products_of_a_dense_hessian(count: int) -> None:
+    problem = problem_of()
+    exact = dense_hessian(problem)
+    found = to_dense(build(shared(problem, count), "hessian"))
+    np.testing.assert_allclose(found, exact, atol=50 * EPS * np.linalg.norm(exact, 2), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["hessian", "fisher-mc", "gradient-covariance"])
@@ -115,7 +126,7 @@ def test_shares_of_examples(name: str) -> None:
     np.testing.assert_allclose(found, wanted, atol=50 * EPS * np.abs(wanted).max(), rtol=0)
 
 
-@COUNTS
+@MORE
 def test_parameters_that_are_cut(count: int) -> None:
     problem = problem_of()
     cut_up = shared(problem, count, shard_params=True)
@@ -187,7 +198,7 @@ def test_a_dense_operator_has_no_devices_to_share() -> None:
     assert dense_operator(np.eye(3)).mesh is None
 
 
-@COUNTS
+@MORE
 def test_kronecker_factors_lie_cut(count: int) -> None:
     problem = problem_of()
     vectors = sphere(KEY, 0, 2, problem.dim, "float64")

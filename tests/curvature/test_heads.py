@@ -73,7 +73,12 @@ def is_cut(problem: Problem) -> bool:
     return heads.cut(sums.functions(problem), problem.params, problem.frozen, batch) is not None
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+OFTEN = ("tokens",)
+
+
+@pytest.mark.parametrize(
+    "name", [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in PROBLEMS]
+)
 def test_every_matrix(name: str, request: pytest.FixtureRequest) -> None:
     possible = MATRICES if name == "tokens" else ["hessian", "ggn"]
     problem = PROBLEMS[name]()
@@ -88,7 +93,9 @@ def test_every_matrix(name: str, request: pytest.FixtureRequest) -> None:
     np.testing.assert_allclose(whole["hessian"], dense_hessian(problem), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["tokens", "examples", "coupled"])
+@pytest.mark.parametrize(
+    "name", ["tokens", *(pytest.param(one, marks=pytest.mark.slow) for one in ("examples", "coupled"))]
+)
 def test_forms(name: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("chunked")
     problem = PROBLEMS[name]()
