@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from curvcli.analyses import compare, diag, direction, eigs, influence, landscape, saddle, spectrum, step, trace
+from curvcli.analyses.planning import plan_lanczos
 from curvcli.analyses.study import Given as Queries
 from curvcli.analyses.tuning import planned
 from curvcli.curvature import build
@@ -286,3 +287,14 @@ def test_orbax_restores_each_parameter_straight_into_its_place(tmp_path: Path) -
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(6, 2)}
     assert placed.tree["params"]["b"].sharding.is_fully_replicated
     np.testing.assert_array_equal(kernel, tree["params"]["a"])
+
+
+def test_the_plan_counts_a_shared_basis_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On accelerators, which have a memory each; the devices of a CPU share theirs."""
+    problem = mlp_problem(sizes=(40, 64, 3), count=16)
+    asked = {"probes": 1, "steps": 160, "full": True, "max_memory": 1 << 30}
+    alone = plan_lanczos(problem, **asked).bytes
+    assert plan_lanczos(shared(problem, 8), **asked).bytes == alone
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rows = 8 * problem.dim * 160
+    assert alone - plan_lanczos(shared(problem, 8), **asked).bytes >= rows * 7 // 8

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import jax
+
 from curvcli.analyses.available import available_bytes
 from curvcli.curvature import sums
 from curvcli.curvature.work import network_work
-from curvcli.devices import least
+from curvcli.devices import least, processes
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.basis import CHUNK
 from curvcli.problem import Problem
@@ -112,7 +114,8 @@ def plan_lanczos(
     limit = memory_limit(max_memory)
     dim = problem.dim if dim is None else dim
     vector = dim * problem.dtype.itemsize
-    rows = -(-steps // CHUNK) * CHUNK if full else 0
+    parts = memories(problem)
+    rows, beside, after = (-(-one // parts) for one in (-(-steps // CHUNK) * CHUNK if full else 0, beside, after))
     working = working_bytes(problem, dim)
 
     def needed(count: int) -> int:
@@ -138,6 +141,14 @@ def even(probes: int, most: int) -> int:
     return -(-probes // -(-probes // most))
 
 
+def memories(problem: Problem) -> int:
+    """In how many memories the devices of a problem keep what they share: one an accelerator, or one a host."""
+    mesh = problem.batches.mesh
+    if mesh is None:
+        return 1
+    return processes() if jax.default_backend() == "cpu" else mesh.size
+
+
 def memory_limit(max_memory: int | None) -> int:
     """Bytes that may be taken; where several processes compute, in the one that has least, so that all plan alike."""
     return max_memory or int(least(0.7 * available_bytes()))
@@ -145,14 +156,16 @@ def memory_limit(max_memory: int | None) -> int:
 
 def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:
     """Bytes by the vectors in a block, dim being the rows of the matrix: data, weights, linear maps, tangents."""
-    data = sums.held_bytes(problem.batches) + 4 * problem.dim * problem.dtype.itemsize
+    parts = memories(problem)
+    data = sums.held_bytes(problem.batches) // parts + 4 * problem.dim * problem.dtype.itemsize
     # A vector of the kernel goes through the parameters: a sum, its correction, a term.
     pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
-    batch = problem.batches.batch_size * network_work(problem).bytes + pulled
+    batch = problem.batches.batch_size * network_work(problem).bytes // parts + pulled
     # One after the other, or in pieces; a vector of the kernel goes with its whole block.
     most = 1 if problem.way.application == "map" else problem.way.width
     together = (lambda count: min(count, most)) if dim == problem.dim else (lambda count: count)
-    return lambda count: data + problem.way.kept_bytes + (together(count) + 3) * batch
+    kept = problem.way.kept_bytes // parts
+    return lambda count: data + kept + (together(count) + 3) * batch
 
 
 class Growing(NamedTuple):
