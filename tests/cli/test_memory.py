@@ -6,7 +6,6 @@ import pytest
 
 FORECAST = ("--dry-run", "-o", "-")
 GROWING = {
-    "spectrum": (("spectrum", "--method", "xtrace", "--probes", 1), "--steps", 64),
     "trace": (("trace", "--method", "xtrace"), "--probes", 60),
     "diag": (("diag", "--method", "xdiag"), "--probes", 60),
     "eigs": (("eigs", "--method", "lanczos"), "-k", 50),
@@ -27,8 +26,19 @@ def test_the_hint_names_the_largest_setting_that_fits(project, curv, name):
     largest = int(re.search(rf"use {option} (\d+)", refused.error)[1])
     assert 2 <= largest < much
     assert curv(*command, option, largest, *limit, *FORECAST).code == 0
-    more = 16 if name == "spectrum" else 1  # whole chunks of the basis
-    assert curv(*command, option, largest + more, *limit, *FORECAST).code == 71
+    assert curv(*command, option, largest + 1, *limit, *FORECAST).code == 71
+
+
+def test_a_basis_that_does_not_fit_is_kept_elsewhere_before_anything_is_refused(project, curv):
+    command = ("spectrum", "--method", "xtrace", "--probes", 1, "--steps", 64)
+    planned = curv(*command, *FORECAST).report
+    size, seen = planned["forecast"]["bytes"] - planned["forecast"]["runtime_bytes"], [planned["plan"]["basis"]]
+    while (found := curv(*command, "--max-memory", size, *FORECAST)).code == 0:
+        seen.append(found.report["plan"]["basis"])
+        size = int(0.8 * size)
+    assert found.code == 71
+    assert "use --params" in found.error
+    assert list(dict.fromkeys(seen))[:2] == ["device", "disk"]
 
 
 def test_where_nothing_fits_no_number_is_named(project, curv):
