@@ -31,7 +31,10 @@ def answer(capfd: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return load_json(capfd.readouterr().out)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+OFTEN = ("tanh_regression.ckpt", "linear_autoencoder.ckpt", "char_transformer.ckpt")
+
+
+@pytest.mark.parametrize("name", [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in LOSSES])
 def test_every_sample_model_passes_its_self_checks(
     name: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvcli.problem import Batch, Batches, let_go
@@ -44,7 +43,7 @@ class Prefetched:
 
     def __iter__(self) -> Iterator[Batch]:
         waiting = iter(self.batches)  # advanced by the reading thread alone
-        wide = jnp.asarray(0.0).dtype == np.float64  # of this thread: another one has the process's default
+        wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # of this thread: others have the default
         with ThreadPoolExecutor(1, thread_name_prefix="reading") as reader:
             coming: deque[Future[Batch | None]] = deque()
             try:
