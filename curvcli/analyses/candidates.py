@@ -158,10 +158,7 @@ def operator_of(problem: Problem, settings: CompareSettings, name: str, *, regul
     """One matrix, with or without ∇²R where it can be part of it."""
     recipe = recipe_of(problem, settings)
     if name == "diagonal":
-        known = diagonal(problem, recipe, with_regulariser=regulariser)
-        mesh = problem.batches.mesh
-        products = known.function(lambda x: x)
-        return LinearOperator(products, problem.dim, problem.dtype, True, known=known, mesh=mesh)
+        return diagonal(problem, recipe, with_regulariser=regulariser).operator()
     return build(
         problem, name, with_regulariser=regulariser, mc_samples=settings.mc_samples, seed=settings.seed,
         factors=recipe.sampling, sharing=settings.sharing,

@@ -115,7 +115,8 @@ def self_checks(
     size = float(jnp.linalg.norm(first)) / block**0.5 or 1.0
     eps = float(np.finfo(operator.dtype).eps)
     # A network may hold a layer in float32 whatever the arithmetic of the analysis.
-    inner = max(eps, min(precision(problem), float(np.finfo(np.float32).eps)))
+    single = float(np.finfo(np.float32).eps)
+    inner = max(eps, min(precision(problem), single)) if eps < single else eps
 
     drawn, apart = _on_few_examples(problem, settings.seed)
     values = {

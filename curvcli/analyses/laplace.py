@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -314,9 +313,7 @@ def _roots(
         else:
             # x = (C + sI)⁻¹ y has the covariance (C + sI)⁻¹ if y has C + sI.
             drawn = leverage.draw(problem, "ggn", shift, settings.seed, first, count)
-            system = replace(
-                operator, matmat=lambda v: operator.matmat(v) + shift * v, psd=True, forms=None, known=None
-            )
+            system = operator.with_products(lambda v: operator.matmat(v) + shift * v, psd=True)
             solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.cg_steps, monitor=monitor)
             residuals.append(float(np.max(solved.residuals)))
             yield solved.x / normaliser**0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast, get_args
 
 import jax
@@ -115,7 +115,7 @@ class System:
     def operator(self) -> LinearOperator:
         """C + λI."""
         matmat, damping = self.matrix.matmat, self.damping
-        return replace(self.matrix, matmat=lambda v: matmat(v) + damping * v, forms=None, known=None)
+        return self.matrix.with_products(lambda v: matmat(v) + damping * v)
 
     def solve(self, rhs: Array, names: Sequence[str], *, one_record: bool = False) -> Array:
         """s [k, D] for right-hand sides [k, D].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +100,7 @@ def _solve(
         return out if curvature is None else out + curvature(vectors)
 
     psd = operator.psd and not curved
-    system = replace(operator, matmat=shifted, psd=psd, forms=None, known=None)
+    system = operator.with_products(shifted, psd=psd)
     rhs, steps = -gradient[None], min(settings.cg_steps, 4 * operator.dim)
     solver, answer = "minres", None
     if system.psd and shift > 0:

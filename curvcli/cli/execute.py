@@ -183,10 +183,10 @@ def load(
         problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
     if several_processes():
         distributed.check_equal(facts(loaded, settings))
-        timing, request = "never", request.without_cache()
+        timing = "never"
     if isinstance(settings, AnalysisSettings):
         given = way if settings.plan is None else read_way(Path(settings.plan))
-        store = None if request.output["no_cache"] else remembered(loaded, settings)
+        store = None if request.output["no_cache"] or several_processes() else remembered(loaded, settings)
         problem = planned(problem, settings, given=given, store=store, timing=timing)
         warnings += remarks(problem, settings)
     return replace(loaded, problem=problem, warnings=warnings)

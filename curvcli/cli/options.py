@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -102,10 +102,6 @@ class Request:
         said = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
         self._validated(ProblemSpec, said)
         return tables
-
-    def without_cache(self) -> Request:
-        """The same, keeping nothing between runs."""
-        return replace(self, output={**self.output, "no_cache": True})
 
     def parsed_settings(self) -> Any:
         """The settings, validated.

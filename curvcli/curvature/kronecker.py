@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import cut_along, placed, rounded_up
+from curvcli.linalg.operator import LinearOperator
 
 Array = Any
 
@@ -82,6 +83,10 @@ class Kronecker:
             scale[start : start + entries.size] = f(entries + self.shift)
         rest = jnp.asarray(scale, self.dtype)
         return lambda vectors: _applied(pieces, rest, vectors)
+
+    def operator(self) -> LinearOperator:
+        """The matrix by its products, with what is known of it."""
+        return LinearOperator(self.function(lambda x: x), self.layout.dim, self.dtype, True, known=self, mesh=self.mesh)
 
     def eigenvalues(self) -> np.ndarray:
         """All of them, ascending: [D]."""

@@ -137,9 +137,7 @@ def build(
     if name in FACTORED:
         recipe = Recipe(factors, sharing, mc_samples, seed)
         known = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=with_regulariser).damped(damping)
-        mesh = problem.batches.mesh
-        products = known.function(lambda x: x)
-        return LinearOperator(products, problem.dim, problem.dtype, True, known=known, mesh=mesh)
+        return known.operator()
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
     data_forms = None
     if row.field is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,4 +62,4 @@ def through(mesh: Mesh, dim: int, function: Callable[[Array], Array]) -> Callabl
 def cut_operator(operator: LinearOperator) -> LinearOperator:
     """The matrix on rows that are cut; `dim` stays what it is, and the rows may be longer."""
     assert operator.mesh is not None
-    return replace(operator, matmat=through(operator.mesh, operator.dim, operator.matmat), forms=None, mesh=None)
+    return operator.with_products(through(operator.mesh, operator.dim, operator.matmat), mesh=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -58,6 +58,10 @@ class LinearOperator:
     forms: Callable[[Array], Array] | None = None
     known: Known | None = None
     mesh: Mesh | None = None
+
+    def with_products(self, matmat: Callable[[Array], Array], **changed: Any) -> LinearOperator:
+        """Another matrix of the same size and place; of it, no more is known than its products."""
+        return replace(self, matmat=matmat, forms=None, known=None, **changed)
 
 
 def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:
