@@ -3,11 +3,16 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 
 from curvcli.xla import guard_environment
 
-# Most of the time of these tests is compilation of small programs, which need not be fast.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# Most of the time of these tests is compilation of small programs, which need not be fast. XLA's older emitters take
+# half as long to compile as its newer ones; a release without them would abort. XLA_FLAGS from outside win.
+QUICK = "--xla_backend_optimization_level=0"
+if metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 guard_environment()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sidecar folders of compiled programs are the user's; tests neither read nor fill them.
