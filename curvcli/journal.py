@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,8 +36,12 @@ class Store(Protocol):
         """Whether an earlier run kept anything under a key that was not taken yet."""
         ...
 
-    def keep(self, keys: Sequence[bytes], rows: Array) -> None:
-        """Keep rows together: later runs find all of them or none."""
+    def exhausted(self) -> bool:
+        """Whether all that earlier runs kept was taken: no key need be looked up any more."""
+        ...
+
+    def keep(self, keys: Iterable[bytes], rows: Array) -> None:
+        """Keep rows together: later runs find all of them or none. Keys may be found out by another thread."""
         ...
 
 
@@ -111,7 +115,12 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
 
         from curvcli.devices import on_host
 
-        keys = [_key(place, row) for row in np.asarray(vectors)]
+        given = np.asarray(vectors)
+        if journal.store.exhausted():
+            made = function(vectors)
+            journal.store.keep((_key(place, row) for row in _unchanging(given)), on_host(made))
+            return made
+        keys = [_key(place, row) for row in given]
         found = journal.store.take(keys)
         missing = [i for i, row in enumerate(found) if row is None]
         journal.recalled += len(keys) - len(missing)
@@ -183,6 +192,11 @@ def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> Non
     new = [i for i, key in enumerate(keys) if not journal.store.holds(key)]
     if new:
         journal.store.keep([keys[i] for i in new], np.asarray(values)[new])
+
+
+def _unchanging(array: Any) -> Any:
+    """An array that is looked at later: itself, if nobody can write to it till then."""
+    return array.copy() if array.flags.writeable else array
 
 
 def _covering(problem: Any) -> Journal | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,10 @@ class Memory:
     def holds(self, key: bytes) -> bool:
         return bool(self.places[key])
 
-    def keep(self, keys: Sequence[bytes], rows: Any) -> None:
+    def exhausted(self) -> bool:
+        return not any(self.places.values())
+
+    def keep(self, keys: Iterable[bytes], rows: Any) -> None:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1

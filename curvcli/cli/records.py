@@ -8,13 +8,16 @@ import os
 import struct
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from curvcli.errors import OutputError
 
 MAGIC = b"curv"
+BEHIND = 4
+"""Records that may be waiting to be written: a disk that is slower than the run holds it up."""
 _HEAD = struct.Struct("<4sII")  # magic, length of the description, its CRC-32
 
 
@@ -32,6 +35,9 @@ class Records:
     A record is a description (keys, shape, dtype, the values' CRC-32), itself with a CRC-32, and the values. Records
     are only appended. All from the first damaged description on are cut off; one whose values are damaged counts as
     absent. What this process appends it does not find itself.
+
+    A thread of its own finds out the digests and writes, while the run goes on: a run that is killed may have the last
+    few to compute again.
 
     Parameters
     ----------
@@ -51,7 +57,9 @@ class Records:
         self._places: dict[bytes, deque[tuple[int, int]]] = defaultdict(deque)  # record and row, by key
         self._finished = 0  # records of runs that came to their end
         self._last: tuple[int, Any] = (-1, None)
-        self._end = 0
+        self._end = self._left = 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._written: deque[Future[None]] = deque()
         for description, end in self._descriptions():
             self._end = end
             if "keys" not in description:
@@ -59,6 +67,7 @@ class Records:
                 continue
             for row, key in enumerate(description.pop("keys")):
                 self._places[bytes.fromhex(key)].append((len(self._records), row))
+                self._left += 1
             self._records.append(_Record(end - description["size"], **description))
         if os.fstat(self._file).st_size > self._end:  # some file systems wait for the disk where a file was cut
             os.ftruncate(self._file, self._end)
@@ -71,17 +80,28 @@ class Records:
         """Whether an earlier run kept anything under a key that was not taken yet."""
         return bool(self._places.get(key))
 
-    def keep(self, keys: Sequence[bytes], rows: Any) -> None:
-        """Append rows as one record.
+    def exhausted(self) -> bool:
+        """Whether all rows were taken."""
+        return not self._left
+
+    def keep(self, keys: Iterable[bytes], rows: Any) -> None:
+        """Append rows as one record, before long.
 
         Raises
         ------
         OutputError
-            It could not be written; what was there before is still there.
+            One could not be written; what was there before is still there.
         """
         import numpy as np
 
+        self._wait(BEHIND)
         rows = np.ascontiguousarray(rows)
+        rows = rows.copy() if rows.flags.writeable else rows
+        self._written.append(self._writer.submit(self._keep, keys, rows))
+
+    def _keep(self, keys: Iterable[bytes], rows: Any) -> None:
+        import numpy as np
+
         values = rows.reshape(-1).view(np.uint8).data
         self._append(
             {
@@ -93,6 +113,7 @@ class Records:
 
     def finish(self) -> None:
         """All that is there belongs to runs that came to their end."""
+        self._wait(0)
         self._append({"size": 0}, memoryview(b""))
 
     def close(self) -> None:
@@ -100,7 +121,16 @@ class Records:
 
         The disk is not waited for: what a power cut takes is missed at the next opening, and computed again.
         """
-        os.close(self._file)
+        try:
+            self._wait(0)
+        finally:
+            self._writer.shutdown()
+            os.close(self._file)
+
+    def _wait(self, most: int) -> None:
+        """Until at most so many records are still to be written."""
+        while len(self._written) > most:
+            self._written.popleft().result()
 
     def _append(self, description: dict[str, Any], values: memoryview) -> None:
         text = json.dumps(description).encode()
@@ -138,6 +168,7 @@ class Records:
         places = self._places.get(key)
         while places and places[0][0] < below:
             record, row = places.popleft()
+            self._left -= 1
             values = self._values(record)
             if values is not None:
                 return values[row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,10 @@ class _SharedStore:
     def holds(self, key: bytes) -> bool:
         return from_first(b"1" if self._own is not None and self._own.holds(key) else b"0") == b"1"
 
-    def keep(self, keys: Sequence[bytes], rows: Array) -> None:
+    def exhausted(self) -> bool:
+        return from_first(b"1" if self._own is not None and self._own.exhausted() else b"0") == b"1"
+
+    def keep(self, keys: Iterable[bytes], rows: Array) -> None:
         if self._own is not None:
             self._own.keep(keys, rows)
 
