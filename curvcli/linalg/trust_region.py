@@ -76,6 +76,32 @@ def minimise(
     -----
     Cost: a gradient and some products a step; where f is nearly quadratic a step for every two digits.
     """
+    # Products of three numbers at the ends of the range leave it. A power of two changes no other bit.
+    scale = float(2.0 ** -np.frexp(np.max(np.abs(here.gradient), initial=0.0))[1])
+    if not np.isfinite(scale):  # a gradient that is no number, or subnormal
+        scale = 1.0
+    found = _minimise(
+        lambda v: _scaled(function(v), scale), w, _scaled(here, scale), gtol=gtol * scale, radius=radius, budget=budget,
+        eps=eps,
+    )  # fmt: skip
+    return found._replace(point=_scaled(found.point, 1 / scale))
+
+
+def _scaled(point: Point, scale: float) -> Point:
+    """Of the function times a number."""
+    return Point(scale * point.value, scale * point.gradient, lambda v: scale * point.product(v))
+
+
+def _minimise(
+    function: Callable[[np.ndarray], Point],
+    w: np.ndarray,
+    here: Point,
+    *,
+    gtol: float,
+    radius: float,
+    budget: int,
+    eps: float,
+) -> Minimum:
     # An f that ends near 0 is still a sum of terms of its first size.
     spent, forcing, noise = 0, FORCING, ROUNDING * eps * abs(here.value)
     while (size := float(np.linalg.norm(here.gradient))) > gtol and spent < budget and radius > eps * np.linalg.norm(w):

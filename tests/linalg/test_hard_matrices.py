@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 from curvcli.errors import NumericsError
 from curvcli.linalg import cg, eigen, krylov, minres, neumann, quadratic, slq
@@ -227,8 +228,6 @@ def test_truncated_cg(case: Case, radius: float) -> None:
 
 
 def test_trust_region(case: Case) -> None:
-    if case.extreme and case.dtype == "float64":
-        pytest.skip("Newton's method multiplies three such numbers, and has float64 alone")
     slope = np.random.default_rng(3).normal(size=DIM) * (case.norm or 1.0)
 
     def function(w: np.ndarray) -> Point:
@@ -240,7 +239,8 @@ def test_trust_region(case: Case) -> None:
     found = minimise(function, np.zeros(DIM), here, gtol=1e-6 * size, radius=1.0, budget=300, eps=case.eps)
     assert np.all(np.isfinite(found.w))
     assert found.point.value <= here.value
-    assert found.converged == (np.linalg.norm(found.point.gradient) <= 1e-6 * size)
+    # Downhill without end the gradient's square leaves the range; BLAS scales it.
+    assert found.converged == (scipy.linalg.norm(found.point.gradient) <= 1e-6 * size)
     if case.values[0] > 0.01 * case.norm:
         assert found.converged
     if case.values[0] < 0:
