@@ -54,10 +54,10 @@ def counted(size: Decoder, name: str) -> dict[str, float]:
     given = params, {"params": {}, "collections": {}}, batch
     linear = jax.eval_shape(partial(products.linearise, *static), *given)
     vector = jax.ShapeDtypeStruct((static[2].dim,), "float32")
-    made = products.linearise.lower(*static, *given).cost_analysis()["flops"]
+    made = products.linearised.lower(*static, *given).cost_analysis()["flops"]
     applied = products.single.lower(static[2], linear, vector).cost_analysis()["flops"]
-    shapes = {leaf.shape for leaf in params.values()}
-    kept = sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(linear) if one.shape not in shapes)
+    own = jax.eval_shape(partial(products.linearised, *static), *given)
+    kept = sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(own))
     return {"dim": static[2].dim, "forward": size.forward_flops, "multiplied": size.multiplied,
             "attention": size.forward_flops - 2 * size.multiplied, "linearise": made / size.length,
             "apply": applied / size.length, "kept": kept}  # fmt: skip
@@ -67,7 +67,7 @@ def compiled_for(count: int, size: Decoder, name: str, batch_size: int, *, cut: 
     """Collectives and memory of one batch's programs on so many simulated devices, from shapes alone."""
     import jax
 
-    from curvcli.curvature import collectives
+    from curvcli.curvature import collectives, programs
     from curvcli.curvature.flatten import Layout
     from curvcli.curvature.matrices import MATRICES
     from curvcli.devices import cut_along, mesh_of, on_every, parameter_sharding
@@ -87,7 +87,7 @@ def compiled_for(count: int, size: Decoder, name: str, batch_size: int, *, cut: 
     batch = jax.tree.map(lambda leaf: placed(leaf, cut_along(mesh, 0)), size.batch(batch_size))
     functions = size.predict, LOSSES["softmax_cross_entropy"]
     vectors = jax.ShapeDtypeStruct((1, size.dim), "float32", sharding=on_every(mesh))
-    made = collectives.compiled(
+    made = programs.compiled(
         MATRICES[name].field, functions, Layout.of(params), Way("map"), params, {"params": {}, "collections": {}},
         batch, vectors,
     )  # fmt: skip

@@ -150,7 +150,7 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
     even = -(-settings.max_probes // -(-settings.max_probes // BLOCK))
     # Kept: the top vectors, and their orthonormal span; in flight: an image of a block under every matrix, differences.
     block = planning.plan_vectors(
-        problem, dim, rows=2 * known + factors, block=-(-even * (count + 2) // 6), max_memory=settings.max_memory,
+        problem, settings, dim, rows=2 * known + factors, block=-(-even * (count + 2) // 6),
         growing=planning.Growing("use -k {}", settings.k, 2 * count),
     )  # fmt: skip
     at_once = max(min(even, 6 * block.at_once // (count + 2)), 2)  # pairs of vectors tell the error

@@ -67,7 +67,7 @@ def products_at_once(plan: planning.MemoryPlan, side: Side, *, dense: bool) -> i
     return min(plan.at_once, FEW) if dense and side.name != "parameters" else plan.at_once
 
 
-def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> planning.MemoryPlan:
+def plan_outputs(problem: Problem, settings: AnalysisSettings, rows: int) -> planning.MemoryPlan:
     """Rows of an output side at once, and the bytes: the kernel, its diagonalisation, vectors of parameters in flight.
 
     Raises
@@ -75,11 +75,11 @@ def plan_outputs(problem: Problem, rows: int, max_memory: int | None) -> plannin
     MemoryLimitError
         It does not fit.
     """
-    whole = planning.plan_dense(rows, 1, max_memory).bytes
+    whole = planning.plan_dense(rows, 1, settings.max_memory).bytes
     itemsize = problem.dtype.itemsize
     block = int(np.clip(PULLED_BYTES // (4 * problem.dim * itemsize), 1, min(DENSE_BLOCK, rows)))
     held = -(-(whole + 16 * problem.dim) // (rows * itemsize))
-    return planning.plan_vectors(problem, rows, rows=held, block=block, max_memory=max_memory)
+    return planning.plan_vectors(problem, settings, rows, rows=held, block=block)
 
 
 def factor_rows(problem: Problem, recipe: kfac.Recipe) -> int:
@@ -98,7 +98,7 @@ def plan_factors(
         They do not fit.
     """
     rows += factor_rows(problem, recipe_of(settings))
-    return planning.plan_vectors(problem, problem.dim, rows=rows, block=block, max_memory=settings.max_memory)
+    return planning.plan_vectors(problem, settings, problem.dim, rows=rows, block=block)
 
 
 def outputs_written_out(

@@ -138,7 +138,7 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     if method == "dense" and side.name == "factors":
         return plan_factors(problem, settings)
     if method == "dense" and side.name == "outputs":
-        return plan_outputs(problem, side.rows, settings.max_memory)
+        return plan_outputs(problem, settings, side.rows)
     count = min(settings.max_probes, dim)
     # Sums of samples and of their squares, in float64; for XDiag test vectors, their images, a basis and its images:
     # each half as many as the products.
@@ -147,7 +147,7 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     fewer = None
     if method not in ("dense", "hutchinson"):
         fewer = planning.Growing("use --probes {}, or --method hutchinson", count, 2, least=4)
-    return planning.plan_vectors(problem, dim, rows=rows, block=block, max_memory=settings.max_memory, growing=fewer)
+    return planning.plan_vectors(problem, settings, dim, rows=rows, block=block, growing=fewer)
 
 
 def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:

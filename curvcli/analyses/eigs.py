@@ -145,7 +145,7 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
         return EigsPlan("dense", 0, DENSE_BLOCK, whole)
 
     vector = dim * problem.dtype.itemsize
-    working = planning.working_bytes(problem, dim)
+    working = planning.working_bytes(problem, settings, dim)
 
     def needed(capacity: int, widest: int, pairs: int = k) -> int:
         # The basis, beside it what a restart keeps or the vectors handed back; a block in flight.

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import jax
 
@@ -17,6 +16,7 @@ from curvcli.linalg.basis import CHUNK
 from curvcli.linalg.offload import Store
 from curvcli.linalg.slq import KEPT, OUTLIERS_IN_ALL, OUTLIERS_PER_PROBE
 from curvcli.problem import Problem
+from curvcli.schema.spectrum import SpectrumSettings
 
 LEAST_ROWS = 8
 """Of a basis that refines an extreme."""
@@ -30,45 +30,37 @@ WORDS = {
 
 
 def plan(
-    problem: Problem,
-    *,
-    probes: int,
-    steps: int,
-    reorthogonalize: Literal["auto", "full", "none"],
-    deflate: bool,
-    max_memory: int | None,
-    dim: int,
-    state: str | None,
+    problem: Problem, settings: SpectrumSettings, *, probes: int, steps: int, deflate: bool, dim: int
 ) -> MemoryPlan:
     """Fewer probes at once; if not one fits, the basis outside of the device; if there is no room, none where `auto`.
 
     Parameters
     ----------
+    settings
+        With `state`, the folder where a basis on the disk would be.
     deflate
         Whether outlying Ritz vectors are kept.
-    state
-        The folder of --state, where a basis on the disk would be.
 
     Raises
     ------
     MemoryLimitError
         None of these fits.
     """
-    if reorthogonalize == "none":
-        return _without(problem, probes, steps, max_memory, dim)
+    if settings.reorthogonalize == "none":
+        return _without(problem, settings, probes, steps, dim)
     # Low and high end are kept, then one of them is refined, and compressed to three fifths where its basis is full.
     outliers = min(OUTLIERS_PER_PROBE * probes, OUTLIERS_IN_ALL) if deflate else 0
     ends, refining = 2 * _whole(3 * KEPT // 2), _refining(2 * KEPT + steps)
     ends, refining = (0, 0) if steps >= dim else (ends, refining)
     try:
         return plan_lanczos(
-            problem, probes=probes, steps=steps, full=True, max_memory=max_memory, dim=dim,
+            problem, settings, probes=probes, steps=steps, full=True, dim=dim,
             beside=outliers, after=ends + refining,
         )  # fmt: skip
     except MemoryLimitError as error:
-        outside = _outside(problem, probes, steps, max_memory, dim, outliers + ends + refining, state)
-        if outside is None and reorthogonalize == "auto":
-            outside = _without(problem, probes, steps, max_memory, dim)
+        outside = _outside(problem, settings, probes, steps, dim, outliers + ends + refining)
+        if outside is None and settings.reorthogonalize == "auto":
+            outside = _without(problem, settings, probes, steps, dim)
         if outside is None:
             raise
         return replace(outside, reason=f"{error.message}: {WORDS[outside.basis]}")
@@ -80,7 +72,7 @@ def store(found: MemoryPlan, state: str | None) -> Store | None:
 
 
 def _outside(
-    problem: Problem, probes: int, steps: int, max_memory: int | None, dim: int, kept: int, state: str | None
+    problem: Problem, settings: SpectrumSettings, probes: int, steps: int, dim: int, kept: int
 ) -> MemoryPlan | None:
     """Two chunks at a time on the device, where the disk (on accelerators, the host) has the room for all.
 
@@ -88,9 +80,10 @@ def _outside(
     """
     if problem.batches.mesh is not None:
         return None
-    vector, working, limit = dim * problem.dtype.itemsize, working_bytes(problem, dim), memory_limit(max_memory)
+    vector, working = dim * problem.dtype.itemsize, working_bytes(problem, settings, dim)
+    limit = memory_limit(settings.max_memory)
     on_disk = jax.default_backend() == "cpu"
-    room = shutil.disk_usage(_folder(state)).free if on_disk else free_host_bytes()
+    room = shutil.disk_usage(_folder(settings.state)).free if on_disk else free_host_bytes()
 
     def needed(count: int) -> int:
         return count * vector * (6 + 2 * CHUNK) + working(count)
@@ -104,7 +97,7 @@ def _outside(
     return MemoryPlan(even(probes, most), needed(even(probes, most)), "disk" if on_disk else "host")
 
 
-def _without(problem: Problem, probes: int, steps: int, max_memory: int | None, dim: int) -> MemoryPlan:
+def _without(problem: Problem, settings: SpectrumSettings, probes: int, steps: int, dim: int) -> MemoryPlan:
     """No basis but those that refine the extremes, as large as fits.
 
     Raises
@@ -112,7 +105,8 @@ def _without(problem: Problem, probes: int, steps: int, max_memory: int | None, 
     MemoryLimitError
         The smallest does not fit.
     """
-    vector, working, limit = dim * problem.dtype.itemsize, working_bytes(problem, dim), memory_limit(max_memory)
+    vector, working = dim * problem.dtype.itemsize, working_bytes(problem, settings, dim)
+    limit = memory_limit(settings.max_memory)
     spare = (limit - working(1)) // vector - 6
     capacity = largest(lambda rows: _refining(rows) <= spare, 2 * KEPT + steps)
     if capacity < LEAST_ROWS:
@@ -122,9 +116,7 @@ def _without(problem: Problem, probes: int, steps: int, max_memory: int | None, 
             f"the limit is {human_bytes(limit)}",
             "use --params for a block of the parameters, or a smaller --batch-size",
         )
-    found = plan_lanczos(
-        problem, probes=probes, steps=steps, full=False, max_memory=max_memory, dim=dim, after=_refining(capacity)
-    )
+    found = plan_lanczos(problem, settings, probes=probes, steps=steps, full=False, dim=dim, after=_refining(capacity))
     return replace(found, basis="none", capacity=capacity)
 
 

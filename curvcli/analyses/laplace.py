@@ -103,7 +103,7 @@ def plan_laplace(problem: Problem, settings: CompareSettings, *, dense: bool) ->
     dim, costly = problem.dim, settings.laplace == "ggn"
     if dense:
         return LaplacePlan(DENSE_BLOCK, 32 * dim**2, dim * costly)
-    plan = planning.plan_vectors(problem, dim, rows=2 * BLOCK, block=BLOCK, max_memory=settings.max_memory)
+    plan = planning.plan_vectors(problem, settings, dim, rows=2 * BLOCK, block=BLOCK)
     rows = smaller_side(problem, _plain(settings)).rows if costly else 0
     products = 50 * settings.samples + (rows if rows <= DENSE_DIM else PROBES * STEPS)
     return LaplacePlan(plan.at_once, plan.bytes, products * costly)
@@ -224,11 +224,11 @@ def _sums(
         return "dense" if isinstance(spectral, Diagonalised) else "factors", exact(spectral.eigenvalues())
     side = smaller_side(problem, _plain(settings))
     if side.name == "outputs" and side.rows <= DENSE_DIM:
-        block = plan_outputs(problem, side.rows, settings.max_memory).at_once
+        block = plan_outputs(problem, settings, side.rows).at_once
         kernel = outputs_written_out(problem, _plain(settings), block, monitor, meter).kernel
         return "outputs", exact(scipy.linalg.eigvalsh(kernel))  # the other eigenvalues are zero, and add nothing
     steps = min(STEPS, operator.dim)
-    plan = planning.plan_lanczos(problem, probes=PROBES, steps=steps, full=True, max_memory=settings.max_memory)
+    plan = planning.plan_lanczos(problem, settings, probes=PROBES, steps=steps, full=True)
     key, collected = jax.random.fold_in(jax.random.key(settings.seed), SPECTRUM), Collected()
     for first in range(0, PROBES, plan.at_once):
         count = min(plan.at_once, PROBES - first)

@@ -248,7 +248,7 @@ def check(problem: Problem, settings: LineSettings) -> int:
     rows = 2 * len(settings.along) + 6
     if "newton" in kinds:
         rows += 8 + (min(settings.max_probes, problem.dim) if keeps_basis(problem, settings) else 0)
-    working = planning.working_bytes(problem, problem.dim)(max(len(settings.along), 2))
+    working = planning.working_bytes(problem, settings, problem.dim)(max(len(settings.along), 2))
     needed = rows * problem.dim * problem.dtype.itemsize + working
     limit = planning.memory_limit(settings.max_memory)
     if needed > limit:

@@ -10,6 +10,7 @@ import jax
 
 from curvcli.analyses.available import available_bytes
 from curvcli.curvature import sums
+from curvcli.curvature.programs import Room, product_programs, room
 from curvcli.curvature.work import network_work
 from curvcli.devices import least, processes
 from curvcli.errors import MemoryLimitError
@@ -17,6 +18,7 @@ from curvcli.linalg.basis import CHUNK
 from curvcli.problem import Problem
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
+from curvcli.schema.settings import AnalysisSettings
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,18 @@ def cut(problem: Problem, at_once: int, memory: MemoryPlan | None = None) -> Pla
 
 
 RUNTIME_BYTES = {
-    "one matrix": 280_000_000, "step": 290_000_000, "written out": 335_000_000, "solves": 400_000_000,
-    "several matrices": 440_000_000,
-}  # fmt: skip
-"""What compilation and compiled programs take beside the arrays: more, the more programs there are. Measured on a CPU
-by `benchmarks/memory.py`."""
+    "one matrix": (290_000_000, 900_000),
+    "step": (270_000_000, 900_000),
+    "written out": (330_000_000, 900_000),
+    "solves": (390_000_000, 2_800_000),
+    "several matrices": (430_000_000, 1_300_000),
+}
+"""What compilation and compiled programs take beside the arrays, and how much more for each equation of the network's
+jaxpr, with which programs grow. More, the more programs there are. Measured on a CPU by `benchmarks/memory.py`."""
 
-MORE_AN_EQUATION = {"one matrix": 0.0018, "solves": 0.0018, "several matrices": 0.0018}
-"""The part that is added for each equation of the network's jaxpr where blocks of vectors pass through it, measured
-likewise: programs grow with it."""
+IN_FLIGHT = 2
+"""Linear maps that are there at once while none is kept: the host is one batch ahead of the device. They count also
+where they are kept, which is from the second product on: what the first has freed is not all found again (measured)."""
 
 
 def forecast(
@@ -79,8 +84,8 @@ def forecast(
     programs: Literal["one matrix", "step", "written out", "solves", "several matrices"] = "one matrix",
 ) -> Forecast:
     """What an analysis will take beyond a bare process; `bytes` are those of its arrays."""
-    longer = MORE_AN_EQUATION.get(programs, 0.0) * network_work(problem).equations
-    runtime = round(RUNTIME_BYTES[programs] * (1 + longer))
+    least, each = RUNTIME_BYTES[programs]
+    runtime = least + each * network_work(problem).equations
     return Forecast(
         products=products, data_passes=data_passes, bytes=bytes + runtime, runtime_bytes=runtime, seconds=seconds
     )
@@ -88,11 +93,11 @@ def forecast(
 
 def plan_lanczos(
     problem: Problem,
+    settings: AnalysisSettings,
     *,
     probes: int,
     steps: int,
     full: bool,
-    max_memory: int | None,
     dim: int | None = None,
     beside: int = 0,
     after: int = 0,
@@ -111,12 +116,12 @@ def plan_lanczos(
     MemoryLimitError
         Not even one probe fits; the hint names a number of steps that does.
     """
-    limit = memory_limit(max_memory)
+    limit = memory_limit(settings.max_memory)
     dim = problem.dim if dim is None else dim
     vector = dim * problem.dtype.itemsize
     parts = memories(problem)
     rows, beside, after = (-(-one // parts) for one in (-(-steps // CHUNK) * CHUNK if full else 0, beside, after))
-    working = working_bytes(problem, dim)
+    working = working_bytes(problem, settings, dim)
 
     def needed(count: int) -> int:
         # A block of k vectors: the bases, and six blocks in flight in a step.
@@ -154,18 +159,44 @@ def memory_limit(max_memory: int | None) -> int:
     return max_memory or int(least(0.7 * available_bytes()))
 
 
-def working_bytes(problem: Problem, dim: int) -> Callable[[int], int]:
-    """Bytes by the vectors in a block, dim being the rows of the matrix: data, weights, linear maps, tangents."""
+def working_bytes(problem: Problem, settings: AnalysisSettings, dim: int) -> Callable[[int], int]:
+    """Bytes by the vectors in a block, dim being the rows of the matrix: data, weights, and what products take.
+
+    What they take is read off their compiled programs, which are those that will run: for the first block that is asked
+    about, others in proportion. So ask about the widest first. Where the matrix has no such programs (`ntk`, factors)
+    it is reckoned from the sizes of the network's intermediate values.
+    """
     parts = memories(problem)
     data = sums.held_bytes(problem.batches) // parts + 4 * problem.dim * problem.dtype.itemsize
+    kept = problem.way.kept_bytes // parts
+    reckoned = _reckoned(problem, dim)
+    if dim != problem.dim:
+        return lambda count: data + kept + reckoned(count)
+    # One after the other, or in pieces.
+    most = 1 if problem.way.application == "map" else problem.way.width
+    mesh, asked = problem.batches.mesh, list[tuple[int, Room | None]]()
+
+    def running(width: int) -> int:
+        if not asked:
+            made = product_programs(problem, settings.matrix, width, mc_samples=settings.mc_samples, seed=settings.seed)
+            asked.append((width, None if made is None else room(made)))
+        compiled_for, found = asked[0]
+        if found is None:
+            return reckoned(width)
+        linear = min(IN_FLIGHT, len(problem.batches)) * found.linear
+        together = linear + found.making + -(-found.applying * width // compiled_for)
+        return together * (1 if mesh is None else mesh.size // parts)  # what one device takes, for all of a memory
+
+    return lambda count: data + kept + running(min(count, most))
+
+
+def _reckoned(problem: Problem, dim: int) -> Callable[[int], int]:
+    """What products with a block of vectors take, from the sizes of intermediate values."""
+    parts = memories(problem)
     # A vector of the kernel goes through the parameters: a sum, its correction, a term.
     pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize
     batch = problem.batches.batch_size * network_work(problem).bytes // parts + pulled
-    # One after the other, or in pieces; a vector of the kernel goes with its whole block.
-    most = 1 if problem.way.application == "map" else problem.way.width
-    together = (lambda count: min(count, most)) if dim == problem.dim else (lambda count: count)
-    kept = problem.way.kept_bytes // parts
-    return lambda count: data + kept + (together(count) + 3) * batch
+    return lambda count: (count + 3) * batch
 
 
 class Growing(NamedTuple):
@@ -178,7 +209,13 @@ class Growing(NamedTuple):
 
 
 def plan_vectors(
-    problem: Problem, dim: int, *, rows: int, block: int, max_memory: int | None, growing: Growing | None = None
+    problem: Problem,
+    settings: AnalysisSettings,
+    dim: int,
+    *,
+    rows: int,
+    block: int,
+    growing: Growing | None = None,
 ) -> MemoryPlan:
     """Vectors in a block, beside `rows` vectors of length dim that are kept.
 
@@ -187,7 +224,7 @@ def plan_vectors(
     MemoryLimitError
         Not even blocks of one vector fit; the hint names the largest value of `growing` with which they do.
     """
-    limit, working = memory_limit(max_memory), working_bytes(problem, dim)
+    limit, working = memory_limit(settings.max_memory), working_bytes(problem, settings, dim)
     vector = dim * problem.dtype.itemsize
 
     def needed(count: int) -> int:
@@ -234,7 +271,9 @@ def plan_dense(dim: int, block: int, max_memory: int | None) -> MemoryPlan:
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest count ≤ most that fits; 0 if none does."""
-    low, high = 0, most
+    if fits(most):
+        return most
+    low, high = 0, max(most - 1, 0)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

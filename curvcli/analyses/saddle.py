@@ -125,16 +125,13 @@ def memory_plan(problem: Problem, settings: SaddleSettings) -> tuple[planning.Me
     if settings.method == "dense" or (settings.method == "auto" and problem.dim <= DENSE_DIM):
         return planning.plan_dense(problem.dim, min(DENSE_BLOCK, problem.dim), settings.max_memory), True
     long, short = long_steps(settings, problem.dim), min(settings.steps, problem.dim)
-    limit = settings.max_memory
     try:
-        alone = planning.plan_lanczos(problem, probes=1, steps=long, full=True, max_memory=limit)
+        alone = planning.plan_lanczos(problem, settings, probes=1, steps=long, full=True)
     except MemoryLimitError as error:
         raise MemoryLimitError(
             error.message, "use a larger --epsilon, --params for a block of the parameters, or a smaller --batch-size"
         ) from error
-    together = planning.plan_lanczos(
-        problem, probes=max(settings.max_probes - 1, 1), steps=short, full=True, max_memory=limit
-    )
+    together = planning.plan_lanczos(problem, settings, probes=max(settings.max_probes - 1, 1), steps=short, full=True)
     return planning.MemoryPlan(together.at_once, max(alone.bytes, together.bytes)), False
 
 

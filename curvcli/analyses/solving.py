@@ -413,9 +413,9 @@ def vectors_at_once(problem: Problem, settings: InfluenceSettings, rows: int) ->
     factors = factor_rows(problem, preconditioners.recipe_of(settings)) if factored else 0
     return planning.plan_vectors(
         problem,
+        settings,
         problem.dim,
         rows=2 * rows + STEPS * SCOUTS + factors,
         block=min(max(rows, 1), BLOCK),
-        max_memory=settings.max_memory,
         growing=planning.Growing("solve for {} at once: fewer --queries, or --samples", rows, 2),
     )

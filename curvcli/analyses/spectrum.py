@@ -104,19 +104,17 @@ def memory_plan(problem: Problem, settings: SpectrumSettings) -> planning.Memory
         if side.name == "factors":
             return plan_factors(problem, settings)
         if side.name == "outputs":
-            return plan_outputs(problem, side.rows, settings.max_memory)
+            return plan_outputs(problem, settings, side.rows)
         return planning.plan_dense(dim, min(DENSE_BLOCK, dim), settings.max_memory)
     # With a relative tolerance the probes come in fours, so that every look at the interval finds whole blocks.
     probes = settings.max_probes if settings.rtol is None else min(settings.max_probes, FIRST_LOOK)
     return krylov_memory.plan(
         problem,
+        settings,
         probes=probes,
         steps=min(settings.steps, dim),
-        reorthogonalize=settings.reorthogonalize,
         deflate=resolved_method(settings, side.rows) == "xtrace",
-        max_memory=settings.max_memory,
         dim=dim,
-        state=settings.state,
     )
 
 

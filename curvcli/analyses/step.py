@@ -150,7 +150,7 @@ def memory_plan(problem: Problem, settings: StepSettings) -> planning.MemoryPlan
     if settings.method in ITERATIVE and is_dense(problem, settings):
         return planning.plan_dense(problem.dim, min(DENSE_BLOCK, problem.dim), settings.max_memory)
     kept = 30 if settings.method == "hessian-free" else 3 * settings.history if settings.method == "bfgs" else 8
-    return planning.plan_vectors(problem, problem.dim, rows=2 * kept, block=2, max_memory=settings.max_memory)
+    return planning.plan_vectors(problem, settings, problem.dim, rows=2 * kept, block=2)
 
 
 def _memory(here: Ground, given: Given) -> Memory:

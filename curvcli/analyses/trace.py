@@ -122,16 +122,14 @@ def memory_plan(problem: Problem, settings: TraceSettings) -> planning.MemoryPla
     if method == "dense" and side.name == "factors":
         return plan_factors(problem, settings)
     if method == "dense" and side.name == "outputs":
-        return plan_outputs(problem, side.rows, settings.max_memory)
+        return plan_outputs(problem, settings, side.rows)
     if method == "dense":
         block = -(-dim // -(-dim // DENSE_BLOCK))  # blocks of one size
-        return planning.plan_vectors(problem, dim, rows=0, block=block, max_memory=settings.max_memory)
+        return planning.plan_vectors(problem, settings, dim, rows=0, block=block)
     # Test vectors, their images, the basis of these and its image: each half as many as the products.
     rows = 0 if method == "hutchinson" else 2 * count
     fewer = planning.Growing("use --probes {}, or --method hutchinson", count, 2, least=4) if rows else None
-    return planning.plan_vectors(
-        problem, dim, rows=rows, block=min(BLOCK, count), max_memory=settings.max_memory, growing=fewer
-    )
+    return planning.plan_vectors(problem, settings, dim, rows=rows, block=min(BLOCK, count), growing=fewer)
 
 
 def layer_segments(problem: Problem, dim: int) -> tuple[list[str], Segments]:

@@ -284,7 +284,7 @@ def _fits(problem: Problem, settings: AnalysisSettings, way: Way) -> bool:
     if way.batch_size > problem.batches.num_examples:
         return False
     trial = with_way(problem, settings, way, "measured")
-    return working_bytes(trial, problem.dim)(EXPECTED_BLOCK) <= memory_limit(settings.max_memory)
+    return working_bytes(trial, settings, problem.dim)(EXPECTED_BLOCK) <= memory_limit(settings.max_memory)
 
 
 def seconds_per_vector(problem: Problem, settings: AnalysisSettings, way: Way) -> float:

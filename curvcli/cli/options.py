@@ -53,7 +53,7 @@ _OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "debug": (bool, "--debug", "tracebacks", {}),
     "no_cache": (bool, "--no-cache", "keep nothing between runs: neither compiled programs nor timings", {}),
     "profile": (bool, "--profile", "say where the time went, in the report's cost", {}),
-    "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes, and spend none", {}),
+    "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes: compile, and compute nothing", {}),
 }
 
 LONGEST_METAVAR = 20

@@ -10,19 +10,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-
-from curvcli.curvature import products, sums
-from curvcli.curvature.flatten import Layout
-from curvcli.curvature.matrices import MATRICES, extra_arguments
-from curvcli.devices import on_every
-from curvcli.problem import Batch, Params, Problem, Way
-from curvcli.schema.settings import FACTORED
-
-Array = Any
+from curvcli.curvature.programs import product_programs
+from curvcli.problem import Problem
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _OPERATION = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
@@ -41,14 +32,6 @@ class Traffic(NamedTuple):
     accessed: float  # bytes read and written, likewise
 
 
-class Programs(NamedTuple):
-    """One batch's part of a product, compiled."""
-
-    linearise: Any
-    apply: Any
-    times: int  # that `apply` runs for the block
-
-
 def product_traffic(problem: Problem, name: str, count: int, *, mc_samples: int = 1, seed: int = 0) -> Traffic | None:
     """What one product of this matrix with `count` vectors moves, all batches together; R left out.
 
@@ -57,47 +40,15 @@ def product_traffic(problem: Problem, name: str, count: int, *, mc_samples: int 
 
     Notes
     -----
-    Cost: two compilations; `gradient-covariance` also a gradient.
+    Cost: two compilations.
     """
-    mesh, field = problem.batches.mesh, None if name in FACTORED else MATRICES[name].field
-    if mesh is None or field is None:
+    made = None
+    if problem.batches.mesh is not None:
+        made = product_programs(problem, name, count, mc_samples=mc_samples, seed=seed)
+    if made is None:
         return None
-    layout, batch = Layout.of(problem.params), next(iter(problem.batches))
-    extra = extra_arguments(problem, name, problem.batches, mc_samples=mc_samples, seed=seed)
-    vectors = jax.ShapeDtypeStruct((count, problem.dim), problem.dtype, sharding=on_every(mesh))
-    made = compiled(
-        field, sums.functions(problem), layout, problem.way, problem.params, problem.frozen, batch, vectors, *extra
-    )
     parts = [made.apply] * made.times + ([] if problem.way.kept_bytes else [made.linearise])
     return times(sum_of(traffic(one) for one in parts), len(problem.batches))
-
-
-def compiled(
-    field: products.Field, functions: products.Functions, layout: Layout, way: Way, params: Params, frozen: dict,
-    batch: Batch, vectors: Any, *extra: Array,
-) -> Programs:  # fmt: skip
-    """The programs of one batch, as a product with vectors [k, dim] runs them.
-
-    All arrays may be `jax.ShapeDtypeStruct`s with shardings: then nothing is allocated.
-    """
-    static = (field, functions, layout)
-    linearise = products.linearise.lower(*static, params, frozen, batch, *extra).compile()
-    shapes = jax.eval_shape(partial(products.linearise, *static), params, frozen, batch, *extra)
-    linear = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        linearise.output_shardings,
-    )
-
-    def like(shape: tuple[int, ...]) -> Any:
-        return jax.ShapeDtypeStruct(shape, vectors.dtype, sharding=vectors.sharding)
-
-    if way.application == "map":
-        single = products.single.lower(layout, linear, like(vectors.shape[1:])).compile()
-        return Programs(linearise, single, vectors.shape[0])
-    pieces = -(-vectors.shape[0] // way.width)
-    piece = like((-(-vectors.shape[0] // pieces), layout.dim))
-    return Programs(linearise, products.together.lower(layout, linear, piece).compile(), pieces)
 
 
 def traffic(program: Any) -> Traffic:

@@ -18,6 +18,7 @@ from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
 from curvcli.curvature.work import abstract_batch
+from curvcli.devices import on_every
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
@@ -181,27 +182,24 @@ def dimension(problem: Problem, name: str) -> int:
 
 
 def linear_map_bytes(problem: Problem, name: str, *, mc_samples: int = 1, seed: int = 0) -> int:
-    """What the linear map of one batch keeps of the forward and backward passes; 0 where none is made. Nothing runs."""
+    """What the linear map of one batch keeps of the forward and backward passes; 0 where none is made. Nothing runs.
+
+    Weights and inputs are not copied.
+    """
     field = None if name in FACTORED else MATRICES[name].field
     if field is None:
         return 0
     check_likelihood(problem.loss, name)
     layout, batch = Layout.of(problem.params), abstract_batch(problem, problem.batches.batch_size)
-    extra: tuple[Array, ...] = ()
-    if name == "fisher-mc":
-        extra = (outputs.draw_keys(seed, mc_samples),)
-    elif name == "gradient-covariance":
-        extra = (jax.ShapeDtypeStruct((layout.dim,), problem.dtype),)
+    extra = abstract_extra(problem, name, mc_samples=mc_samples, seed=seed)
     made = jax.eval_shape(
-        partial(products.linearise, field, sums.functions(problem), layout),
+        partial(products.linearised, field, sums.functions(problem), layout),
         problem.params,
         problem.frozen,
         batch,
         *extra,
     )
-    # Parameters among them are not copied.
-    given = {leaf.shape for leaf in problem.params.values()}
-    return sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(made) if one.shape not in given)
+    return sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(made))
 
 
 def normaliser(problem: Problem, name: str) -> float:
@@ -218,6 +216,15 @@ def extra_arguments(
     if name == "gradient-covariance":
         return (sums.mean_gradient(problem, Layout.of(problem.params), batches),)
     return ()
+
+
+def abstract_extra(problem: Problem, name: str, *, mc_samples: int, seed: int) -> tuple[Any, ...]:
+    """The same for what is only traced: a gradient by its shape."""
+    if name == "gradient-covariance":
+        mesh = problem.batches.mesh
+        where = None if mesh is None else on_every(mesh)
+        return (jax.ShapeDtypeStruct((problem.dim,), problem.dtype, sharding=where),)
+    return extra_arguments(problem, name, (), mc_samples=mc_samples, seed=seed)
 
 
 def check_likelihood(loss: Loss, name: str) -> None:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from curvcli.curvature import heads
+from curvcli.curvature.borrowing import borrowed, returned
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.outputs import OutputMap, active, weighted_loss
 from curvcli.losses import Loss
@@ -54,19 +55,34 @@ def loss_value(functions: Functions, params: Params, frozen: dict, batch: Batch)
     return heads.batch_loss(functions, params, frozen, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def linearise(
     field: Field, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
 ) -> LinearMap:
     """One batch's matrix as a linear map to vectors [dim]; `extra` is what the field takes beside the batch."""
+    given = params, frozen, batch, *extra
+    return returned(linearised(field, functions, layout, *given), given)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def linearised(
+    field: Field, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
+) -> LinearMap:
+    """The map without what is borrowed."""
     vector_field = field(functions, layout, params, frozen, batch, *extra)
-    return jax.linearize(lambda p: layout.ravel(vector_field(p)), params)[1]
+    linear = jax.linearize(lambda p: layout.ravel(vector_field(p)), params)[1]
+    return borrowed(linear, (params, frozen, batch, *extra))
+
+
+def forward(functions: Functions, params: Params, frozen: dict, batch: Batch) -> tuple[Array, LinearMap]:
+    """The outputs of one batch, and J as a linear map to their tangents."""
+    given = params, frozen, batch
+    return returned(_forward(functions, *given), given)
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(functions: Functions, params: Params, frozen: dict, batch: Batch) -> tuple[Array, LinearMap]:
-    """The outputs of one batch, and J as a linear map to their tangents."""
-    return jax.linearize(lambda p: functions[0](p, frozen, batch.inputs), params)
+def _forward(functions: Functions, params: Params, frozen: dict, batch: Batch) -> tuple[Array, LinearMap]:
+    found = jax.linearize(lambda p: functions[0](p, frozen, batch.inputs), params)
+    return borrowed(found, (params, frozen, batch))
 
 
 def apply(way: Way, layout: Layout, linear: LinearMap, vectors: Array) -> Any:

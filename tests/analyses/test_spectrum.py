@@ -129,13 +129,13 @@ def test_memory_limit_cuts_the_probes_into_rounds(network: tuple[Problem, np.nda
 
     problem, _ = network
     options = {"probes": 10, "steps": 32, "full": True}
-    all_at_once = plan_lanczos(problem, **options, max_memory=None)
+    all_at_once = plan_lanczos(problem, SpectrumSettings(), **options)
     assert all_at_once.at_once == 10
-    some = plan_lanczos(problem, **options, max_memory=all_at_once.bytes // 2)
+    some = plan_lanczos(problem, SpectrumSettings(max_memory=all_at_once.bytes // 2), **options)
     assert 1 <= some.at_once < 10
     assert some.bytes <= all_at_once.bytes // 2
     with pytest.raises(MemoryLimitError, match="one probe of 32 steps"):
-        plan_lanczos(problem, **options, max_memory=1000)
+        plan_lanczos(problem, SpectrumSettings(max_memory=1000), **options)
     whole = run(problem, method="xtrace", probes=6, steps=32).result
     parts = run(problem, method="xtrace", probes=6, steps=32, max_memory=all_at_once.bytes // 3).result
     assert parts.trace.value == pytest.approx(whole.trace.value, rel=1e-9)
