@@ -77,31 +77,9 @@ def minimise(
     Cost: a gradient and some products a step; where f is nearly quadratic a step for every two digits.
     """
     # Products of three numbers at the ends of the range leave it. A power of two changes no other bit.
-    scale = float(2.0 ** -np.frexp(np.max(np.abs(here.gradient), initial=0.0))[1])
-    if not np.isfinite(scale):  # a gradient that is no number, or subnormal
-        scale = 1.0
-    found = _minimise(
-        lambda v: _scaled(function(v), scale), w, _scaled(here, scale), gtol=gtol * scale, radius=radius, budget=budget,
-        eps=eps,
-    )  # fmt: skip
-    return found._replace(point=_scaled(found.point, 1 / scale))
-
-
-def _scaled(point: Point, scale: float) -> Point:
-    """Of the function times a number."""
-    return Point(scale * point.value, scale * point.gradient, lambda v: scale * point.product(v))
-
-
-def _minimise(
-    function: Callable[[np.ndarray], Point],
-    w: np.ndarray,
-    here: Point,
-    *,
-    gtol: float,
-    radius: float,
-    budget: int,
-    eps: float,
-) -> Minimum:
+    _, exponent = np.frexp(np.max(np.abs(here.gradient), initial=0.0))
+    scale = 2.0 ** -float(np.clip(exponent, -1000, 1000))
+    here, gtol = _scaled(here, scale), scale * gtol
     # An f that ends near 0 is still a sum of terms of its first size.
     spent, forcing, noise = 0, FORCING, ROUNDING * eps * abs(here.value)
     while (size := float(np.linalg.norm(here.gradient))) > gtol and spent < budget and radius > eps * np.linalg.norm(w):
@@ -109,7 +87,7 @@ def _minimise(
             here.product, here.gradient, tolerance=max(forcing * size, 0.1 * gtol), most=budget - spent, eps=eps,
             radius=radius,
         )  # fmt: skip
-        there = function(w + step.p)
+        there = _scaled(function(w + step.p), scale)
         spent += step.products + 1
         predicted = -0.5 * float((here.gradient + step.residual) @ step.p)
         decrease, resolved = _decrease(here, there, step.p, noise)
@@ -130,7 +108,12 @@ def _minimise(
                 break
         elif not resolved:
             break
-    return Minimum(w, here, bool(np.linalg.norm(here.gradient) <= gtol), spent)
+    return Minimum(w, _scaled(here, 1 / scale), bool(np.linalg.norm(here.gradient) <= gtol), spent)
+
+
+def _scaled(point: Point, scale: float) -> Point:
+    """Of the function times a number."""
+    return Point(scale * point.value, scale * point.gradient, lambda v: scale * point.product(v))
 
 
 def _decrease(here: Point, there: Point, p: np.ndarray, noise: float) -> tuple[float, bool]:
