@@ -31,10 +31,7 @@ def answer(capfd: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return load_json(capfd.readouterr().out)
 
 
-OFTEN = ("tanh_regression.ckpt", "linear_autoencoder.ckpt", "char_transformer.ckpt")
-
-
-@pytest.mark.parametrize("name", [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in LOSSES])
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_sample_model_passes_its_self_checks(
     name: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -202,19 +202,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-SLOW = (
-    "indefinite",
-    "zero gradient",
-    "not convex",
-)  # each compiles a solver; what they say is tested without the command
-
-
-def cases(table: dict[str, Any]) -> list[Any]:
-    """The names of a table, the slow ones marked."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in table]
-
-
-@pytest.mark.parametrize("case", cases(REFUSED))
+@pytest.mark.parametrize("case", REFUSED)
 def test_a_bad_input_is_refused(project: Any, curv: Any, case: str) -> None:
     code, command, prepare, *texts = REFUSED[case]
     refuses(project, curv, code, command, prepare, texts)
@@ -231,7 +219,7 @@ ANSWERED = {
 }
 
 
-@pytest.mark.parametrize("case", cases(ANSWERED))
+@pytest.mark.parametrize("case", ANSWERED)
 def test_a_doubtful_input_is_answered_with_a_warning(project: Any, curv: Any, case: str) -> None:
     command, prepare, text = ANSWERED[case]
     project.write("models.py", MODELS)
