@@ -45,6 +45,7 @@ def counted(size: Decoder, name: str) -> dict[str, float]:
     import jax
 
     from curvcli.curvature import products
+    from curvcli.curvature.borrowing import returned
     from curvcli.curvature.flatten import Layout
     from curvcli.curvature.matrices import MATRICES
     from curvcli.losses import LOSSES
@@ -52,11 +53,10 @@ def counted(size: Decoder, name: str) -> dict[str, float]:
     params, batch = size.parameters(), size.batch(1)
     static = MATRICES[name].field, (size.predict, LOSSES["softmax_cross_entropy"]), Layout.of(params)
     given = params, {"params": {}, "collections": {}}, batch
-    linear = jax.eval_shape(partial(products.linearise, *static), *given)
+    own = jax.eval_shape(partial(products.linearised, *static), *given)
     vector = jax.ShapeDtypeStruct((static[2].dim,), "float32")
     made = products.linearised.lower(*static, *given).cost_analysis()["flops"]
-    applied = products.single.lower(static[2], linear, vector).cost_analysis()["flops"]
-    own = jax.eval_shape(partial(products.linearised, *static), *given)
+    applied = products.single.lower(static[2], returned(own, given), vector).cost_analysis()["flops"]
     kept = sum(one.size * one.dtype.itemsize for one in jax.tree.leaves(own))
     return {"dim": static[2].dim, "forward": size.forward_flops, "multiplied": size.multiplied,
             "attention": size.forward_flops - 2 * size.multiplied, "linearise": made / size.length,

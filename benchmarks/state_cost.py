@@ -41,7 +41,7 @@ def main() -> None:
     spent: Counter[str] = Counter()
     for owner, name in (
         (Records, "keep"), (Records, "take"), (Records, "finish"), (Records, "close"), (State, "open"),
-        (precise, "code_digest"), (journal, "_place"), (journal, "_unchanging"),
+        (precise, "code_digest"), (journal, "_place"), (journal, "unchanging"),
     ):  # fmt: skip
         timed(owner, name, spent, "run")
     timed(Records, "_keep", spent, "thread")

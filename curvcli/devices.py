@@ -8,7 +8,6 @@ With several processes every process runs the same program, and holds its own pa
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from curvcli.compiling import jit
 from curvcli.errors import UsageError
 
 Array = Any
@@ -96,7 +96,7 @@ def _gathered(leaf: Any) -> Any:
     return _whole(leaf.sharding.mesh, leaf)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _whole(mesh: Any, leaf: Array) -> Array:
     return jax.lax.with_sharding_constraint(leaf, on_every(mesh))
 

@@ -118,7 +118,7 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
         given = np.asarray(vectors)
         if journal.store.exhausted():
             made = function(vectors)
-            journal.store.keep((_key(place, row) for row in _unchanging(given)), on_host(made))
+            journal.store.keep((_key(place, row) for row in unchanging(given)), on_host(made))
             return made
         keys = [_key(place, row) for row in given]
         found = journal.store.take(keys)
@@ -194,8 +194,8 @@ def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> Non
         journal.store.keep([keys[i] for i in new], np.asarray(values)[new])
 
 
-def _unchanging(array: Any) -> Any:
-    """An array that is looked at later: itself, if nobody can write to it till then."""
+def unchanging(array: Any) -> Any:
+    """An array that another thread will look at: itself, if nobody can write to it till then."""
     return array.copy() if array.flags.writeable else array
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from curvcli.analyses.causes import likely_cause
 from curvcli.analyses.precise import in_float64, network_jaxpr, precision
+from curvcli.compiling import jit
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.reverse import only_backwards
@@ -213,7 +214,7 @@ def _lowest_output_curvature(problem: Problem, seed: int) -> float:
         batch = next(iter(problem.batches))
         z = problem.predict(problem.params, problem.frozen, batch.inputs)
 
-        @jax.jit
+        @jit
         def products(z: Array, batch: Any, vectors: Array) -> Array:
             across = outputs.loss_hessian(problem.loss, z, batch)
             return jax.vmap(lambda row: across(row.reshape(z.shape)).reshape(-1))(vectors)

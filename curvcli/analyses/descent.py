@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
+from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Monitor, iterate
@@ -143,7 +144,7 @@ def adam_sharpness(
     )  # fmt: skip
 
 
-@jax.jit
+@jit
 def _scaled(vectors: Array, scale: Array) -> Array:
     return vectors * scale[None]
 

@@ -10,7 +10,7 @@ import jax
 
 from curvcli.analyses.available import available_bytes
 from curvcli.curvature import sums
-from curvcli.curvature.programs import Room, product_programs, room
+from curvcli.curvature.programs import product_programs, room
 from curvcli.curvature.work import network_work
 from curvcli.devices import least, processes
 from curvcli.errors import MemoryLimitError
@@ -169,29 +169,36 @@ def working_bytes(problem: Problem, settings: AnalysisSettings, dim: int) -> Cal
     parts = memories(problem)
     data = sums.held_bytes(problem.batches) // parts + 4 * problem.dim * problem.dtype.itemsize
     kept = problem.way.kept_bytes // parts
-    reckoned = _reckoned(problem, dim)
     if dim != problem.dim:
+        reckoned = _reckoned(problem, dim)
         return lambda count: data + kept + reckoned(count)
     # One after the other, or in pieces.
     most = 1 if problem.way.application == "map" else problem.way.width
-    mesh, asked = problem.batches.mesh, list[tuple[int, Room | None]]()
+    found: list[Callable[[int], int]] = []
 
-    def running(width: int) -> int:
-        if not asked:
-            made = product_programs(problem, settings.matrix, width, mc_samples=settings.mc_samples, seed=settings.seed)
-            asked.append((width, None if made is None else room(made)))
-        compiled_for, found = asked[0]
-        if found is None:
-            return reckoned(width)
-        linear = min(IN_FLIGHT, len(problem.batches)) * found.linear
-        together = linear + found.making + -(-found.applying * width // compiled_for)
-        return together * (1 if mesh is None else mesh.size // parts)  # what one device takes, for all of a memory
+    def needed(count: int) -> int:
+        width = min(count, most)
+        if not found:
+            found.append(_compiled(problem, settings, width) or _reckoned(problem, dim))
+        return data + kept + found[0](width)
 
-    return lambda count: data + kept + running(min(count, most))
+    return needed
+
+
+def _compiled(problem: Problem, settings: AnalysisSettings, width: int) -> Callable[[int], int] | None:
+    """What products with a block of vectors take, from their programs for a block of this width."""
+    made = product_programs(problem, settings.matrix, width, mc_samples=settings.mc_samples, seed=settings.seed)
+    taken = None if made is None else room(made)
+    if taken is None:
+        return None
+    mesh = problem.batches.mesh
+    sharing = 1 if mesh is None else mesh.size // memories(problem)  # devices in one memory
+    once = min(IN_FLIGHT, len(problem.batches)) * taken.linear + taken.making
+    return lambda count: sharing * (once + -(-taken.applying * count // width))
 
 
 def _reckoned(problem: Problem, dim: int) -> Callable[[int], int]:
-    """What products with a block of vectors take, from the sizes of intermediate values."""
+    """The same from the sizes of intermediate values."""
     parts = memories(problem)
     # A vector of the kernel goes through the parameters: a sum, its correction, a term.
     pulled = 0 if dim == problem.dim else 3 * problem.dim * problem.dtype.itemsize

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from curvcli.errors import OutputError
+from curvcli.journal import unchanging
 
 MAGIC = b"curv"
 BEHIND = 4
@@ -95,8 +96,7 @@ class Records:
         import numpy as np
 
         self._wait(BEHIND)
-        rows = np.ascontiguousarray(rows)
-        rows = rows.copy() if rows.flags.writeable else rows
+        rows = unchanging(np.ascontiguousarray(rows))
         self._written.append(self._writer.submit(self._keep, keys, rows))
 
     def _keep(self, keys: Iterable[bytes], rows: Any) -> None:

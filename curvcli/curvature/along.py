@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli import journal
+from curvcli.compiling import jit
 from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
@@ -163,12 +164,12 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
     return float(np.sqrt(squares / count)), kl
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _outputs(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     return functions[0](params, frozen, batch.inputs)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _divergence(family: Loss, z: Array, after: Array) -> Array:
     """A(z′) − A(z) − ∇A(z)·(z′ − z) of each unit, A the loss at targets of zero."""
     none = jnp.zeros_like(z)
@@ -177,13 +178,13 @@ def _divergence(family: Loss, z: Array, after: Array) -> Array:
     return family.value(after, none) - value - jnp.sum(slope * (after - z), axis=-1)
 
 
-@jax.jit
+@jit
 def _moved(params: Params, directions: Params, step: Array) -> Params:
     """w + Σ_i s_i v_i."""
     return {name: w + jnp.tensordot(step, directions[name], 1) for name, w in params.items()}
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _losses_at(
     functions: Functions, params: Params, frozen: dict, batch: Batch, directions: Params, step: Array
 ) -> Array:
@@ -191,12 +192,12 @@ def _losses_at(
     return heads.example_losses(functions, _moved(params, directions, step), frozen, batch)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _loss_derivatives(functions: Functions, params: Params, frozen: dict, batch: Batch, vector: Params) -> Array:
     return _three_derivatives(lambda p: heads.batch_loss(functions, p, frozen, batch), params, vector)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _regulariser_derivatives(
     fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params, vector: Params
 ) -> Array:  # fmt: skip

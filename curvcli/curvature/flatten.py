@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.problem import Params
 
 Array = Any
@@ -64,21 +63,21 @@ class Layout:
         ranges = [(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
         return tuple(tuple(ranges[leaf] for leaf in leaves) for leaves in self.layers.values())
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnums=0)
     def leaf_sums(self, vectors: Array) -> Array:
         """The sum over each parameter's segment: [..., dim] -> [..., leaves]."""
         ends = np.cumsum(self.sizes).tolist()
         parts = [vectors[..., end - size : end].sum(-1) for end, size in zip(ends, self.sizes, strict=True)]
         return jnp.stack(parts, axis=-1)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnums=0)
     def ravel(self, params: Params) -> Array:
         """Parameters, each with the same extra leading axes, as [..., dim]."""
         leaves = [params[name] for name in self.names]
         lead = leaves[0].shape[: leaves[0].ndim - len(self.shapes[0])]
         return jnp.concatenate([jnp.reshape(leaf, (*lead, -1)) for leaf in leaves], axis=-1)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnums=0)
     def unravel(self, vectors: Array) -> Params:
         """[..., dim] as parameters with the same leading axes."""
         lead, start, params = vectors.shape[:-1], 0, {}

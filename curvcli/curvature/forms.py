@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.curvature import heads, matrices, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
@@ -64,7 +65,7 @@ def example_forms(problem: Problem, name: str, vectors: Array, *, mc_samples: in
     return shares * (count / matrices.normaliser(problem, name))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def sandwich(
     middle: Middle,
     functions: Functions,
@@ -82,7 +83,7 @@ def sandwich(
     return heads.Forms(middle, functions, params, frozen, batch, extra).of_examples(z, tangents)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array) -> Array:
     """Second derivative of each example's loss along v: [k, b]. Forward over forward."""
 
@@ -92,7 +93,7 @@ def hessian(functions: Functions, layout: Layout, params: Params, frozen: dict, 
     return jax.vmap(lambda vector: _second(losses, params, vector))(layout.unravel(vectors))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def residual(functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array) -> Array:
     """⟨∂L/∂z_n, second derivative of f(x_n) along v⟩ of each example: [k, b]."""
     predict, loss = functions
@@ -108,7 +109,7 @@ def residual(functions: Functions, layout: Layout, params: Params, frozen: dict,
     return jax.vmap(form)(layout.unravel(vectors))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def covariance(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
 ) -> Array:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.curvature import matrices, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.ntk import Jacobian, example_outputs, outputs_per_example
@@ -109,7 +110,7 @@ def build_gram(problem: Problem, settings: AnalysisSettings) -> Gram:
     return Gram(rows, shift, partial(timed, "products", pull), partial(timed, "products", push), problem.dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _roots(middle: Middle, functions: Functions, params: Params, frozen: dict, batch: Batch, *extra: Array) -> Array:
     """Symmetric roots of one batch's C, weights left out: [units, C, C]."""
     predict, loss = functions
@@ -123,13 +124,13 @@ def _roots(middle: Middle, functions: Functions, params: Params, frozen: dict, b
     return (vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
 
 
-@jax.jit
+@jit
 def _through(roots: Array, block: Array) -> Array:
     """S times rows [k, units·C]."""
     units, classes = roots.shape[:2]
     return jnp.einsum("kuc,ucd->kud", block.reshape(-1, units, classes), roots).reshape(block.shape)
 
 
-@jax.jit
+@jit
 def _sum_of_squares(pulled: Array) -> Array:
     return jnp.sum(jnp.square(pulled), axis=0)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from curvcli.compiling import jit
 from curvcli.curvature import outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker import Block, Kronecker, start_of
@@ -225,7 +226,7 @@ def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndar
     return result
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _batch_factors(
     taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
 ) -> list[Any]:
@@ -304,7 +305,7 @@ def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Bloc
     return [one / problem.normaliser for one in total]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _batch_corrections(
     taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch, bases: Any
 ) -> list[Array]:
@@ -347,7 +348,7 @@ def squared_gradients(problem: Problem, names: Iterable[str], recipe: Recipe) ->
     return {name: one.reshape(-1) / problem.normaliser for name, one in total.items()}
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _batch_diagonals(
     names: tuple[str, ...], functions: Any, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
 ) -> Params:

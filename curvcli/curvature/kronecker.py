@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import cut_along, placed, rounded_up
 from curvcli.linalg.operator import LinearOperator
@@ -155,7 +155,7 @@ def _piece(mesh: Mesh | None, dim: int, block: Block, values: np.ndarray) -> tup
     return tuple(placed_rows)  # type: ignore[return-value]
 
 
-@jax.jit
+@jit
 def _applied(pieces: Any, rest: Array, vectors: Array) -> Array:
     result = vectors * rest[None]
     for index, left, right, values in pieces:

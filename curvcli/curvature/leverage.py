@@ -11,13 +11,13 @@ Cook and Weisberg (1982), *Residuals and influence in regression*, chapter 5, in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.curvature import outputs, products, queries, responses, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
@@ -52,7 +52,7 @@ def draw(problem: Problem, name: str, shift: float, seed: int, first: int, count
     return pulled + shift**0.5 * flat(keys)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _pulled_draws(
     name: str, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, keys: Array
 ) -> Array:
@@ -133,7 +133,7 @@ def leverages(problem: Problem, vectors: Array, at_once: int) -> Iterator[np.nda
         left -= rows
 
 
-@jax.jit
+@jit
 def _gram(tangents: Array) -> Array:
     """Σ_k t_k t_kᵀ of each example: [b, O, O]."""
     flat = tangents.reshape(*tangents.shape[:2], -1)
@@ -170,7 +170,7 @@ def pulls(problem: Problem, name: str, vectors: Array, leverage: Iterator[np.nda
         yield Pull(h, curved, gradient, flat)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _in_outputs(middle: Any, loss: Any, z: Array, batch: Batch, leverage: Array) -> tuple[Array, Array]:
     """H_n h_n [b, O, O] and ∂L/∂z [b, O]."""
     across = middle(loss, z, batch)
@@ -191,7 +191,7 @@ def gradient_norms(problem: Problem, bytes_in_flight: int = 256 << 20) -> np.nda
     return np.concatenate(on_host(parts), dtype=np.float64)[: problem.batches.num_examples]
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _norms(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     predict, loss = functions
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from curvcli.compiling import jit
 from curvcli.curvature import sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions
@@ -92,7 +93,7 @@ def kernel_products(problem: Problem, layout: Layout, batches: Iterable[Batch]) 
     return matmat
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _pull(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, block: Array, start: int
 ) -> Array:
@@ -102,7 +103,7 @@ def _pull(
     return layout.ravel(jax.vmap(lambda row: vjp(row.reshape(outputs.shape))[0])(own))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
+@jit(static_argnums=(0, 1), donate_argnums=6)
 def _push(
     functions: Functions,
     layout: Layout,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from curvcli.compiling import jit
 from curvcli.curvature import heads, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, Middle
@@ -59,14 +60,14 @@ def sandwich(
     return _pairs(middle, functions, problem.params, problem.frozen, batch, extra, z, tangents)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _forward(
     middle: Middle, functions: Functions, params: Params, frozen: dict, batch: Batch
 ) -> tuple[Any, products.LinearMap]:
     return jax.linearize(heads.in_two(middle, functions, params, frozen, batch)[0], params)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _pairs(
     middle: Middle, functions: Functions, params: Params, frozen: dict, batch: Batch, extra: Any, z: Any, tangents: Any
 ) -> Array:
@@ -78,7 +79,7 @@ def covariance(problem: Problem, layout: Layout, batch: Batch, vectors: Array, m
     return _covariance(sums.functions(problem), layout, problem.params, problem.frozen, batch, vectors, mean)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _covariance(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vectors: Array, mean: Array
 ) -> Array:

@@ -14,12 +14,12 @@ algebra with curvature matrices*.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from curvcli.compiling import jit
 from curvcli.curvature import heads
 from curvcli.curvature.borrowing import borrowed, returned
 from curvcli.curvature.flatten import Layout
@@ -40,7 +40,7 @@ LinearMap = Callable[[Params], Array]
 """A derivative at a batch: a JAX tree whose leaves are arrays of the forward and backward passes."""
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def loss_and_gradient(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch
 ) -> tuple[Array, Array]:
@@ -49,7 +49,7 @@ def loss_and_gradient(
     return value, layout.ravel(gradient)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def loss_value(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     """One batch's summed loss."""
     return heads.batch_loss(functions, params, frozen, batch)
@@ -63,7 +63,7 @@ def linearise(
     return returned(linearised(field, functions, layout, *given), given)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def linearised(
     field: Field, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, *extra: Array
 ) -> LinearMap:
@@ -79,7 +79,7 @@ def forward(functions: Functions, params: Params, frozen: dict, batch: Batch) ->
     return returned(_forward(functions, *given), given)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _forward(functions: Functions, params: Params, frozen: dict, batch: Batch) -> tuple[Array, LinearMap]:
     found = jax.linearize(lambda p: functions[0](p, frozen, batch.inputs), params)
     return borrowed(found, (params, frozen, batch))
@@ -103,7 +103,7 @@ def by_pieces(way: Way, product: Callable[[Array], Any], vectors: Array) -> Any:
     return jax.tree.map(lambda *each: jnp.concatenate(each)[: len(vectors)], *images)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def together(layout: Layout, linear: LinearMap, vectors: Array) -> Array:
     """All in one program: small products become large matrix multiplications."""
     return jax.vmap(linear)(layout.unravel(vectors))
@@ -118,7 +118,7 @@ def one_by_one(layout: Layout, linear: LinearMap, vectors: Array) -> Any:
     return jax.tree.map(lambda *each: jnp.stack(each), *images)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def single(layout: Layout, linear: LinearMap, vector: Array) -> Array:
     """Its image of one vector [dim]."""
     return linear(layout.unravel(vector))

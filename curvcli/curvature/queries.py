@@ -8,13 +8,13 @@ margin  log-odds of the example's own class, z_y − log Σ_{c≠y} e^{z_c}; (2t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, LinearMap
@@ -110,12 +110,12 @@ MARGINS: dict[str, Callable[[Array, Array], Array]] = {
 """Margins of units by loss: `(z, t) -> [b, ...]`."""
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _values(measure: Measure, functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     return measured(measure, functions, params, frozen, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _gradient(
     measure: Measure, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch
 ) -> Array:
@@ -124,6 +124,6 @@ def _gradient(
     return layout.ravel(jax.vmap(back)(jnp.eye(len(value), dtype=value.dtype))[0])
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _linear(measure: Measure, functions: Functions, params: Params, frozen: dict, batch: Batch) -> LinearMap:
     return jax.linearize(lambda p: measured(measure, functions, p, frozen, batch), params)[1]

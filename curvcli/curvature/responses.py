@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.curvature import heads, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.outputs import weighted_loss
@@ -94,13 +95,13 @@ def _of_inputs(problem: Problem, functions: Functions, layout: Layout, batch: Ba
     return slopes
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def loss_map(functions: Functions, params: Params, frozen: dict, batch: Batch) -> LinearMap:
     """Derivatives of the examples' weighted losses as a linear map: [b]."""
     return jax.linearize(lambda p: heads.example_losses(functions, p, frozen, batch), params)[1]
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _label_slopes(loss: Loss, z: Array, batch: Batch, tangents: Array) -> Array:
     """a_n ∂/∂t ⟨∂L/∂z, dz⟩ for tangents dz [k, b, ...]."""
     if loss.known:  # ∂²L/∂z∂t = −I
@@ -112,7 +113,7 @@ def _label_slopes(loss: Loss, z: Array, batch: Batch, tangents: Array) -> Array:
     return jax.vmap(lambda tangent: jax.grad(along)(batch.targets, tangent))(tangents)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def _input_slopes(
     functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, vector: Array
 ) -> PyTree:

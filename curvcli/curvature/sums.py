@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.curvature import products
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.pooling import SLICES
@@ -101,7 +102,7 @@ def total(terms: Iterable[Array]) -> Array:
     return summed
 
 
-@jax.jit
+@jit
 def _add(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
     """Kahan's compensated sum: its error does not grow with the number of batches."""
     term = term - lost
@@ -140,7 +141,7 @@ def regulariser_arguments(problem: Problem, params: Params) -> tuple[Any, ...]:
     return regulariser.fn, problem.nest, bool(regulariser.l2), regulariser.l2, params, problem.frozen["params"]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _regulariser_and_slope(
     fn: Callable | None, nest: Callable, squared: bool, l2: float, params: Params, frozen: Params
 ) -> tuple[Array, Params]:
@@ -176,7 +177,7 @@ def regulariser_products(problem: Problem, layout: Layout) -> Callable[[Array], 
     return lambda vectors: l2 * vectors + user_part(vectors)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jit(static_argnums=(0, 1, 2))
 def _user_regulariser(
     fn: Callable, nest: Callable, layout: Layout, params: Params, frozen: Params, vectors: Array
 ) -> Array:

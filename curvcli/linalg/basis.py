@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from curvcli.compiling import jit
 from curvcli.linalg.cutting import cut, in_parts, sum_of_parts, whole
 from curvcli.linalg.offload import Store, brought
 from curvcli.stopwatch import timed
@@ -83,7 +84,7 @@ def project_out(basis: Basis, vectors: Array) -> tuple[Array, list[Array]]:
     return timed("orthogonalisation", _project_out, basis, vectors)
 
 
-@jax.jit
+@jit
 def _norms(vectors: Array) -> Array:
     """Lengths [k, ...], scaled first: squares of small float32 numbers are zero."""
     peak = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
@@ -137,7 +138,7 @@ def single(basis: Basis, index: int) -> Basis:
     )
 
 
-@jax.jit
+@jit
 def row(array: Array, index: Array) -> Array:
     """array[index : index + 1] with a traced index: compiled once, not once an index."""
     return jax.lax.dynamic_slice_in_dim(array, index, 1, axis=0)
@@ -147,31 +148,31 @@ def _subtract(mesh: Mesh | None, chunk: Array, vectors: Array) -> tuple[Array, A
     return _subtract_whole(chunk, vectors) if mesh is None else _subtract_cut(mesh, chunk, vectors)
 
 
-@jax.jit
+@jit
 def _subtract_whole(chunk: Array, vectors: Array) -> tuple[Array, Array]:
     along = jnp.einsum("kmd,k...d->k...m", chunk, vectors)
     return vectors - jnp.einsum("kmd,k...m->k...d", chunk, along), along
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _subtract_cut(mesh: Mesh, chunk: Array, vectors: Array) -> tuple[Array, Array]:
     dim, vectors = vectors.shape[-1], cut(mesh, vectors)
     along = sum_of_parts(mesh, jnp.einsum("kmpd,k...pd->pk...m", in_parts(mesh, chunk), in_parts(mesh, vectors)))
     return whole(mesh, dim, vectors - jnp.einsum("kmd,k...m->k...d", chunk, along)), along
 
 
-@partial(jax.jit, donate_argnums=0)
+@jit(donate_argnums=0)
 def _add_combined(total: Array, chunk: Array, weights: Array) -> Array:
     return total + jnp.einsum("krm,kmd->krd", weights, chunk)
 
 
-@partial(jax.jit, static_argnums=1)
+@jit(static_argnums=1)
 def _first(new: Array, mesh: Mesh | None) -> Array:
     chunk = jnp.zeros((len(new), CHUNK, new.shape[1]), new.dtype).at[:, 0].set(new)
     return chunk if mesh is None else cut(mesh, chunk)
 
 
-@partial(jax.jit, donate_argnums=0)
+@jit(donate_argnums=0)
 def _write(chunk: Array, new: Array, position: Array) -> Array:
     row = jnp.pad(new, ((0, 0), (0, chunk.shape[-1] - new.shape[-1])))
     return jax.lax.dynamic_update_slice_in_dim(chunk, row[:, None], position, axis=1)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from curvcli.compiling import jit
 from curvcli.linalg.cutting import cut, cut_operator, through, whole
 from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.lanczos import breakdown, normalise, not_finite
@@ -295,20 +295,20 @@ def _curvatures(forms: np.ndarray, gram: np.ndarray, eps: float) -> tuple[np.nda
     return curvature, directions, eps * np.maximum(1.0, np.sum(basis**2, axis=0))
 
 
-@jax.jit
+@jit
 def _forms(p: Array, image: Array) -> tuple[Array, Array, Array]:
     """P A Pᵀ, P Pᵀ and ‖A p‖/‖p‖ of the rows, which is at most ‖A‖."""
     lengths = normalise(p)[1]
     return p @ image.T, p @ p.T, normalise(image)[1] / jnp.where(lengths > 0, lengths, 1)
 
 
-@partial(jax.jit, donate_argnums=0)
+@jit(donate_argnums=0)
 def _advance(rows: Array, weights: Array, along: Array) -> tuple[Array, Array]:
     """rows + weights @ along, and the lengths of its rows."""
     rows = rows + weights @ along
     return rows, normalise(rows)[1]
 
 
-@jax.jit
+@jit
 def _directions(q: Array, weights: Array, p: Array) -> Array:
     return q + weights @ p

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from curvcli.compiling import jit
 from curvcli.devices import cut_along, on_every
 from curvcli.linalg.operator import LinearOperator
 
@@ -28,7 +28,7 @@ def width(mesh: Mesh, dim: int) -> int:
     return -(-dim // parts) * parts
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def cut(mesh: Mesh, rows: Array) -> Array:
     """Rows [..., dim] cut along dim, padded."""
     missing = width(mesh, rows.shape[-1]) - rows.shape[-1]
@@ -36,7 +36,7 @@ def cut(mesh: Mesh, rows: Array) -> Array:
     return jax.lax.with_sharding_constraint(padded, cut_along(mesh, rows.ndim - 1))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def whole(mesh: Mesh, dim: int, rows: Array) -> Array:
     """Rows as `cut` leaves them, [..., dim] again and whole on every device."""
     return jax.lax.with_sharding_constraint(rows[..., :dim], on_every(mesh))

@@ -8,13 +8,13 @@ Test vectors and their images are common to both, so that the choice can be made
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.entries import Found, Moments, Ranges, Segments
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.stock import Stock
@@ -31,7 +31,7 @@ def signs(key: Array, first: int, count: int, dim: int, dtype: Any) -> Array:
     return _signs(key, jnp.arange(first, first + count), dim, jnp.dtype(dtype).name)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@jit(static_argnums=(2, 3))
 def _signs(key: Array, indices: Array, dim: int, dtype: str) -> Array:
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     return jax.vmap(lambda one: jax.random.rademacher(one, (dim,), dtype))(keys)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg import basis as bases
 from curvcli.linalg import bounds, krylov
 from curvcli.linalg.krylov import KrylovSpace, Ritz
@@ -284,7 +284,7 @@ def _images(operator: LinearOperator, vectors: Array, block: int) -> Iterator[tu
         yield start, operator.matmat(padded)[: len(rows)]
 
 
-@jax.jit
+@jit
 def _residuals(images: Array, vectors: Array) -> tuple[Array, Array]:
     values = jnp.sum(images * vectors, axis=1) / jnp.sum(jnp.square(vectors), axis=1)
     return values, normalise(images - values[:, None] * vectors)[1]

@@ -11,14 +11,13 @@ Source: Bekas, Kokiopoulou and Saad (2007), *An estimator for the diagonal of a 
 from __future__ import annotations
 
 import itertools
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from curvcli.compiling import jit
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.lanczos import check_powers, not_finite
 from curvcli.linalg.statistics import Law, degrees_of_freedom
@@ -141,7 +140,7 @@ class Moments:
         return assemble("hutchinson", layout, self.mean, variance, self.count, self.shared, sums / self.count)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _block(ends: tuple[int, ...], tests: Array, images: Array) -> tuple[Array, Array, Array, Array]:
     """Mean and summed squares [D] of ω ⊙ Aω; y_iᵀy_j and ω_iᵀy_j [G, b, b], y = (A − cI)ω, c the mean of a range."""
     samples = tests * images

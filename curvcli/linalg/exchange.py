@@ -21,13 +21,12 @@ stochastic trace estimation*, with its normalisation of the projected test vecto
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, square_law
 
@@ -80,7 +79,7 @@ def _rounding(matrix: np.ndarray, dtype: Any) -> float:
     return len(matrix) * float(np.finfo(dtype).eps)
 
 
-@jax.jit
+@jit
 def _qr(images: Array) -> tuple[Array, Array]:
     found: Any = jnp.linalg.qr(images.T)
     return found
@@ -113,7 +112,7 @@ def sketch(segments: Segments, tests: Array, space: Range, images: Array) -> Ske
     )  # fmt: skip
 
 
-@jax.jit
+@jit
 def split(basis: Array, images: Array) -> tuple[Array, Array]:
     """AQ = HQ + Z⊥, in two passes: what remains of a fast decaying spectrum must not be the rounding of the first."""
     h = images @ basis.T
@@ -121,18 +120,18 @@ def split(basis: Array, images: Array) -> tuple[Array, Array]:
     return h, rest - (rest @ basis.T) @ basis
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _segment_grams(segments: Segments, rows: Array) -> Array:
     return jnp.stack([sum(rows[:, a:b] @ rows[:, a:b].T for a, b in part) for part in segments])
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def segment_norms(segments: Segments, basis: Array) -> Array:
     """[L] squared norms of the segments of all rows together: the dimensions that a basis takes of each."""
     return jnp.stack([sum(jnp.sum(jnp.square(basis[:, a:b])) for a, b in part) for part in segments])
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def segment_traces(segments: Segments, basis: Array, images: Array) -> Array:
     """[L] the trace of Qᵀ(AQ) on each segment."""
     return jnp.stack([sum(jnp.sum(basis[:, a:b] * images[:, a:b]) for a, b in part) for part in segments])

@@ -10,13 +10,12 @@ Cost: one product a sample. Source: Hutchinson (1990); Meyer, Musco, Musco and W
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.lanczos import check_powers
 from curvcli.linalg.quadratic import Block
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, over_pairs, square_law
@@ -35,7 +34,7 @@ class Grams(NamedTuple):
     inside: np.ndarray  # [b, b] of the images projected into the space of the probes
 
 
-@partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def _grams(segments: Segments, known: Array, v: Array, y: Array) -> tuple[Array, Array, Array, Array]:
     def inner(left: Array, right: Array) -> Array:
         return jnp.stack([sum(left[:, a:b] @ right[:, a:b].T for a, b in part) for part in segments])

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from curvcli.compiling import jit
 from curvcli.linalg import basis as bases
 from curvcli.linalg.basis import Basis
 from curvcli.linalg.lanczos import LanczosState, breakdown, not_finite
@@ -162,7 +162,7 @@ def without_front(space: KrylovSpace) -> KrylovSpace:
     return space._replace(front=space.front[:0])
 
 
-@jax.jit
+@jit
 def _orthonormal(rows: Array) -> tuple[Array, Array]:
     """Q and L with rows = L Q, Q having orthonormal rows: [b, dim] -> [b, dim], [b, b]."""
     q, r = jnp.linalg.qr(rows.T)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from curvcli.compiling import jit
 from curvcli.errors import NumericsError
 from curvcli.linalg import basis as bases
 from curvcli.linalg.basis import Basis
@@ -177,7 +177,7 @@ def breakdown(norm: Any, dtype: Any) -> Any:
     return 32 * np.finfo(dtype).eps * norm
 
 
-@jax.jit
+@jit
 def _recurrence(image: Array, current: Array, previous: Array, beta: Array) -> tuple[Array, Array]:
     """A v_j − β_j v_{j−1} − α_j v_j and α_j: α after the subtraction, Paige's stable order."""
     vectors = image - beta[:, None] * previous
@@ -185,7 +185,7 @@ def _recurrence(image: Array, current: Array, previous: Array, beta: Array) -> t
     return vectors - alpha[:, None] * current, alpha
 
 
-@jax.jit
+@jit
 def normalise(vectors: Array) -> tuple[Array, Array]:
     """Unit vectors [k, dim] and the norms [k]; zero stays zero.
 
@@ -198,6 +198,6 @@ def normalise(vectors: Array) -> tuple[Array, Array]:
     return scaled / jnp.where(norms > 0, norms, 1)[:, None], norms * peak
 
 
-@jax.jit
+@jit
 def _keep(vectors: Array, going: Array) -> Array:
     return jnp.where(going[:, None], vectors, 0)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.lanczos import Lanczos, LanczosState, breakdown, normalise
 from curvcli.linalg.operator import LinearOperator
@@ -169,7 +169,7 @@ def _lowest(lanczos: LanczosState, index: int, size: int) -> float:
     return float(values[0])
 
 
-@jax.jit
+@jit
 def _update(x: Array, w: Array, w_before: Array, v: Array, scalars: Array, moving: Array) -> tuple[Array, Array]:
     """The next direction and x moved along it: [k, dim] each; systems that have ended stay."""
     above, upper, inverse, phi = (scalars[i][:, None] for i in range(4))

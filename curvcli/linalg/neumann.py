@@ -6,13 +6,12 @@ Slower than conjugate gradients on every positive definite matrix; here to compa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.lanczos import Lanczos, breakdown, normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
@@ -176,7 +175,7 @@ def solve(
     return solved(Neumann(rhs, scale, tol, max_steps), operator, monitor)
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
+@jit(donate_argnums=(0, 1))
 def _add(
     x: Array, term: Array, image: Array, scale: Array, running: Array
 ) -> tuple[Array, Array, Array, Array, Array, Array]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.lanczos import breakdown
 
 Array = Any
@@ -64,11 +63,11 @@ def orthonormalise(rows: Array) -> tuple[Array, np.ndarray]:
     return _transform(jnp.asarray(wt, dtype), rows)[:width], u[:, :width] * sigma[:width]
 
 
-@jax.jit
+@jit
 def _gram(rows: Array) -> Array:
     return rows @ rows.T
 
 
-@partial(jax.jit, donate_argnums=1)
+@jit(donate_argnums=1)
 def _transform(weights: Array, rows: Array) -> Array:
     return weights @ rows

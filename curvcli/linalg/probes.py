@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from curvcli.compiling import jit
 
 Array = Any
 
@@ -20,7 +21,7 @@ def sphere(key: Array, first: int, count: int, dim: int, dtype: Any) -> Array:
     return _sphere(key, jnp.arange(first, first + count), dim, jnp.dtype(dtype).name)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@jit(static_argnums=(2, 3))
 def _sphere(key: Array, indices: Array, dim: int, dtype: str) -> Array:
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     vectors = jax.vmap(lambda one: jax.random.normal(one, (dim,), dtype))(keys)

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.lanczos import check_powers
 from curvcli.linalg.operator import LinearOperator
@@ -105,7 +105,7 @@ class Forms:
             self.monitor.progress("trace", self.drawn, self.planned)
 
 
-@jax.jit
+@jit
 def _inner(vectors: Array) -> Array:
     return vectors @ vectors.T
 

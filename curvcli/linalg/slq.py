@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg import basis as bases
 from curvcli.linalg import krylov
 from curvcli.linalg.bounds import Measure
@@ -173,6 +173,6 @@ def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Ou
     return leave_one_out(owners, values, gram, overlaps)
 
 
-@jax.jit
+@jit
 def _inner(left: Array, right: Array) -> Array:
     return left @ right.T

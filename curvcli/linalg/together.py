@@ -21,10 +21,10 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadratic import Block, estimates
 from curvcli.linalg.statistics import Law, degrees_of_freedom, over_pairs
@@ -164,7 +164,7 @@ def _unit(size: int, *entries: tuple[int, float]) -> np.ndarray:
     return vector
 
 
-@jax.jit
+@jit
 def _forms(vectors: Array, images: list[Array]) -> tuple[Array, Array]:
     """V Vᵀ, and V M Vᵀ for every M. Differences are taken before they are squared: near matrices do not cancel."""
     forms = [0.5 * (cross + cross.T) for cross in (vectors @ image.T for image in images)]
@@ -175,7 +175,7 @@ def _forms(vectors: Array, images: list[Array]) -> tuple[Array, Array]:
     return vectors @ vectors.T, jnp.stack(forms)
 
 
-@jax.jit
+@jit
 def _away(vectors: Array, basis: Array) -> Array:
     for _ in range(2):
         vectors = vectors - (vectors @ basis.T) @ basis

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg import exchange
 from curvcli.linalg.hutchinson import Samples, Segments
 from curvcli.linalg.operator import LinearOperator
@@ -109,7 +109,7 @@ class Tracer(Stock):
         return Found("hutch++", trace, square, parts, fresh.count if fresh else 0, self.products)
 
 
-@jax.jit
+@jit
 def _away(probes: Array, basis: Array) -> Array:
     for _ in range(2):
         probes = probes - (probes @ basis.T) @ basis

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.linalg import exchange
 from curvcli.linalg.entries import Found, Ranges, Shared, assemble, ratio
 
@@ -95,7 +95,7 @@ def _leave_out(h: np.ndarray, w: np.ndarray, r: np.ndarray, turn: np.ndarray, te
     return Left(turn, np.einsum("nqr,ru,npu->nqp", turn, h, turn), away, back, tests)
 
 
-@jax.jit
+@jit
 def _samples(columns: tuple[Array, Array, Array], h: Array, left: Left, center: Array) -> tuple[Array, Array]:
     """X and y = P(A − cI)Pω [n, t, m], for m columns of Q, of Z⊥ (AQ = HQ + Z⊥) and of the test vectors."""
     basis, rest, tests = columns
