@@ -7,7 +7,6 @@ weights serves the next.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import time
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from curvcli.errors import CurvError, NumericsError, UsageError
+from curvcli.errors import CurvError, UsageError
 from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
 from curvcli.schema.direction import DirectionReport
@@ -29,7 +28,7 @@ from curvcli.schema.saddle import SaddleReport
 from curvcli.schema.spectrum import SpectrumReport
 from curvcli.schema.step import StepReport
 from curvcli.schema.trace import TraceReport
-from curvcli.xla import SWITCH, guard_environment
+from curvcli.xla import guard_environment
 
 if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
@@ -119,9 +118,10 @@ class Objective:
         ignore_label: int | None = None,
     ) -> None:
         guard_environment()
+        from curvcli.analyses.machine import check_sums
         from curvcli.loading.memory import hold
 
-        _check_sums()
+        check_sums()
         with _as_python_says():
             self._held = hold(
                 model, data, loss, kind=kind, l2=l2, reduction=reduction, regulariser=regulariser,
@@ -221,18 +221,6 @@ class Objective:
         shapes = tuple((path, leaf.shape) for path, leaf in problem.params.items())
         form = shapes, settings.dtype, loaded.outputs.shape[1:]
         return self._functions.setdefault(form, functions_of(problem))
-
-
-@functools.cache
-def _check_sums() -> None:
-    """JAX may have started before it could be guarded, with a fault that makes every answer wrong without a word."""
-    from curvcli.analyses.machine import sums_rightly
-
-    if not sums_rightly():
-        raise NumericsError(
-            "this JAX sums wrongly on this CPU (jax issue #39103)",
-            f"import curvcli before the first computation, or start with XLA_FLAGS={SWITCH}=-reduce",
-        )
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from curvcli.errors import NumericsError
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.reductions import all_finite, largest, norm, row_dots, row_norms
 from curvcli.problem import Problem, Regulariser
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
@@ -70,7 +71,7 @@ def finite_objective(problem: Problem) -> tuple[float, Array]:
             f"the loss is {value} at these weights",
             "check the data and the model's outputs, or use --dtype float64",
         )
-    if not bool(jnp.all(jnp.isfinite(gradient))):
+    if not all_finite(gradient):
         raise NumericsError(
             "the gradient of the loss is not finite at these weights",
             "check the model for divisions and square roots at zero, or use --dtype float64",
@@ -95,12 +96,13 @@ def self_checks(
     Parameters
     ----------
     block
-        Vectors in a block, as many as the analysis will use: a compiler's fault was seen that spoils a block's later
-        vectors only, and only from a size on.
+        Vectors in a block, as many as the analysis uses: a fault of a compiler can spoil a block's later vectors only,
+        and only from a size on.
 
     Notes
     -----
-    Cost: two blocks of products and one product; differences of gradients and losses on at most 32 examples.
+    Cost: two blocks of products, of two vectors at least, and two products by another program; differences of gradients
+    and losses on at most 32 examples.
 
     Raises
     ------
@@ -108,22 +110,24 @@ def self_checks(
         A product of the matrix is not finite.
     """
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    block = max(block, 2)
-    pair = sphere(key, 0, block, operator.dim, operator.dtype)
-    first, second, alone = operator.matmat(pair), operator.matmat(pair), operator.matmat(pair[-1:])
-    if not bool(jnp.all(jnp.isfinite(first))):
+    count = max(block, 2)
+    vectors = sphere(key, 0, count, operator.dim, operator.dtype)
+    first, second = (_in_blocks(operator, vectors, block) for _ in range(2))
+    if not all_finite(first):
         raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
-    size = float(jnp.linalg.norm(first)) / block**0.5 or 1.0
+    ends = jnp.array([0, count - 1])
+    single = _in_blocks(operator if operator.by_another is None else operator.by_another(), vectors[ends], 1)
+    size = float(norm(first)) / count**0.5 or 1.0
     eps = float(np.finfo(operator.dtype).eps)
     # A network may hold a layer in float32 whatever the arithmetic of the analysis.
-    single = float(np.finfo(np.float32).eps)
-    inner = max(eps, min(precision(problem), single)) if eps < single else eps
+    eps32 = float(np.finfo(np.float32).eps)
+    inner = max(eps, min(precision(problem), eps32)) if eps < eps32 else eps
 
     drawn, apart = _on_few_examples(problem, settings.seed)
     values = {
-        "deterministic": (max(float(jnp.linalg.norm(first - second)) / size, drawn), 100 * eps),
-        "block": (float(jnp.linalg.norm(first[-1] - alone[0])) / size, 1e3 * eps),
-        "symmetric": (abs(float(first[0] @ pair[1]) - float(first[1] @ pair[0])) / size, 1e3 * inner),
+        "deterministic": (max(float(norm(first - second)) / size, drawn), 100 * eps),
+        "block": (float(largest(row_norms(first[ends] - single))) / size, 1e3 * eps),
+        "symmetric": (abs(float(np.subtract(*row_dots(first[:2], vectors[1::-1])))) / size, 1e3 * inner),
         **apart,
     }
     checks = {
@@ -138,6 +142,11 @@ def self_checks(
         for name, cause in causes.items()
     ]
     return checks, warnings
+
+
+def _in_blocks(operator: LinearOperator, vectors: Array, block: int) -> Array:
+    """Products of so many vectors at a time."""
+    return jnp.concatenate([operator.matmat(vectors[i : i + block]) for i in range(0, len(vectors), block)])
 
 
 def network_notes(network: Any) -> list[str]:
@@ -212,7 +221,7 @@ def _lowest_output_curvature(problem: Problem, seed: int) -> float:
     with jax.enable_x64(True):
         problem = in_float64(problem, EXAMPLES)
         batch = next(iter(problem.batches))
-        z = problem.predict(problem.params, problem.frozen, batch.inputs)
+        z = jit(problem.predict)(problem.params, problem.frozen, batch.inputs)
 
         @jit
         def products(z: Array, batch: Any, vectors: Array) -> Array:
@@ -242,7 +251,7 @@ def _on_few_examples(problem: Problem, seed: int) -> tuple[float, dict[str, tupl
         key = jax.random.key(seed + 1)
         away, direction = sphere(key, 0, 2, layout.dim, "float64")
         weights = layout.ravel(problem.params)
-        scale = float(jnp.linalg.norm(weights)) or 1.0
+        scale = float(norm(weights)) or 1.0
         # Not at w itself: at a minimum the gradient is rounding, and says nothing of the model.
         point = weights + 0.01 * scale * away
         threshold = 20 * precision(problem) ** (1 / 3)
@@ -285,10 +294,10 @@ def _apart(one: Any, other: Any) -> float:
 def _gradient_error(problem: Problem, layout: Layout, point: Array, best: Best) -> float:
     """∇J·u against (J(w + hu) − J(w − hu)) / 2h along the gradient's own direction u, relative; best of several h."""
     _, gradient = sums.objective_and_gradient(problem, layout, layout.unravel(point))
-    norm = float(jnp.linalg.norm(gradient))
-    if norm == 0:
+    length = float(norm(gradient))
+    if length == 0:
         return 0.0
-    unit = gradient / norm
+    unit = gradient / length
 
     def error(step: float) -> float:
         # With the gradient, which is not needed: that program is compiled already.
@@ -296,7 +305,7 @@ def _gradient_error(problem: Problem, layout: Layout, point: Array, best: Best) 
             sums.objective_and_gradient(problem, layout, layout.unravel(point + sign * step * unit))[0]
             for sign in (1, -1)
         )
-        return abs((ahead - behind) / (2 * step) - norm) / norm
+        return abs((ahead - behind) / (2 * step) - length) / length
 
     return best(error)
 

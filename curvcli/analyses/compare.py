@@ -31,6 +31,7 @@ from curvcli.errors import MemoryLimitError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.orthonormal import orthonormalise
+from curvcli.linalg.reductions import inner_products
 from curvcli.linalg.statistics import spent
 from curvcli.linalg.together import Together
 from curvcli.problem import Problem
@@ -224,7 +225,7 @@ def _overlaps(names: list[ComparedName], tops: list[Pairs], k: int) -> list[Over
     for i, j in combinations(range(len(names)), 2):
         one, other = tops[i], tops[j]
         count = min(k, len(one.values), len(other.values))
-        inner = np.square(np.asarray(jnp.asarray(one.vectors) @ jnp.asarray(other.vectors).T, np.float64))
+        inner = np.square(np.asarray(inner_products(one.vectors, other.vectors), np.float64))
         subspaces: list[float | None] = []
         for size in range(1, count + 1):
             settled = _determined(one, size) and _determined(other, size)

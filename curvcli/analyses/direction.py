@@ -101,7 +101,7 @@ def run(
     value, gradient = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
-    checks, warnings = examined(problem, operator, settings, max(len(settings.along), 2))
+    checks, warnings = examined(problem, operator, settings, len(settings.along))
     warnings += lines.not_a_curvature(settings)
     found, undefined = Finder(problem, operator, settings, gradient, given, monitor, warnings).all()
     units = jnp.stack([one.vector / one.norm for one in found])

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses import planning
@@ -20,6 +19,7 @@ from curvcli.curvature.flatten import Layout
 from curvcli.devices import on_host
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.reductions import norm
 from curvcli.problem import Problem, unit_weight
 from curvcli.schema.inspect import (
     ArrayRecord,
@@ -56,7 +56,7 @@ def run(
         collections=collection_sizes(problem),
         data=_data(problem, outputs),
         loss_value=value,
-        gradient_norm=float(jnp.linalg.norm(gradient)),
+        gradient_norm=float(norm(gradient)),
         plan=plan,
         forecast=forecast,
         collectives=_collectives(problem, settings, block),

@@ -19,6 +19,7 @@ from curvcli.linalg import minres
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.reductions import nonzero_rows, row_dots
 from curvcli.linalg.solution import Solution
 from curvcli.problem import Params, Problem
 from curvcli.schema.eigs import EigsSettings
@@ -123,7 +124,7 @@ class Finder:
 
     def _sloping(self) -> Array:
         """∇J, where it is not zero."""
-        if not bool(jnp.any(self.gradient != 0)):
+        if not nonzero_rows(self.gradient[None])[0]:
             raise NoDirectionError("the gradient of the loss is exactly zero")
         return self.gradient
 
@@ -205,7 +206,7 @@ class Finder:
                 f"eigenvector:{rank} has not converged (residual {residual:.2g}): allow more products with --probes"
             )
         vector = jnp.asarray(pairs.vectors[place])
-        uphill = float(vector @ self.gradient) > 0
+        uphill = float(row_dots(vector[None], self.gradient[None])[0]) > 0
         return -vector if uphill else vector, eigenvalue(value, residual, converged, None)
 
     def _extreme(self, largest: bool) -> eigs.Pairs:

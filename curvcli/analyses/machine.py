@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -11,7 +13,9 @@ import numpy as np
 
 from curvcli.analyses.available import available_bytes
 from curvcli.analyses.planning import memory_limit
+from curvcli.compiling import jit
 from curvcli.curvature import build
+from curvcli.errors import NumericsError
 from curvcli.linalg.probes import sphere
 from curvcli.losses import LOSSES
 from curvcli.problem import Batches, Problem, Regulariser
@@ -26,11 +30,39 @@ def memory() -> Memory:
 
 
 def sums_rightly() -> bool:
-    """Whether sums of products over an axis of large arrays are right: two releases of XLA got them wrong on CPUs."""
+    """Whether sums over an axis are right in programs of the shapes that products have, compiled as products are.
+
+    Two releases of XLA get them wrong on CPUs: sums of products in arrays of more than 32,768 elements, and sums that
+    are broadcast again, as the output Hessian of a softmax applied to a block of vectors.
+    """
     random = np.random.default_rng(0)
-    a, b = random.normal(size=(2, 512, 128)).astype(np.float32)
-    found = jax.jit(lambda a, b: jnp.sum(a * b, axis=-1))(a, b)
-    return bool(np.allclose(found, np.sum(a.astype(np.float64) * b, axis=-1), rtol=1e-3, atol=1e-3))
+    p, rows = random.normal(size=(512, 128)), random.normal(size=(2, 512, 128))
+    exact = np.sum(p * rows, axis=-1, keepdims=True)
+    sums, products = _softmax_sums(p.astype(np.float32), rows.astype(np.float32))
+    return np.allclose(sums, exact, rtol=1e-3, atol=1e-3) and np.allclose(products, p * exact, rtol=1e-3, atol=1e-3)
+
+
+@jit
+def _softmax_sums(p: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """⟨p, r⟩ of each row r, and p ⟨p, r⟩: for p [n, c] and rows [k, n, c]."""
+    sums = jax.vmap(lambda row: jnp.sum(p * row, axis=-1, keepdims=True))
+    return sums(rows), jax.vmap(lambda row: p * jnp.sum(p * row, axis=-1, keepdims=True))(rows)
+
+
+@functools.cache
+def check_sums() -> None:
+    """Once a process: this JAX must sum rightly.
+
+    Raises
+    ------
+    NumericsError
+        It does not, whatever compiler options are known here.
+    """
+    if not sums_rightly():
+        raise NumericsError(
+            f"XLA {metadata.version('jaxlib')} sums wrongly on this machine (as in jax issue #39103)",
+            "install another release of jaxlib; curv doctor repeats this test",
+        )
 
 
 def speed(seconds: float = 1.0) -> Speed:
@@ -39,7 +71,7 @@ def speed(seconds: float = 1.0) -> Speed:
     vectors = sphere(jax.random.key(0), 0, BLOCK, operator.dim, operator.dtype)
     each, count = _timed(lambda: operator.matmat(vectors), seconds)
     matrix = jnp.ones((MATRIX, MATRIX), jnp.float32)
-    multiply = jax.jit(jnp.matmul)
+    multiply = jit(jnp.matmul)
     single, _ = _timed(lambda: multiply(matrix, matrix), 0.1 * seconds)
     return Speed(product_seconds=each / BLOCK, products=BLOCK * count, matrix_gflops=2e-9 * MATRIX**3 / single)
 

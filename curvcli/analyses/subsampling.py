@@ -16,6 +16,7 @@ from curvcli.curvature.forms import example_forms
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.reductions import row_norms
 from curvcli.problem import Problem
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 
@@ -43,7 +44,7 @@ def data_stderr(
     if frobenius <= 0:
         return trace, 0.0
     image = operator.matmat(v[:PRODUCTS])
-    size = jnp.linalg.norm(image, axis=1, keepdims=True)
+    size = row_norms(image)[:, None]
     u = image / jnp.where(size > 0, size, 1)
     linear = shared_spread(dim * np.asarray(size, np.float64) * bilinear(problem, settings, v[:PRODUCTS], u))
     half = PROBES // 2

@@ -19,6 +19,7 @@ from curvcli.analyses.spectrum import noise
 from curvcli.analyses.stationarity import DECREMENT
 from curvcli.analyses.study import Study
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.reductions import norm
 from curvcli.schema.influence import Validity
 
 Array = Any
@@ -87,8 +88,8 @@ def _gap(study: Study, hessian: LinearOperator | None, newton: Array) -> float:
         return 0.0
     step = jnp.asarray(newton, hessian.dtype)[None]
     image = study.system.matrix.matmat(step)
-    whole = float(jnp.linalg.norm(image + study.system.damping * step))
-    return float(jnp.linalg.norm(hessian.matmat(step) - image)) / max(whole, 1e-300)
+    whole = float(norm(image + study.system.damping * step))
+    return float(norm(hessian.matmat(step) - image)) / max(whole, 1e-300)
 
 
 def _lowest(study: Study, hessian: LinearOperator | None) -> tuple[Any, float]:

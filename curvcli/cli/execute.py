@@ -169,12 +169,14 @@ def load(
     forms
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
+    from curvcli.analyses.machine import check_sums
     from curvcli.analyses.tuning import planned, remarks
     from curvcli.devices import several_processes
     from curvcli.loading.resolve import functions_of, load_problem
 
     if target.failure is not None:
         raise target.failure
+    check_sums()
     found, spec, path = locate(request, target.argument)
     loaded = load_problem(spec, found, path, settings, step=target.step, trust=request.spec["trust"])
     warnings = [*loaded.warnings, *_inherited(request, found)]

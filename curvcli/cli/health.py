@@ -29,7 +29,7 @@ def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Spe
     kept = _cache()
     problems = []
     if not sums_rightly:
-        problems.append("XLA sums wrongly here (jax issue 39103): upgrade jaxlib, or leave XLA_FLAGS to curv")
+        problems.append("XLA sums wrongly here (as in jax issue 39103): install another release of jaxlib")
     if kept is None:
         problems.append("no folder for compiled programs can be had: set CURV_CACHE_DIR to one that you can write")
     if memory.limit < LEAST:

@@ -7,7 +7,7 @@ Adding a matrix means adding a row here, a vector field in `products.py` (or wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from curvcli.devices import on_every
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Batch, Problem, Way
 from curvcli.schema.settings import FACTORED, UNREGULARISED, AnalysisSettings
 
 Array = Any
@@ -163,9 +163,13 @@ def build(
     what = (name, damping, regularised, mc_samples, seed)
     if forms is not None:
         forms = journal.whole(forms, problem, "forms", *what)
+    how = {"damping": damping, "with_regulariser": with_regulariser, "mc_samples": mc_samples, "seed": seed}
+    application = "map" if problem.way.application == "vmap" else "vmap"
+    another = replace(problem, way=Way(application))
     return LinearOperator(
         journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms,
         mesh=problem.batches.mesh,
+        by_another=None if row.field is None else lambda: build(another, name, **how),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from curvcli.compiling import jit
 from curvcli.linalg.entries import Found, Moments, Ranges, Segments
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.reductions import inner_products
 from curvcli.linalg.stock import Stock
 from curvcli.linalg.xdiag import xdiag
 
@@ -68,7 +69,7 @@ class Sampler(Stock):
         from the images of the other test vectors; projecting from both sides leaves less.
         """
         space, tests = self.find_range(), self.tests()
-        w = np.asarray(tests @ space.basis.T, np.float64)
+        w = np.asarray(inner_products(tests, space.basis), np.float64)
         image = np.sum(space.images * space.own, axis=1)  # P Aω = image · own Q
         along = np.sum(w * space.own, axis=1)
         norm = self.operator.dim - np.square(w).sum(1) + along**2  # ‖Pω‖²

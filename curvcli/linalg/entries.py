@@ -20,6 +20,7 @@ import scipy.special
 from curvcli.compiling import jit
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.lanczos import check_powers, not_finite
+from curvcli.linalg.reductions import largest
 from curvcli.linalg.statistics import Law, degrees_of_freedom
 
 Array = Any
@@ -105,7 +106,7 @@ class Moments:
 
     def add(self, tests: Array, images: Array) -> None:
         """Signs [b, D] and their images."""
-        check_powers(float(jnp.max(jnp.abs(images))) / images.shape[1] ** 0.5, images.dtype)
+        check_powers(float(largest(images)) / images.shape[1] ** 0.5, images.dtype)
         found = _block(self.layout.ends, tests, images)
         mean, squares, gram, cross = (np.asarray(one, np.float64) for one in found)
         if not np.all(np.isfinite(squares)):

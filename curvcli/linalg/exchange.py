@@ -28,6 +28,7 @@ import numpy as np
 
 from curvcli.compiling import jit
 from curvcli.linalg.hutchinson import Segments
+from curvcli.linalg.reductions import combinations, inner_products, row_norms
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, square_law
 
 Array = Any
@@ -51,12 +52,12 @@ def range_of(images: Array, before: Array | None = None) -> Range:
     """
     if before is not None:
         _, rest = split(before, images)
-        rest = rest / jnp.maximum(jnp.linalg.norm(images, axis=1, keepdims=True), jnp.finfo(images.dtype).tiny)
+        rest = rest / jnp.maximum(row_norms(images)[:, None], jnp.finfo(images.dtype).tiny)
         fresh = _basis(rest, 1.0)
         basis = jnp.concatenate([before, fresh]) if len(fresh) else before
     else:
         basis = _basis(images, 0.0)
-    inside = np.asarray(images @ basis.T, np.float64)
+    inside = np.asarray(inner_products(images, basis), np.float64)
     left, values, right = np.linalg.svd(inside, full_matrices=False)
     solid = values > _rounding(inside, images.dtype) * max(values[0] if len(values) else 0.0, np.finfo(float).tiny)
     left, values, right = left[:, solid], values[solid], right[solid]
@@ -72,7 +73,7 @@ def _basis(rows: Array, largest: float) -> Array:
     _, values, right = np.linalg.svd(np.asarray(triangle, np.float64).T, full_matrices=False)
     top = max(values[0] if len(values) else 0.0, largest, np.finfo(float).tiny)
     solid = values > _rounding(np.asarray(triangle), rows.dtype) * top
-    return jnp.asarray(right[solid], rows.dtype) @ orthogonal.T
+    return combinations(jnp.asarray(right[solid], rows.dtype), orthogonal.T)
 
 
 def _rounding(matrix: np.ndarray, dtype: Any) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from curvcli.compiling import jit
 from curvcli.linalg.lanczos import check_powers
 from curvcli.linalg.quadratic import Block
+from curvcli.linalg.reductions import largest, row_dots
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, over_pairs, square_law
 
 Array = Any
@@ -68,11 +69,11 @@ class Samples:
 
     def add(self, v: Array, image: Array) -> None:
         """Unit vectors [b, D] of the space and their images A v."""
-        check_powers(float(jnp.max(jnp.abs(image))), image.dtype)
+        check_powers(float(largest(image)), image.dtype)
         if self.center is None:
             # All sums are of A − cI: what a multiple of the identity adds to the samples is known, not sampled, and
             # nothing cancels. The c of the first block depends on its probes; the bias is a 1/D-th part of their error.
-            self.center = float(jnp.mean(jnp.sum(v * image, axis=1)))
+            self.center = float(np.mean(row_dots(v, image)))
         parts = _grams(self.segments, self.known, v, image - self.center * v)
         self.blocks.append(Grams(*(np.asarray(part, np.float64) for part in parts)))
 

@@ -20,6 +20,7 @@ from curvcli.linalg.basis import Basis
 from curvcli.linalg.lanczos import LanczosState, breakdown, not_finite
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.reductions import combinations, inner_products
 
 Array = Any
 
@@ -135,14 +136,14 @@ def _directions(block: Array, lower: np.ndarray, threshold: float) -> tuple[Arra
     kept = int(np.sum(sigma > threshold))
     if kept == len(sigma):  # as it nearly always is: no rotation needed
         return block, lower.T
-    return jnp.asarray(wt[:kept], block.dtype) @ block, (sigma[:, None] * u.T)[:kept]
+    return combinations(jnp.asarray(wt[:kept], block.dtype), block), (sigma[:, None] * u.T)[:kept]
 
 
 def add_directions(space: KrylovSpace, fresh: Array) -> KrylovSpace:
     """The space with further vectors [f, dim] in its front, made orthogonal to all it knows; V may not be all of Rᴰ."""
     for _ in range(2):
         rows = bases.project_out(space.basis, fresh[None])[0][0]
-        fresh, _ = _orthonormal(rows - (rows @ space.front.T) @ space.front)
+        fresh, _ = _orthonormal(rows - combinations(inner_products(rows, space.front), space.front))
     outgoing = np.vstack([space.outgoing, np.zeros((len(fresh), space.size))])
     return space._replace(front=jnp.concatenate([space.front, fresh]), outgoing=outgoing)
 

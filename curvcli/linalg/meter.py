@@ -25,13 +25,14 @@ class Meter:
             self.data_passes += 1
             return timed("products", operator.matmat, vectors)
 
-        of_pairs = operator.forms
+        another, of_pairs = operator.by_another, operator.forms
+        by_another = None if another is None else lambda: self.count(another())
         if of_pairs is None:
-            return replace(operator, matmat=matmat)
+            return replace(operator, matmat=matmat, by_another=by_another)
 
         def forms(vectors: Any) -> Any:
             self.forms += len(vectors)
             self.data_passes += 1
             return timed("products", of_pairs, vectors)
 
-        return replace(operator, matmat=matmat, forms=forms)
+        return replace(operator, matmat=matmat, forms=forms, by_another=by_another)

@@ -17,6 +17,7 @@ from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.lanczos import Lanczos, LanczosState, breakdown, normalise
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.reductions import nonzero_rows
 from curvcli.linalg.solution import Solution, Status, solved
 
 Array = Any
@@ -76,7 +77,7 @@ class Minres:
         """x = 0; a right-hand side of zero is solved."""
         k, zero = len(self.rhs), jnp.zeros_like(self.rhs)
         lanczos = self._process().init(operator)
-        solved = ~np.asarray(jnp.any(self.rhs != 0, axis=1))
+        solved = ~np.asarray(nonzero_rows(self.rhs))
         lanczos = lanczos._replace(sizes=solved.astype(int))
         return MinresState(
             lanczos, zero, zero, zero, -np.ones(k), np.zeros(k), np.zeros(k), np.zeros(k),

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from curvcli.linalg.reductions import combinations
+
 Array = Any
 
 
@@ -49,6 +51,9 @@ class LinearOperator:
         The eigendecomposition, where the matrix has one in closed form.
     mesh
         Devices that share what is kept of size dim.
+    by_another
+        Makes the same matrix with its products computed by another program, to check this one by; None where there is
+        none.
     """
 
     matmat: Callable[[Array], Array]
@@ -58,16 +63,17 @@ class LinearOperator:
     forms: Callable[[Array], Array] | None = None
     known: Known | None = None
     mesh: Mesh | None = None
+    by_another: Callable[[], LinearOperator] | None = None
 
     def with_products(self, matmat: Callable[[Array], Array], **changed: Any) -> LinearOperator:
         """Another matrix of the same size and place; of it, no more is known than its products."""
-        return replace(self, matmat=matmat, forms=None, known=None, **changed)
+        return replace(self, matmat=matmat, forms=None, known=None, by_another=None, **changed)
 
 
 def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:
     """An explicit symmetric matrix [dim, dim] as an operator."""
     matrix = jnp.asarray(matrix)
-    return LinearOperator(lambda vectors: vectors @ matrix, len(matrix), np.dtype(matrix.dtype), psd)
+    return LinearOperator(lambda vectors: combinations(vectors, matrix), len(matrix), np.dtype(matrix.dtype), psd)
 
 
 def to_dense(operator: LinearOperator, block: int = 64) -> np.ndarray:

@@ -27,6 +27,7 @@ import numpy as np
 from curvcli.compiling import jit
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadratic import Block, estimates
+from curvcli.linalg.reductions import row_norms
 from curvcli.linalg.statistics import Law, degrees_of_freedom, over_pairs
 
 Array = Any
@@ -60,7 +61,7 @@ class Together:
     blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        lengths = np.asarray(jnp.sum(jnp.square(self.basis), axis=1))
+        lengths = np.square(row_norms(self.basis))
         self.rest = self.dim - int(np.sum(lengths > 0.5))
         self.exact = np.zeros(2 * self.count + len(self.pairs))
 

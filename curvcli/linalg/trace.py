@@ -20,6 +20,7 @@ from curvcli.linalg import exchange
 from curvcli.linalg.hutchinson import Samples, Segments
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.reductions import inner_products, row_norms
 from curvcli.linalg.statistics import Law, SquareLaw
 from curvcli.linalg.stock import Stock
 
@@ -68,8 +69,8 @@ class Tracer(Stock):
         space = self.find_range()
         tests, images = self.tests(), jnp.concatenate(self.images)
         center = self.plain.trace().value / self.operator.dim
-        whole = self.operator.dim * float(jnp.mean(jnp.sum(jnp.square(images - center * tests), axis=1)))
-        w = np.asarray(tests @ space.basis.T, np.float64)
+        whole = self.operator.dim * float(np.mean(np.square(row_norms(images - center * tests))))
+        w = np.asarray(inner_products(tests, space.basis), np.float64)
         along = np.sum((space.images - center * w) * space.own, axis=1)
         outside = center**2 * np.maximum(1 - np.square(w).sum(1), 0)
         return whole, self.operator.dim * float(np.mean(along**2 + outside))

@@ -27,6 +27,7 @@ import numpy as np
 from curvcli.compiling import jit
 from curvcli.linalg import exchange
 from curvcli.linalg.entries import Found, Ranges, Shared, assemble, ratio
+from curvcli.linalg.reductions import inner_products
 
 Array = Any
 
@@ -54,7 +55,7 @@ def xdiag(layout: Ranges, tests: Array, space: exchange.Range, images: Array) ->
     """
     h, rest = exchange.split(space.basis, images)
     h = np.asarray(0.5 * (h + h.T), np.float64)
-    w, e = (np.asarray(tests @ rows.T, np.float64) for rows in (space.basis, rest))
+    w, e = (np.asarray(inner_products(tests, rows), np.float64) for rows in (space.basis, rest))
     s, dim = tests.shape
     left, right = _pairs(s)
     single, pair = space.own[:, None, :], exchange.orthonormal_pairs(space.own[left], space.own[right])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.errors import DataError, NotFoundError, SpecError
 from curvcli.loading.access import is_there, reading
 from curvcli.loading.arrays import check_dtype
@@ -171,9 +172,11 @@ def _tangent(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
     everything = {**problem.frozen["params"], **problem.params}
     nested = problem.nest(everything)
     zero = jnp.zeros((), problem.dtype)
-    value, tangent = user_code(
-        f"the transformation {argument}", jax.jvp, lambda s: transform(nested, s), (zero,), (jnp.ones_like(zero),)
-    )
+
+    def at_identity(nested: Any, zero: Any) -> tuple[Any, Any]:
+        return jax.jvp(lambda s: transform(nested, s), (zero,), (jnp.ones_like(zero),))
+
+    value, tangent = user_code(f"the transformation {argument}", jit(at_identity), nested, zero)
     value, tangent = flatten_tree(value), flatten_tree(tangent)
     for name, weight in everything.items():
         if name not in value or np.shape(value[name]) != weight.shape:

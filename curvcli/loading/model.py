@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from curvcli.compiling import jit
 from curvcli.errors import SpecError
 from curvcli.loading.targets import described
 from curvcli.loading.trees import flatten_tree, nest_tree, with_lists
@@ -308,7 +309,7 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
             return
         # A transformation such as nnx.scan sets them to what they were: only other values tell.
         example = jax.tree.map(lambda one: jax.numpy.ones((1, *one.shape[1:]), one.dtype), inputs)
-        for name, after in (_attempt(lambda: jax.jit(run)(given, example)[1]) or {}).items():
+        for name, after in (_attempt(lambda: jit(run)(given, example)[1]) or {}).items():
             if name not in given or not np.array_equal(after, jax.numpy.asarray(given[name])):
                 told = f"dropout is on ({name} advances)" if name in random else f"{name} is updated"
                 raise SpecError(
