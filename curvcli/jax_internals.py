@@ -1,14 +1,47 @@
-"""What the package reads of JAX beyond its public interface, in one place.
+"""What the package reads of JAX beyond its public interface: equations, `jax._src` and `jaxlib`, in one place.
 
-Every function here says what it does where JAX no longer has the part that it reads: the package then takes a plain
-path, which is slower or tells less and is right. Known: jax and jaxlib 0.10, 0.11 and 0.12.
+A release of JAX may change any of this. `KNOWN` names the releases whose structure was read and tested. With another
+one, a reader that fails gives way to a plain path (`plain_where_unknown`): a network is not rewritten, a layer is not
+recognised, a forecast is coarser. What is computed stays right.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Literal
+
+KNOWN = ("0.10", "0.11", "0.12")
+"""Releases of JAX whose equations are known here."""
+
+UNREADABLE = (AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError)
+"""What reading an unknown structure raises."""
+
+
+def is_known() -> bool:
+    """Whether the structure of this JAX release is known: an error while reading is then a fault of this package."""
+    return jax.__version__.rsplit(".", jax.__version__.count(".") - 1)[0] in KNOWN
+
+
+def plain_where_unknown(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: with an unknown release of JAX, `plain` of the same arguments answers where the function fails."""
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_known():
+                return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except UNREADABLE:
+                return plain(*args, **kwargs)
+
+        return call
+
+    return decorated
 
 
 def is_tracing(arguments: Any) -> bool:
@@ -21,3 +54,99 @@ def is_tracing(arguments: Any) -> bool:
     except ImportError:
         return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
     return not trace_state_clean()
+
+
+# --- equations --------------------------------------------------------------------------------------------
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a constant of its own."""
+    return isinstance(atom, Literal)
+
+
+def closed(jaxpr: Any) -> ClosedJaxpr:
+    """A jaxpr with its constants, whether it comes with them or not."""
+    return jaxpr if hasattr(jaxpr, "consts") and hasattr(jaxpr, "jaxpr") else ClosedJaxpr(jaxpr, ())
+
+
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """The jaxprs that an equation calls."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, those of inner jaxprs (jit, loops, custom derivatives) in place of their calls."""
+    return (equation for equation, _ in repeated_equations(jaxpr))
+
+
+def repeated_equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """The same with how often each runs: `scan` repeats its body; a `while` loop's count is not known."""
+    for equation in jaxpr.eqns:
+        inner = inner_jaxprs(equation)
+        if not inner:
+            yield equation, times
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for body in inner:
+            yield from repeated_equations(body, times * length)
+
+
+def bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation as it stands."""
+    outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def scan_sizes(equation: Any) -> tuple[int, int]:
+    """Of a `scan`: how many of its inputs are constants, and how many arrays it carries.
+
+    Read from shapes, which every release has: what is scanned over has an axis more outside than in the body, and so
+    have the outputs that are stacked.
+    """
+    body = closed(equation.params["jaxpr"]).jaxpr
+
+    def stacked(outside: Sequence[Any], within: Sequence[Any]) -> int:
+        return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, within, strict=True))
+
+    carried = len(equation.outvars) - stacked(equation.outvars, body.outvars)
+    return len(equation.invars) - stacked(equation.invars, body.invars) - carried, carried
+
+
+def source(jaxpr: Any) -> tuple[str, str, str]:
+    """Name, file and line of the function that was traced, as far as JAX remembers them."""
+    told = str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or "")
+    name, _, place = told.partition(" at ")
+    file, _, line = place.rpartition(":")
+    return name, file, line
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+def detected_cluster(timeout: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """Coordinator, number of processes, rank and devices of this one, as JAX finds its cluster; None where it does not.
+
+    With a JAX that does not tell, nothing is found: three variables name them then.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
+    except UNREADABLE:
+        if is_known():
+            raise
+        return None, None, None, None
+
+
+def bind_gloo(host: str) -> None:
+    """Let Gloo, which moves arrays between CPUs, listen on this address; with an unknown jaxlib it chooses its own."""
+    import jaxlib
+
+    runtime: Any = getattr(jaxlib, "_jax", None)  # there is no public way
+    make = getattr(runtime, "make_gloo_tcp_collectives", None)
+    if make is not None and not isinstance(make, functools.partial):
+        runtime.make_gloo_tcp_collectives = functools.partial(make, hostname=host)

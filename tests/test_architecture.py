@@ -33,7 +33,7 @@ ALLOWED = {
     "analyses": {"curvature", "problem", "losses", "linalg", "journal", "devices"},
     "loading": {"problem", "losses", "atomic", "devices"},
     "figures": set(),
-    "cli": {"xla", "stopwatch", "journal", "atomic", "figures", "devices", "problem"},
+    "cli": {"xla", "jax_internals", "stopwatch", "journal", "atomic", "figures", "devices", "problem"},
     "api": {"cli", "loading", "analyses", "stopwatch", "xla"},
     "__main__": {"cli"},
 }

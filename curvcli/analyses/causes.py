@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from curvcli.analyses.precise import objective_jaxpr
-from curvcli.curvature.work import inner_jaxprs
+from curvcli.jax_internals import inner_jaxprs, plain_where_unknown, source
 from curvcli.problem import Problem
 
 CAUSES = {
@@ -38,13 +38,17 @@ JAX = str(Path(jax.__file__).parent)
 
 def likely_cause(check: str, problem: Problem) -> str:
     """What the failure of a check points to, in words. Cost: a trace of the objective."""
-    named = RANDOM if check in ("deterministic", "per_example") else DERIVATIVES
-    found = list(dict.fromkeys(_suspects(objective_jaxpr(problem), named)))
+    found = _distinct_suspects(problem, RANDOM if check in ("deterministic", "per_example") else DERIVATIVES)
     if "stop_gradient" not in found:
         found = [name for name in found if name != "sign"]  # of logsumexp
     elif any(name in found for name in ROUNDING):
         found = ["a straight-through estimator", *found]
     return CAUSES[check] + (f"; found in the model or loss: {', '.join(found)}" if found else "")
+
+
+@plain_where_unknown(lambda problem, named: [])
+def _distinct_suspects(problem: Problem, named: dict[str, str]) -> list[str]:
+    return list(dict.fromkeys(_suspects(objective_jaxpr(problem), named)))
 
 
 def _suspects(jaxpr: Any, named: dict[str, str], in_jax: bool = False) -> Iterator[str]:
@@ -55,7 +59,7 @@ def _suspects(jaxpr: Any, named: dict[str, str], in_jax: bool = False) -> Iterat
     maker = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
     for equation in jaxpr.eqns:
         primitive, inner = equation.primitive.name, inner_jaxprs(equation)
-        name, file, line = _source(inner[0]) if inner else ("", "", "")
+        name, file, line = source(inner[0]) if inner else ("", "", "")
         if primitive in named:
             if primitive != "stop_gradient" or not (in_jax or _is_largest(equation, maker)):
                 yield named[primitive]
@@ -63,7 +67,7 @@ def _suspects(jaxpr: Any, named: dict[str, str], in_jax: bool = False) -> Iterat
             yield f"{primitive.removesuffix('_call')} {name} ({Path(file).name}:{line})"
         else:
             for one in inner:
-                yield from _suspects(one, named, _source(one)[1].startswith(JAX))
+                yield from _suspects(one, named, source(one)[1].startswith(JAX))
 
 
 def _is_largest(equation: Any, maker: dict[Any, Any], depth: int = 4) -> bool:
@@ -72,11 +76,3 @@ def _is_largest(equation: Any, maker: dict[Any, Any], depth: int = 4) -> bool:
     if any(one.primitive.name == "reduce_max" for one in makers):
         return True
     return depth > 1 and any(_is_largest(one, maker, depth - 1) for one in makers)
-
-
-def _source(jaxpr: Any) -> tuple[str, str, str]:
-    """Name, file and line of the function that was traced, as far as JAX remembers them."""
-    told = str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or "")
-    name, _, place = told.partition(" at ")
-    file, _, line = place.rpartition(":")
-    return name, file, line

@@ -24,8 +24,8 @@ from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.reverse import only_backwards
 from curvcli.curvature.taps import find_layers
-from curvcli.curvature.work import inner_jaxprs
 from curvcli.errors import NumericsError
+from curvcli.jax_internals import inner_jaxprs, plain_where_unknown
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
@@ -194,6 +194,7 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings, network: Any) -> 
     return notes
 
 
+@plain_where_unknown(lambda jaxpr: False)
 def _has_kinks(jaxpr: Any) -> bool:
     """Whether a piecewise-linear function is plainly there; some that are spelled out by hand are missed."""
     maker = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature import heads, sums
-from curvcli.curvature.work import abstract_batch, equations
+from curvcli.curvature.work import abstract_batch
 from curvcli.devices import on_host
+from curvcli.jax_internals import equations, plain_where_unknown
 from curvcli.problem import Batch, Batches, Params, Problem
 
 
@@ -75,6 +76,7 @@ def objective_jaxpr(problem: Problem) -> Any:
     return _traced(problem).jaxpr
 
 
+@plain_where_unknown(lambda problem: float(jnp.finfo(problem.dtype).eps))
 def precision(problem: Problem) -> float:
     """The largest eps among the floating dtypes that J is computed in: a model, loss or regulariser may set its own."""
     dtypes = {getattr(v.aval, "dtype", None) for one in equations(objective_jaxpr(problem)) for v in one.outvars}

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from curvcli.cli import console, interrupts
@@ -211,10 +210,9 @@ def _place() -> tuple[str, int, int, Sequence[int] | None]:
     if any(given):
         missing = ", ".join(name for name, value in zip(THREE, given, strict=True) if not value)
         raise UsageError(f"--distributed: {missing} is not set", f"set all three of {', '.join(THREE)}")
-    from jax._src.clusters import ClusterEnv
+    from curvcli.jax_internals import detected_cluster
 
-    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _seconds("START", START))
-    address, number, own, local = found
+    address, number, own, local = detected_cluster(_seconds("START", START))
     if address is None or number is None or own is None:
         raise UsageError(
             "--distributed: JAX finds no cluster here (Slurm, Open MPI, Kubernetes, TPU)",
@@ -231,7 +229,7 @@ def bind_collectives(address: str) -> None:
     UsageError
         There is no way to the coordinator.
     """
-    import jaxlib
+    from curvcli.jax_internals import bind_gloo
 
     host, _, port = address.rpartition(":")
     try:
@@ -243,9 +241,7 @@ def bind_collectives(address: str) -> None:
         raise UsageError(
             f"--distributed: the coordinator {address} cannot be reached: {error.strerror}", "check CURV_COORDINATOR"
         ) from error
-    runtime: Any = vars(jaxlib)["_jax"]  # there is no public way
-    if not isinstance(runtime.make_gloo_tcp_collectives, partial):
-        runtime.make_gloo_tcp_collectives = partial(runtime.make_gloo_tcp_collectives, hostname=own)
+    bind_gloo(own)
 
 
 def _seconds(name: str, default: int) -> int:

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from curvcli.curvature.outputs import OutputMap, sampled_fisher
-from curvcli.curvature.rewriting import Rewrite, bound, evaluated
+from curvcli.curvature.rewriting import Rewrite, evaluated
+from curvcli.jax_internals import bound, closed, is_literal, plain_where_unknown
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, unit_weight
 
@@ -213,6 +213,7 @@ def _chunks(head: Head, by_units: bool, batch: Batch, *features: Array, vectors:
     return (*(chunked(one, mode="edge") for one in features), part)
 
 
+@plain_where_unknown(lambda *arguments: None)
 def cut(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Head | None:
     """The network cut in front of its last layer; None where the outputs are few, or come from no such layer."""
     predict, given = functions[0], (params, frozen, batch.inputs)
@@ -222,8 +223,8 @@ def cut(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Hea
     if outputs.size * outputs.dtype.itemsize <= OUTPUT_BYTES or outputs.ndim < 2:
         return None
     leaves, called = jax.tree.leaves(given), jax.make_jaxpr(predict)(*given)
-    closed = jax.make_jaxpr(lambda *leaves: evaluated(called.jaxpr, called.consts, leaves, [CALLS]))(*leaves)
-    jaxpr, names = closed.jaxpr, len(jax.tree.leaves(params))
+    traced = jax.make_jaxpr(lambda *leaves: evaluated(called.jaxpr, called.consts, leaves, [CALLS]))(*leaves)
+    jaxpr, names = traced.jaxpr, len(jax.tree.leaves(params))
     found = _tail(jaxpr, jaxpr.invars[len(jax.tree.leaves((params, frozen))) :])
     if found is None:
         return None
@@ -234,7 +235,7 @@ def cut(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Hea
 
     def upto(wanted: list[Any], p: Params) -> list[Any]:
         before = SimpleNamespace(constvars=jaxpr.constvars, invars=jaxpr.invars, eqns=kept, outvars=wanted)
-        return evaluated(before, closed.consts, jax.tree.leaves((p, *given[1:])), [])
+        return evaluated(before, traced.consts, jax.tree.leaves((p, *given[1:])), [])
 
     def body(p: Params) -> Values:
         first, *weights = upto([features, *(one for one in sides if one in moving)], p)
@@ -254,7 +255,7 @@ def _entered(equation: Any, inputs: list[Any]) -> list[Any] | None:
     """The equations of a call in its place."""
     if equation.primitive.name not in ("jit", "pjit"):
         return None
-    inner = equation.params["jaxpr"]
+    inner = closed(equation.params["jaxpr"])
     return evaluated(inner.jaxpr, inner.consts, inputs, [CALLS])
 
 
@@ -265,7 +266,7 @@ def _reached(jaxpr: Any, variables: list[Any]) -> set[Any]:
     """These variables and all that depend on them."""
     reached = set(variables)
     for equation in jaxpr.eqns:
-        if any(not isinstance(one, core.Literal) and one in reached for one in equation.invars):
+        if any(not is_literal(one) and one in reached for one in equation.invars):
             reached.update(equation.outvars)
     return reached
 
@@ -279,14 +280,14 @@ def _tail(jaxpr: Any, inputs: list[Any]) -> tuple[list[Any], Any, list[Any]] | N
     """
     made = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
     varying = _reached(jaxpr, inputs)
-    uses = Counter(one for equation in jaxpr.eqns for one in equation.invars if not isinstance(one, core.Literal))
+    uses = Counter(one for equation in jaxpr.eqns for one in equation.invars if not is_literal(one))
 
     def varies(atom: Any) -> bool:
-        return not isinstance(atom, core.Literal) and atom in varying
+        return not is_literal(atom) and atom in varying
 
     tail: list[Any] = []
     at: Any = jaxpr.outvars[0]
-    while not isinstance(at, core.Literal) and at in made and uses[at] == bool(tail):
+    while not is_literal(at) and at in made and uses[at] == bool(tail):
         equation = made[at]
         given: list[Any] = [None if varies(one) else one for one in equation.invars]
         if given.count(None) != 1:
@@ -300,7 +301,7 @@ def _tail(jaxpr: Any, inputs: list[Any]) -> tuple[list[Any], Any, list[Any]] | N
                 return None
             tail.insert(0, (equation, given))
             sides = [one for _, operands in tail for one in operands if one is not None]
-            return tail, at, list(dict.fromkeys(one for one in sides if not isinstance(one, core.Literal)))
+            return tail, at, list(dict.fromkeys(one for one in sides if not is_literal(one)))
         narrow = [one if one is None else _narrow(one, made) for one in given]
         if equation.primitive.name not in ENTRYWISE or narrow.count(None) != 1:
             return None
@@ -310,13 +311,13 @@ def _tail(jaxpr: Any, inputs: list[Any]) -> tuple[list[Any], Any, list[Any]] | N
 
 def _narrow(atom: Any, made: dict[Any, Any]) -> Any:
     """An operand with a value for each of the V outputs, or one for all, before it was spread; None if it has more."""
-    if isinstance(atom, core.Literal):
+    if is_literal(atom):
         return atom
     spread = made.get(atom)
     if spread is not None and spread.primitive.name == "broadcast_in_dim":
         inner = spread.invars[0]
         last = (*spread.params["broadcast_dimensions"], -1)[-2 if inner.aval.ndim else -1]
-        if isinstance(inner, core.Literal) or inner.aval.ndim == 0 or last == atom.aval.ndim - 1:
+        if is_literal(inner) or inner.aval.ndim == 0 or last == atom.aval.ndim - 1:
             atom = inner
     wide = int(np.prod(atom.aval.shape[:-1])) > 1
     return None if wide else atom
@@ -327,7 +328,7 @@ def _evaluated_tail(tail: list[Any], rows: Array, weights: dict[Any, Array]) -> 
     value = rows
 
     def aligned(atom: Any) -> Any:
-        if isinstance(atom, core.Literal):
+        if is_literal(atom):
             return atom.val
         side = weights[atom]
         return side.reshape((1,) * (value.ndim - 1) + side.shape[-1:]) if side.ndim else side

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from curvcli.curvature.rewriting import Rewrite, rewritten
-from curvcli.curvature.work import equations
+from curvcli.jax_internals import equations
 
 Array = Any
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from curvcli.curvature.rewriting import Rewrite, bound, evaluated, rewritten
-from curvcli.curvature.work import inner_jaxprs
+from curvcli.curvature.rewriting import Rewrite, evaluated, rewritten
+from curvcli.jax_internals import bound, closed, inner_jaxprs, plain_where_unknown
 
 Array = Any
 CALL = "custom_vjp_call"
@@ -30,6 +30,7 @@ def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     return rewritten(function, TANGENTS)
 
 
+@plain_where_unknown(lambda jaxpr: False)
 def only_backwards(jaxpr: Any) -> bool:
     """Whether a function with a `custom_vjp` is called, which JAX cannot differentiate forwards."""
     return any(
@@ -42,7 +43,7 @@ def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
     """The outputs of a call of a `custom_vjp`, differentiable forwards to any order."""
     if not equation.primitive.name.startswith(CALL):
         return None
-    body = equation.params["call_jaxpr"]
+    body = closed(equation.params["call_jaxpr"])
     moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
 
     @jax.custom_jvp
@@ -60,13 +61,40 @@ def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
 
             return jax.vjp(of_floats, *(given[i] for i in moving))[1](cotangents)
 
-        closed = jax.make_jaxpr(backwards)(values, *given)
+        traced = jax.make_jaxpr(backwards)(values, *given)
         transposed = jax.linear_transpose(
-            lambda one: tuple(evaluated(closed.jaxpr, closed.consts, [*one, *given], [TANGENTS])), values
+            lambda one: tuple(evaluated(traced.jaxpr, traced.consts, [*one, *given], [TANGENTS])), values
         )
         return values, transposed(tuple(tangents[i] for i in moving))[0]
 
     return through(*inputs)
 
 
-TANGENTS = Rewrite(only_backwards, _with_tangents)
+def _whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays whose forward derivatives, to any order, are transposes of its whole reverse ones."""
+
+    @jax.custom_jvp
+    def through(*args: Any) -> Any:
+        return function(*args)
+
+    @through.defjvp
+    def _(args: Any, tangents: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        moved = jax.tree.leaves(tangents)
+        moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+
+        def along(leaves: list[Any], moved: list[Any]) -> Any:
+            def of_floats(*floats: Array) -> Any:
+                known = dict(zip(moving, floats, strict=True))
+                return function(*jax.tree.unflatten(structure, [known.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+            values, back = jax.vjp(of_floats, *(leaves[i] for i in moving))
+            # uᵀJ is linear in u: its own reverse derivative along the tangents is J times them.
+            return jax.vjp(back, jax.tree.map(jnp.zeros_like, values))[1](tuple(moved))[0]
+
+        return through(*args), _whole(along)(leaves, [moved[i] for i in moving])
+
+    return through
+
+
+TANGENTS = Rewrite(only_backwards, _with_tangents, _whole)

@@ -8,13 +8,12 @@ not entered: no network with one has a reverse mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
-from curvcli.curvature.work import inner_jaxprs
+from curvcli.jax_internals import UNREADABLE, bound, closed, inner_jaxprs, is_known, is_literal, scan_sizes
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 """`(equation, inputs) -> outputs`, or None where it stays as it is."""
@@ -26,6 +25,8 @@ class Rewrite(NamedTuple):
 
     wanted: Callable[[Any], bool]  # whether anything in a jaxpr is
     rule: Rule
+    whole: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+    """The same of a whole function, where the equations of an unknown JAX cannot be evaluated one by one."""
 
 
 @lru_cache(maxsize=256)
@@ -36,11 +37,16 @@ def rewritten(function: Callable[..., Any], *rewrites: Rewrite) -> Callable[...,
     """
 
     def adapted(*args: Any) -> Any:
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        active = [one for one in rewrites if one.wanted(closed.jaxpr)]
+        traced, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        active = [one for one in rewrites if one.wanted(traced.jaxpr)]
         if not active:
             return function(*args)
-        outputs = evaluated(closed.jaxpr, closed.consts, jax.tree.leaves(args), active)
+        try:
+            outputs = evaluated(traced.jaxpr, traced.consts, jax.tree.leaves(args), active)
+        except UNREADABLE:
+            if is_known():
+                raise
+            return reduce(lambda whole, rewrite: rewrite.whole(whole), active, function)(*args)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return adapted
@@ -51,7 +57,7 @@ def evaluated(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rewrites: 
     values: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+        return atom.val if is_literal(atom) else values[atom]
 
     values.update(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -72,27 +78,29 @@ def _called(equation: Any, inputs: list[Any], rewrites: Sequence[Rewrite]) -> li
 
     def inside(inner: Any) -> Callable[..., list[Any]]:
         """What an inner jaxpr computes, as a function of its arguments."""
-        jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-        return lambda *args: evaluated(jaxpr, consts, args, rewrites)
+        body = closed(inner)
+        return lambda *args: evaluated(body.jaxpr, body.consts, args, rewrites)
 
-    return list(enter(equation.params, inside, inputs))
-
-
-def _jit(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
-    return inside(params["jaxpr"])(*inputs)
+    return list(enter(equation, inside, inputs))
 
 
-def _checkpoint(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
+def _jit(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
+    return inside(equation.params["jaxpr"])(*inputs)
+
+
+def _checkpoint(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
+    params = equation.params
     kept = {name: params[name] for name in ("policy", "prevent_cse")}
     return jax.checkpoint(inside(params["jaxpr"]), **kept)(*inputs)
 
 
-def _cond(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
-    return jax.lax.switch(inputs[0], [inside(branch) for branch in params["branches"]], *inputs[1:])
+def _cond(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
+    return jax.lax.switch(inputs[0], [inside(branch) for branch in equation.params["branches"]], *inputs[1:])
 
 
-def _scan(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any]:
-    first, carried, body = params["num_consts"], params["num_carry"], inside(params["jaxpr"])
+def _scan(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
+    params = equation.params
+    (first, carried), body = scan_sizes(equation), inside(params["jaxpr"])
     consts, carry, rows = inputs[:first], inputs[first : first + carried], inputs[first + carried :]
 
     def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -104,13 +112,7 @@ def _scan(params: dict[str, Any], inside: Inside, inputs: list[Any]) -> list[Any
     return [*carry, *stacked]
 
 
-ENTERED: dict[str, Callable[[dict[str, Any], Inside, list[Any]], list[Any]]] = {
+ENTERED: dict[str, Callable[[Any, Inside, list[Any]], list[Any]]] = {
     "jit": _jit, "pjit": _jit, "cond": _cond, "scan": _scan, "checkpoint": _checkpoint, "remat2": _checkpoint,
 }  # fmt: skip
-"""By primitive: `(params, inside, inputs) -> outputs`, called again around what `inside` makes of the inner jaxprs."""
-
-
-def bound(equation: Any, inputs: list[Any]) -> list[Any]:
-    """The outputs of an equation as it stands."""
-    outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
-    return outputs if equation.primitive.multiple_results else [outputs]
+"""By primitive: `(equation, inside, inputs) -> outputs`, called again around what `inside` makes of inner jaxprs."""

@@ -22,9 +22,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from curvcli.curvature.work import abstract_batch
+from curvcli.jax_internals import bound, closed, is_literal, plain_where_unknown
 from curvcli.problem import Params, Problem
 
 Array = Any
@@ -106,16 +106,22 @@ class _Output(NamedTuple):
     unit: np.ndarray
 
 
+def _no_layers(problem: Problem) -> Found:
+    """Where equations cannot be read, every parameter has its diagonal."""
+    return Found(others=dict.fromkeys(problem.params, f"the equations of jax {jax.__version__} are not known"))
+
+
+@plain_where_unknown(_no_layers)
 def find_layers(problem: Problem) -> Found:
     """The layers of a problem's network. Nothing is computed but indices."""
-    closed, names = _traced(problem)
+    traced, names = _traced(problem)
     walk = _Walk(names, {name: tuple(leaf.shape) for name, leaf in problem.params.items()})
     inputs: list[Any] = [
         _Moved(name, np.arange(problem.params[name].size, dtype=np.int32).reshape(problem.params[name].shape))
         if name is not None else None
         for name in names
     ]  # fmt: skip
-    walk.through(closed.jaxpr, [None] * len(closed.consts), inputs)
+    walk.through(traced.jaxpr, [None] * len(traced.consts), inputs)
     return walk.found()
 
 
@@ -123,10 +129,10 @@ def _traced(problem: Problem) -> tuple[Any, list[str | None]]:
     """The jaxpr of the network for one example, and the names of its arguments that are differentiated parameters."""
     batch = abstract_batch(problem, 1)
     arguments = (problem.params, problem.frozen, batch.inputs)
-    closed = jax.make_jaxpr(problem.predict)(*arguments)
+    traced = jax.make_jaxpr(problem.predict)(*arguments)
     paths = jax.tree_util.tree_flatten_with_path(arguments)[0]
     names = [path[1].key if path[0].idx == 0 else None for path, _ in paths]
-    return closed, names
+    return traced, names
 
 
 class _Walk:
@@ -162,7 +168,7 @@ class _Walk:
         known: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
-            return None if isinstance(atom, core.Literal) else known.get(atom)
+            return None if is_literal(atom) else known.get(atom)
 
         known.update(zip(jaxpr.constvars, consts, strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
@@ -175,8 +181,8 @@ class _Walk:
     def _one(self, equation: Any, arguments: list[Any]) -> list[Any]:
         name, nothing = equation.primitive.name, [None] * len(equation.outvars)
         if name in CALLS:
-            closed = _called(equation)
-            return self.through(closed.jaxpr, [None] * len(closed.consts), arguments)
+            body = _called(equation)
+            return self.through(body.jaxpr, [None] * len(body.consts), arguments)
         self.site += 1
         if all(one is None for one in arguments):
             return nothing
@@ -291,8 +297,7 @@ class _Walk:
 
 def _called(equation: Any) -> Any:
     """The closed jaxpr that an equation calls."""
-    inner = equation.params[CALLS[equation.primitive.name]]
-    return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
+    return closed(equation.params[CALLS[equation.primitive.name]])
 
 
 # --- evaluation with taps ---------------------------------------------------------------------------------
@@ -309,13 +314,15 @@ def tapped(problem: Problem, layers: list[Layer]) -> Tapped:
     The derivative by a perturbation is the pre-activation gradient at every position. Perturbations of zero leave the
     outputs as they are.
     """
-    closed, _ = _traced(problem)
     sites = {layer.site: (index, layer) for index, layer in enumerate(layers)}
+    traced = _traced(problem)[0] if layers else None
 
     def network(params: Params, frozen: dict, inputs: Any, perturbations: list[Array]) -> tuple[Array, list[Array]]:
         single = jax.tree.map(lambda leaf: leaf[None], inputs)
+        if traced is None:
+            return problem.predict(params, frozen, single)[0], []
         run = _Run(sites, perturbations)
-        outputs = run.through(closed.jaxpr, closed.consts, jax.tree.leaves((params, frozen, single)))
+        outputs = run.through(traced.jaxpr, traced.consts, jax.tree.leaves((params, frozen, single)))
         return outputs[0][0], [run.inputs[index] for index in range(len(layers))]
 
     return network
@@ -333,17 +340,16 @@ class _Run:
         values.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else values[atom]
+            return atom.val if is_literal(atom) else values[atom]
 
         for equation in jaxpr.eqns:
             given = [read(atom) for atom in equation.invars]
             if equation.primitive.name in CALLS:
-                closed = _called(equation)
-                outputs = self.through(closed.jaxpr, closed.consts, given)
+                body = _called(equation)
+                outputs = self.through(body.jaxpr, body.consts, given)
             else:
                 self.site += 1
-                outputs = equation.primitive.bind(*given, **equation.primitive.get_bind_params(equation.params))
-                outputs = list(outputs) if equation.primitive.multiple_results else [outputs]
+                outputs = bound(equation, given)
                 if self.site in self.sites:
                     index, layer = self.sites[self.site]
                     self.inputs[index] = _layer_inputs(equation, layer, given)

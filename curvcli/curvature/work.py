@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from curvcli.jax_internals import plain_where_unknown, repeated_equations
 from curvcli.problem import Batch, Problem
 
 
@@ -19,13 +19,21 @@ class Work(NamedTuple):
     equations: int  # of the network's jaxpr, those that are repeated counted once
 
 
+def _outputs_work(problem: Problem) -> Work:
+    """What is known without equations: the outputs, and a multiplication and an addition for each parameter."""
+    batch = abstract_batch(problem, 1)
+    outputs = jax.tree.leaves(jax.eval_shape(problem.predict, problem.params, problem.frozen, batch.inputs))
+    return Work(sum(leaf.size * leaf.dtype.itemsize for leaf in outputs), 2 * problem.dim, len(problem.params))
+
+
+@plain_where_unknown(_outputs_work)
 def network_work(problem: Problem) -> Work:
     """Bytes of the intermediate values and floating-point operations of the network for one example."""
     batch = abstract_batch(problem, 1)
     jaxpr = jax.make_jaxpr(problem.predict)(problem.params, problem.frozen, batch.inputs)
     parameter_shapes = {leaf.shape for leaf in problem.params.values()}
     total_bytes = total_flops = count = 0
-    for equation, times in _repeated(jaxpr.jaxpr, 1):
+    for equation, times in repeated_equations(jaxpr.jaxpr):
         count += 1
         total_flops += times * _flops(equation)
         for variable in equation.outvars:
@@ -40,32 +48,6 @@ def abstract_batch(problem: Problem, batch_size: int) -> Batch:
     """Shapes and dtypes of a batch."""
     batch = next(iter(problem.batches))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), batch)
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr, those of inner jaxprs (jit, loops, custom derivatives) in place of their calls."""
-    return (equation for equation, _ in _repeated(jaxpr, 1))
-
-
-def inner_jaxprs(equation: Any) -> list[Any]:
-    """The jaxprs that an equation calls."""
-    values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
-
-
-def _repeated(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
-    """The equations with how often they run: `scan` repeats its body; a `while` loop's count is not known."""
-    for equation in jaxpr.eqns:
-        inner = inner_jaxprs(equation)
-        if not inner:
-            yield equation, times
-        length = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for one in inner:
-            yield from _repeated(one, times * length)
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _flops(equation: Any) -> int:

@@ -8,20 +8,25 @@ import numpy as np
 
 from curvcli.linalg.lanczos import Tridiagonal
 
+PRODUCT_ROUNDING = 16
+"""Rounding of a product in eps ‖A‖: up to 14 measured, whatever the dimension (`lanczos.Lanczos`)."""
+
 
 class Measure(NamedTuple):
     """The quadrature of one probe with what is needed to bound its error."""
 
     nodes: np.ndarray  # [m], ascending
     weights: np.ndarray  # [m], sum 1
-    residuals: np.ndarray  # [m], ‖A y_l − θ_l y_l‖ of the Ritz vectors
+    residuals: np.ndarray  # [m], ‖A y_l − θ_l y_l‖ of the Ritz vectors, rounding included
 
     @classmethod
-    def of(cls, tridiagonal: Tridiagonal) -> Measure:
-        """The measure that T represents."""
+    def of(cls, tridiagonal: Tridiagonal, eps: float = float(np.finfo(np.float64).eps)) -> Measure:
+        """The measure that T represents, from products with relative rounding `eps`."""
         values, vectors = tridiagonal.eigh()
         weights = np.square(vectors[0])
-        return cls(values, weights / weights.sum(), tridiagonal.beta[-1] * np.abs(vectors[-1]))
+        # Where the Krylov space is invariant β is 0, and a Ritz value is still some rounding away from its eigenvalue.
+        rounding = PRODUCT_ROUNDING * eps * np.abs(values).max()
+        return cls(values, weights / weights.sum(), tridiagonal.beta[-1] * np.abs(vectors[-1]) + rounding)
 
 
 def cumulative(measure: Measure, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,11 +41,12 @@ class Collected:
     high: krylov.KrylovSpace | None = None
     outliers: list[tuple[int, np.ndarray, Array]] = field(default_factory=list)  # probe, values [r], vectors [r, dim]
     products: int = 0
+    eps: float = 0.0  # of the products' dtype
 
     @property
     def measures(self) -> list[Measure]:
         """The quadrature of each probe."""
-        return [Measure.of(t) for t in self.tridiagonals]
+        return [Measure.of(t, self.eps) for t in self.tridiagonals]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Slq:
                 for probe, tridiagonal in enumerate(found):
                     _keep_outliers(collected, state, probe, tridiagonal)
         collected.tridiagonals += algorithm.result(state)
+        collected.eps = float(np.finfo(operator.dtype).eps)
 
 
 def _keep_extremes(collected: Collected, state: LanczosState, found: list[Tridiagonal]) -> None:

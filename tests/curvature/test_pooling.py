@@ -13,7 +13,7 @@ import pytest
 
 from curvcli.curvature import build
 from curvcli.curvature.pooling import with_fast_pooling
-from curvcli.curvature.work import equations
+from curvcli.jax_internals import equations
 from curvcli.linalg.operator import to_dense
 from tests.problems import make_problem
 
