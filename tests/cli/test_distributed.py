@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from curvcli.xla import SWITCH, program_options
 from tests.cli.conftest import Outcome, Project
 
 TIMEOUTS = {"CURV_START_TIMEOUT": "60", "CURV_SILENT_TIMEOUT": "10"}
@@ -91,6 +93,22 @@ def test_two_processes_answer_as_one(start: Start, curv: Callable[..., Outcome])
     assert together["environment"]["processes"] == together["environment"]["devices"] == 2
     for name in ("lambda_max", "lambda_min", "trace"):
         assert together["result"][name]["value"] == pytest.approx(alone["result"][name]["value"], rel=1e-9)
+
+
+def test_workers_sum_rightly_whatever_flags_are_set(
+    project: Project, start: Start, curv: Callable[..., Outcome], process_environment: dict[str, str]
+) -> None:
+    """A user's own flag leaves XLA's faulty sums on: the options of each program turn them off, in every process."""
+    random = np.random.default_rng(0)
+    project.data(x=random.normal(size=(6000, 4)), y=random.integers(0, 3, 6000))
+    process_environment["XLA_FLAGS"] = f"{SWITCH}=reduce" if program_options() else ""
+    wide = ("--matrix", "ggn", "--probes", "10", "--steps", "4", "--dtype")
+    exact = curv(*COMMAND, *wide, "float64").report["result"]["lambda_max"]["value"]
+    first, second = start(2, *wide, "float32")
+    out, err = first.communicate(timeout=200)
+    second.communicate(timeout=60)
+    assert (first.returncode, err) == (0, "")
+    assert json.loads(out)["result"]["lambda_max"]["value"] == pytest.approx(exact, rel=1e-4)
 
 
 def test_a_process_that_is_killed_ends_the_others(start: Start, tmp_path: Path) -> None:
