@@ -108,7 +108,7 @@ class _Output(NamedTuple):
 
 def find_layers(problem: Problem) -> Found:
     """The layers of a problem's network. Nothing is computed but indices."""
-    closed, names = _traced(problem)
+    closed, names = traced(problem)
     walk = _Walk(names, {name: tuple(leaf.shape) for name, leaf in problem.params.items()})
     inputs: list[Any] = [
         _Moved(name, np.arange(problem.params[name].size, dtype=np.int32).reshape(problem.params[name].shape))
@@ -119,7 +119,7 @@ def find_layers(problem: Problem) -> Found:
     return walk.found()
 
 
-def _traced(problem: Problem) -> tuple[Any, list[str | None]]:
+def traced(problem: Problem) -> tuple[Any, list[str | None]]:
     """The jaxpr of the network for one example, and the names of its arguments that are differentiated parameters."""
     batch = abstract_batch(problem, 1)
     arguments = (problem.params, problem.frozen, batch.inputs)
@@ -175,7 +175,7 @@ class _Walk:
     def _one(self, equation: Any, arguments: list[Any]) -> list[Any]:
         name, nothing = equation.primitive.name, [None] * len(equation.outvars)
         if name in CALLS:
-            closed = _called(equation)
+            closed = called(equation)
             return self.through(closed.jaxpr, [None] * len(closed.consts), arguments)
         self.site += 1
         if all(one is None for one in arguments):
@@ -275,7 +275,8 @@ class _Walk:
             return NotImplemented
         output, moved = pair
         layer = self.layers[output.layer]
-        if layer.bias is not None or output.unit.ndim != moved.entries.ndim:
+        # The factor of an embedding is its diagonal, which has no room for a constant input.
+        if layer.kind == "embed" or layer.bias is not None or output.unit.ndim != moved.entries.ndim:
             return NotImplemented
         added = np.broadcast_to(moved.entries, output.unit.shape)
         rows = np.full(layer.fan_out, -1, np.int32)
@@ -289,7 +290,7 @@ class _Walk:
         return None
 
 
-def _called(equation: Any) -> Any:
+def called(equation: Any) -> Any:
     """The closed jaxpr that an equation calls."""
     inner = equation.params[CALLS[equation.primitive.name]]
     return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
@@ -309,7 +310,7 @@ def tapped(problem: Problem, layers: list[Layer]) -> Tapped:
     The derivative by a perturbation is the pre-activation gradient at every position. Perturbations of zero leave the
     outputs as they are.
     """
-    closed, _ = _traced(problem)
+    closed, _ = traced(problem)
     sites = {layer.site: (index, layer) for index, layer in enumerate(layers)}
 
     def network(params: Params, frozen: dict, inputs: Any, perturbations: list[Array]) -> tuple[Array, list[Array]]:
@@ -338,7 +339,7 @@ class _Run:
         for equation in jaxpr.eqns:
             given = [read(atom) for atom in equation.invars]
             if equation.primitive.name in CALLS:
-                closed = _called(equation)
+                closed = called(equation)
                 outputs = self.through(closed.jaxpr, closed.consts, given)
             else:
                 self.site += 1
