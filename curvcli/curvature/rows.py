@@ -119,7 +119,7 @@ class _Walk:
 
         def axes(atom: Any) -> Axes:
             if isinstance(atom, core.Literal):
-                return self.new(len(atom.aval.shape))
+                return self.new(np.ndim(atom.val))
             if atom not in known:
                 known[atom] = self.new(len(atom.aval.shape))
             return known[atom]

@@ -86,10 +86,16 @@ class Found:
         In order of evaluation.
     others
         Parameters that fit no rule, with the reason.
+    filters
+        [fan_in, filters] by kernel, layer or not: the flat indices of what reaches each output unit.
+    biases
+        Parameters that are added to the output of a kernel.
     """
 
     layers: list[Layer] = field(default_factory=list)
     others: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, np.ndarray] = field(default_factory=dict)
+    biases: set[str] = field(default_factory=set)
 
 
 class _Moved(NamedTuple):
@@ -137,10 +143,11 @@ class _Walk:
         self.layers: list[Layer] = []
         self.uses: dict[str, list[str]] = {name: [] for name in names if name is not None}
         self.output_uses: list[int] = []
+        self.filters: dict[str, np.ndarray] = {}
 
     def found(self) -> Found:
         """Layers whose parameters are used nowhere else; the others' parameters by reason."""
-        result = Found()
+        result = Found(filters=self.filters, biases={one.bias for one in self.layers if one.bias is not None})
         for index, layer in enumerate(self.layers):
             if len(self.uses[layer.kernel]) > 1:
                 result.others[layer.kernel] = f"used {len(self.uses[layer.kernel])} times"
@@ -209,11 +216,18 @@ class _Walk:
     ) -> Any:
         """A use of a whole kernel, each entry once."""
         self.uses[moved.name].append(f"enters a {kind} layer")
-        if len(np.unique(rows)) != rows.size or rows.size != np.prod(self.shapes[moved.name], dtype=int):
+        if not self._add_filters(moved, rows):
             self.uses[moved.name].append("only in part")
         self.layers.append(Layer(kind, self.site, moved.name, rows, positions=positions, side=side))
         self.output_uses.append(0)
         return _Output(len(self.layers) - 1, units)
+
+    def _add_filters(self, moved: _Moved, rows: np.ndarray) -> bool:
+        """The columns of a kernel at its first use; False where it is not used whole, each entry once."""
+        whole = len(np.unique(rows)) == rows.size == np.prod(self.shapes[moved.name], dtype=int)
+        if whole:
+            self.filters.setdefault(moved.name, rows)
+        return whole
 
     def _dense(self, equation: Any, arguments: list[Any]) -> Any:
         side = 1 if isinstance(arguments[1], _Moved) else 0
@@ -221,12 +235,13 @@ class _Walk:
         if not isinstance(moved, _Moved) or isinstance(other, _Moved):
             return NotImplemented
         contract, batch = equation.params["dimension_numbers"]
-        if batch[0]:
-            return NotImplemented
         axes = list(contract[side])
         free = [axis for axis in range(moved.entries.ndim) if axis not in axes]
         fan_in = int(np.prod([moved.entries.shape[axis] for axis in axes]))
         rows = moved.entries.transpose(*axes, *free).reshape(fan_in, -1)
+        if batch[0]:  # a matrix for each of a batch: filters of their own, and no layer
+            self._add_filters(moved, rows)
+            return NotImplemented
         # The product's axes: the free ones of the left operand, then those of the right.
         shape = equation.outvars[0].aval.shape
         units = np.arange(rows.shape[1], dtype=np.int32).reshape([moved.entries.shape[axis] for axis in free])
@@ -238,13 +253,16 @@ class _Walk:
     def _conv(self, equation: Any, arguments: list[Any]) -> Any:
         moved, given = arguments[1], equation.params
         plain = given["feature_group_count"] == given["batch_group_count"] == 1
-        if not isinstance(moved, _Moved) or isinstance(arguments[0], _Moved) or not plain:
+        if not isinstance(moved, _Moved) or isinstance(arguments[0], _Moved):
             return NotImplemented
         spec = given["dimension_numbers"]
         # Patches come as (height, width, channels), whatever the order in the kernel.
         order = (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
         turned = moved.entries.transpose(order)
         rows = turned.reshape(-1, turned.shape[-1])
+        if not plain:
+            self._add_filters(moved, rows)
+            return NotImplemented
         shape, feature = equation.outvars[0].aval.shape, spec.out_spec[1]
         unit_shape = [1] * len(shape)
         unit_shape[feature] = shape[feature]

@@ -85,11 +85,11 @@ def test_outputs_with_weights_of_their_own_are_units() -> None:
 def test_a_likelihood_of_the_same_hessian_stands_for_the_loss(loss: Any, dtype: Any) -> None:
     own = Objective(network, (X, LABELS), loss, likelihood="softmax_cross_entropy")
     for scale in (1.0, 30.0):  # logits as of a network that fits
-        found = own.trace({**PARAMS, "u": scale * PARAMS["u"]}, matrix="ekfac", factors="exact", dtype=dtype)
-        ggn = own.trace({**PARAMS, "u": scale * PARAMS["u"]}, matrix="ggn", dtype=dtype)
-        assert found.result.trace.value == pytest.approx(
-            ggn.result.trace.value, rel=1e-3 if dtype == "float32" else 1e-9
-        )
+        params = {**PARAMS, "u": scale * PARAMS["u"]}
+        found = own.trace(params, matrix="ekfac", factors="exact", dtype=dtype)
+        ggn = own.trace(params, matrix="ggn", dtype=dtype)
+        tolerance = 1e-3 if dtype == "float32" else 1e-9
+        assert found.result.trace.value == pytest.approx(ggn.result.trace.value, rel=tolerance)
 
 
 def test_a_likelihood_of_another_hessian_is_refused() -> None:
