@@ -67,7 +67,7 @@ class Found(Generic[R]):
 
     def __repr__(self) -> str:
         doubt = f"UNTRUSTED ({', '.join(_failed(self.report))} failed): " if self.report.untrusted else ""
-        parts = [self.report.schema_name, f"{len(self.report.warnings)} warnings"]
+        parts = [type(self.report).__name__, f"{len(self.report.warnings)} warnings"]
         parts += [f"{name}={list(held)}" for name in ("arrays", "params") if (held := getattr(self, name))]
         return f"{doubt}Found({', '.join(parts)})"
 

@@ -155,6 +155,6 @@ def test_an_untrusted_result_warns_and_says_so() -> None:
     with pytest.warns(CurvWarning, match=r"not to be relied on: self-check 'per_example' failed.*\[N, N\] in the loss"):
         found = pairs.eigs(PARAMS, k=1, dtype="float64")
     assert found.report.untrusted
-    assert repr(found).startswith("UNTRUSTED (per_example failed): Found(curv.eigs/1")
+    assert repr(found).startswith("UNTRUSTED (per_example failed): Found(EigsReport")
     right = Objective(first, (X, VALUES[:, :1]), "squared_error").eigs(PARAMS, k=1, dtype="float64")
-    assert repr(right).startswith("Found(curv.eigs/1")
+    assert repr(right).startswith("Found(EigsReport")
