@@ -10,13 +10,14 @@ import contextlib
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from curvcli.errors import CurvError, UsageError
+from curvcli.errors import CurvError, CurvWarning, UsageError
 from curvcli.schema.compare import CompareReport
 from curvcli.schema.diag import DiagReport
 from curvcli.schema.direction import DirectionReport
@@ -39,7 +40,7 @@ FILES = ("save", "escape", "state", "plan", "save_factors", "optimizer_state")
 """Settings that speak of files a program has no need of."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found(Generic[R]):
     """What an analysis found.
 
@@ -63,6 +64,17 @@ class Found(Generic[R]):
         """`report.result`."""
         return self.report.result
 
+    def __repr__(self) -> str:
+        doubt = f"UNTRUSTED ({', '.join(_failed(self.report))} failed): " if self.report.untrusted else ""
+        parts = [type(self.report).__name__, f"{len(self.report.warnings)} warnings"]
+        parts += [f"{name}={list(held)}" for name in ("arrays", "params") if (held := getattr(self, name))]
+        return f"{doubt}Found({', '.join(parts)})"
+
+
+def _failed(report: Report[Any, Any]) -> list[str]:
+    """The names of the self-checks that failed."""
+    return [name for name, check in report.checks.items() if not check.passed]
+
 
 class Objective:
     """A network, data and a loss: J(w) = (1/M) Σ loss + R(w), to be asked about at any weights.
@@ -77,7 +89,7 @@ class Objective:
         array [N, …].
     loss
         `squared_error`, `softmax_cross_entropy`, `sigmoid_cross_entropy`, `poisson`, or
-        `fn(outputs, targets) -> one loss an example`.
+        `fn(outputs, targets) -> one loss an example`; numbers for each output are summed over the last axis.
     kind
         `linen`, `nnx` or `apply`, where it cannot be told.
     l2, regulariser
@@ -145,6 +157,11 @@ class Objective:
         ------
         CurvError
             Of the class that fits what is wrong: a setting, the model, the numbers.
+
+        Warns
+        -----
+        CurvWarning
+            A self-check failed: `report.untrusted`.
         """
         return self._run("spectrum", SpectrumReport, variables, at, settings)
 
@@ -211,6 +228,9 @@ class Objective:
             kind, loaded, settings, answer, warnings_of(loaded, answer, watch), way=way_of(problem),
             seconds=time.perf_counter() - started, compiling=clock.compiling,
         )  # fmt: skip
+        if report.untrusted:
+            causes = [one for one in report.warnings if one.startswith("self-check")]
+            warnings.warn(f"the result is not to be relied on: {'; '.join(causes)}", CurvWarning, stacklevel=3)
         return Found(report, answer.arrays, answer.params)
 
     def _shared(self, loaded: Loaded, settings: Any) -> dict[str, Any]:

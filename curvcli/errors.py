@@ -26,6 +26,10 @@ class CurvError(Exception):
         self.hint = " ".join(hint.split())
 
 
+class CurvWarning(UserWarning):
+    """A self-check failed: the result that comes back is not to be relied on."""
+
+
 class UsageError(CurvError):
     """The command line itself is wrong: an option's value, or options that exclude each other."""
 

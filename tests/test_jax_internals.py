@@ -55,7 +55,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of JAX that changed everything that is read of it."""
     monkeypatch.setattr(jax_internals, "KNOWN", ())
     for module, name in [
-        (rewriting, "evaluated"), (rewriting, "scan_sizes"), (taps, "_traced"), (heads, "_tail"),
+        (rewriting, "evaluated"), (rewriting, "scan_sizes"), (taps, "traced"), (heads, "_tail"),
         (work, "repeated_equations"),
     ]:  # fmt: skip
         monkeypatch.setattr(module, name, unreadable)

@@ -13,6 +13,7 @@ from curvcli.analyses.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.preconditioners import affordable_sampling
 from curvcli.curvature import build
 from curvcli.curvature.kfac import Recipe, diagonal
+from curvcli.curvature.likelihood import check_output_hessian, difference_in_words
 from curvcli.curvature.matrices import check_likelihood
 from curvcli.errors import SpecError, UsageError
 from curvcli.linalg.iterate import Monitor
@@ -109,12 +110,13 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
     Raises
     ------
     SpecError
-        A matrix was asked for that needs a likelihood which the loss does not have.
+        A matrix was asked for that needs a likelihood: the loss has none, or one of another output Hessian.
     UsageError
         Fewer than two are left.
     """
     loss, left_out = problem.loss, {}
     names: list[ComparedName] = list(settings.matrices)
+    by_likelihood = recipe_of(problem, settings).sampling != "empirical"
     for name in names:
         if name == "diagonal" and loss.family is None:
             raise SpecError(
@@ -122,10 +124,15 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
                 "give [loss] likelihood in curv.toml, or leave it out of --matrices",
             )
         check_likelihood(loss, name)
+    if by_likelihood and (closed := next((name for name in names if name in CLOSED), None)) is not None:
+        check_output_hessian(problem, closed)
     if not names:
-        names = [name for name in DEFAULT if name not in LIKELIHOOD or loss.family is not None]
+        without = LIKELIHOOD if loss.family is None else ()
         why = f"{loss.name} declares no likelihood"
-        left_out = {name: why for name in DEFAULT if name not in names}
+        if by_likelihood and (words := difference_in_words(problem)) is not None:
+            without, why = CLOSED, words
+        left_out = {name: why for name in DEFAULT if name in without}
+        names = [name for name in DEFAULT if name not in left_out]
     kept: list[ComparedName] = []
     equal: list[Equal] = []
     for name in names:

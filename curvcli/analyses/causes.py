@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from curvcli.analyses.precise import objective_jaxpr
-from curvcli.jax_internals import inner_jaxprs, plain_where_unknown, source
+from curvcli.curvature.work import abstract_batch
+from curvcli.jax_internals import equations, inner_jaxprs, plain_where_unknown, source
 from curvcli.problem import Problem
 
 CAUSES = {
@@ -32,6 +33,8 @@ RANDOM = {
 ROUNDING = ("round", "sign", "floor", "ceil")
 DERIVATIVES = {"stop_gradient": "stop_gradient", **{name: name for name in ROUNDING}}
 """Primitives that can spoil a derivative, and what they are called; custom derivatives have names of their own."""
+EXAMPLES = 10007
+"""A number of examples that no other axis is likely to have, where only shapes are looked at."""
 CUSTOM = ("custom_vjp_call", "custom_jvp_call")
 JAX = str(Path(jax.__file__).parent)
 
@@ -43,12 +46,25 @@ def likely_cause(check: str, problem: Problem) -> str:
         found = [name for name in found if name != "sign"]  # of logsumexp
     elif any(name in found for name in ROUNDING):
         found = ["a straight-through estimator", *found]
+    if check == "per_example" and (pairs := _pairs(problem)) is not None:
+        found.append(f"{pairs} in the loss, a number for each pair of the N examples, as [N, 1] against [N] gives it")
     return CAUSES[check] + (f"; found in the model or loss: {', '.join(found)}" if found else "")
 
 
 @plain_where_unknown(lambda problem, named: [])
 def _distinct_suspects(problem: Problem, named: dict[str, str]) -> list[str]:
     return list(dict.fromkeys(_suspects(objective_jaxpr(problem), named)))
+
+
+@plain_where_unknown(lambda problem: None)
+def _pairs(problem: Problem) -> str | None:
+    """The shape of a value in the loss that has two axes of examples, `[N, N]`; None where there is none."""
+    batch = abstract_batch(problem, EXAMPLES)
+    z = jax.eval_shape(problem.predict, problem.params, problem.frozen, batch.inputs)
+    shapes = (one.aval.shape for equation in equations(jax.make_jaxpr(problem.loss.value)(z, batch.targets).jaxpr)
+              for one in equation.outvars)  # fmt: skip
+    paired = next((shape for shape in shapes if shape.count(EXAMPLES) > 1), None)
+    return None if paired is None else f"[{', '.join('N' if n == EXAMPLES else str(n) for n in paired)}]"
 
 
 def _suspects(jaxpr: Any, named: dict[str, str], in_jax: bool = False) -> Iterator[str]:

@@ -60,7 +60,9 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
     plan = memory_plan(problem, settings, given)
     factors = None
     if settings.factored is not None:
-        factors = preconditioners.running_factors(problem, settings, settings.factored, given.factors)
+        factors = preconditioners.running_factors(
+            problem, settings, settings.factored, given.factors, stands_for_ggn=settings.solver in FACTORED
+        )
     loss, gradient = finite_objective(problem)
     meter = Meter()
     matrix = meter.count(solving.undamped(problem, settings, settings.matrix))

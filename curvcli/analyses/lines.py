@@ -12,8 +12,10 @@ import numpy as np
 
 from curvcli.analyses import eigs, planning
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
+from curvcli.compiling import jit
 from curvcli.curvature import curves_the_loss
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.taps import find_layers
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg import minres
 from curvcli.linalg.iterate import Monitor
@@ -133,25 +135,17 @@ class Finder:
         return sphere(key, draw, 1, self.problem.dim, self.problem.dtype)[0]
 
     def _filter_normalized(self, draw: int) -> Array:
-        """Random, each filter (what reaches one output unit, the last axis) as long as the weights' own.
+        """Random, each filter (what reaches one output unit) as long as the weights' own; biases and scales stay.
 
-        Biases, scales and whatever else has one axis stay where they are.
         Source: Li et al. (2018), *Visualizing the loss landscape of neural nets*.
         """
         params, layout = self.problem.params, Layout.of(self.problem.params)
         key = jax.random.fold_in(jax.random.key(self.settings.seed), FILTERS)
-        random = layout.unravel(sphere(key, draw, 1, layout.dim, self.problem.dtype)[0])
-        if not any(leaf.ndim > 1 for leaf in params.values()):
-            raise NoDirectionError("no parameter has filters: all have one axis or none")
-
-        def scaled(leaf: Array, weight: Array) -> Array:
-            if weight.ndim < 2:
-                return jnp.zeros_like(weight)
-            axes = tuple(range(weight.ndim - 1))
-            norms = [jnp.sqrt(jnp.sum(jnp.square(one), axis=axes, keepdims=True)) for one in (leaf, weight)]
-            return leaf * (norms[1] / norms[0])
-
-        return layout.ravel({name: scaled(random[name], weight) for name, weight in params.items()})
+        filters = _filters(self.problem)
+        if not filters:
+            raise NoDirectionError("no parameter has filters: all are biases, scales, or have one axis")
+        random = sphere(key, draw, 1, layout.dim, self.problem.dtype)[0]
+        return _as_long(layout, random, params, {name: jnp.asarray(rows) for name, rows in filters.items()})
 
     def _solution(self) -> tuple[Array, Solve]:
         """The Newton direction of the matrix asked for: A d = −∇J."""
@@ -216,6 +210,38 @@ class Finder:
             plan = eigs.memory_plan(self.problem, wanted)
             self._pairs[largest] = eigs.extreme_pairs(self.operator, wanted, plan, self.monitor, self.warnings)
         return self._pairs[largest]
+
+
+def _filters(problem: Problem) -> dict[str, np.ndarray]:
+    """The flat indices [fan_in, filters] of the filters in each parameter that has some.
+
+    As the equations of the network use it: of an attention kernel [embed, heads, head_dim] one for each column (head,
+    dimension). Of what enters otherwise (kernels inside `scan`, or with their norm divided out) the last axis counts
+    the filters, where there are two axes, and the name is not that of a bias or scale.
+    """
+    network, found = find_layers(problem), {}
+    for name, leaf in problem.params.items():
+        if name in network.filters:
+            found[name] = network.filters[name]
+        elif leaf.ndim > 1 and name not in network.biases and name.rpartition("/")[2] not in ("bias", "scale"):
+            found[name] = np.arange(leaf.size, dtype=np.int32).reshape(-1, leaf.shape[-1])
+    return found
+
+
+@jit(static_argnums=0)
+def _as_long(layout: Layout, random: Array, params: Params, filters: dict[str, Array]) -> Array:
+    """A vector [dim] whose filters have the length of those of the parameters; zero outside of them."""
+    leaves = layout.unravel(random)
+
+    def scaled(name: str, weight: Array) -> Array:
+        if name not in filters:
+            return jnp.zeros_like(weight)
+        drawn, own = (leaf.reshape(-1)[filters[name]] for leaf in (leaves[name], weight))
+        norms = [jnp.sqrt(jnp.sum(jnp.square(columns), axis=0, keepdims=True)) for columns in (drawn, own)]
+        entries = jnp.zeros(weight.size, weight.dtype).at[filters[name]].set(drawn * (norms[1] / norms[0]))
+        return entries.reshape(weight.shape)
+
+    return layout.ravel({name: scaled(name, weight) for name, weight in params.items()})
 
 
 def eigs_settings(settings: LineSettings, largest: bool) -> EigsSettings:

@@ -10,6 +10,7 @@ import numpy as np
 
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kfac import Recipe, Sampling, squared_gradients
+from curvcli.curvature.likelihood import check_output_hessian
 from curvcli.curvature.matrices import check_likelihood
 from curvcli.curvature.ntk import outputs_per_example
 from curvcli.curvature.running import Running
@@ -66,6 +67,7 @@ def running_factors(
     *,
     every: int = 1,
     stale: bool = False,
+    stands_for_ggn: bool = True,
 ) -> Running:
     """`kfac` or `ekfac` of the GGN, l2 included, without λ; nothing is computed yet.
 
@@ -75,15 +77,19 @@ def running_factors(
         What `--save-factors` wrote, to be taken at the first step.
     every, stale
         See `Running`, and its `read`.
+    stands_for_ggn
+        Whether the numbers depend on the factors, and not only how soon an iteration converges.
 
     Raises
     ------
     SpecError
-        The loss declares no likelihood.
+        The loss declares no likelihood, or one that has another output Hessian.
     UsageError, DataError
         The saved factors are of other weights, examples or another recipe; of another network.
     """
     check_likelihood(problem.loss, name)
+    if stands_for_ggn and settings.factors != "empirical":
+        check_output_hessian(problem, name)
     running = Running(recipe_of(settings), name == "ekfac", every, settings.regulariser)
     if saved is not None:
         running.read(problem, saved, stale=stale)

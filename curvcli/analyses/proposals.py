@@ -211,7 +211,7 @@ class _Solved:
             inverse = preconditioners.inverse_diagonal(here.problem, settings, self._diagonal, damping)
             return lambda v: inverse * v
         if self._kronecker is None:
-            running = preconditioners.running_factors(here.problem, settings, name)
+            running = preconditioners.running_factors(here.problem, settings, name, stands_for_ggn=False)
             self._kronecker = _counted_factors(here, running, 0)
         matrix = self._kronecker.damped(damping)
         least = preconditioners.SHARE * float(matrix.eigenvalues().mean()) if matrix.shift == 0 else 0.0

@@ -3,12 +3,13 @@
 A layer's weights W [fan_in + 1, fan_out] (the bias a last row) have the gradient Σ_p ā_p g_pᵀ, p its positions, ā_p its
 input with a 1 appended and g_p the gradient before its activation. K-FAC takes inputs and gradients for independent,
 
-    G_layer ≈ A ⊗ S,   A = mean of ā āᵀ,   S = (1/M) Σ g gᵀ,
+    G_layer ≈ A ⊗ S,   A = Σ a ā āᵀ / Σ a,   S = (1/M) Σ a g gᵀ,
 
-and layers for independent. E-KFAC keeps the eigenvectors of A and S and replaces the products of eigenvalues by the
-mean squares of the gradients in that basis, so that its trace is that of the matrix. With weights shared over
-positions, `expand` takes positions for independent too; `reduce` first takes the mean of the inputs and the sum of the
-gradients.
+a the weight of a row (an example's, or a token's: see `rows`), and layers for independent. Of a single linear layer
+with squared error A ⊗ S is the matrix, whatever the weights. E-KFAC keeps the eigenvectors of A and S and replaces the
+products of eigenvalues by the mean squares of the gradients in that basis, so that its trace is that of the matrix.
+With weights shared over positions, `expand` takes positions for independent too; `reduce` first takes an example's
+weighted mean of the inputs and the sum of the gradients, with the sum of the weights.
 
 Parameters that fit no layer have their diagonal, exact for the cotangents used. l2 is added to every eigenvalue.
 
@@ -34,6 +35,7 @@ from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker import Block, Kronecker, start_of
 from curvcli.curvature.ntk import outputs_per_example
 from curvcli.curvature.pooling import with_fast_pooling
+from curvcli.curvature.rows import row_weights, token_rows
 from curvcli.curvature.taps import Layer, find_layers, tapped
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Batches, Params, Problem, unit_weight
@@ -52,6 +54,7 @@ class Taps:
     def __init__(self, problem: Problem) -> None:
         found = find_layers(problem)
         self.layers, self.others = found.layers, found.others
+        self.rows = token_rows(problem, self.layers)
         self.network = with_fast_pooling(tapped(problem, self.layers))
         layout = Layout.of(problem.params)
         self.index = [_index(layout, layer) for layer in self.layers]
@@ -218,30 +221,25 @@ def _factors(problem: Problem, taps: Taps, recipe: Recipe) -> list[tuple[np.ndar
     for batch in sums.resident(_batches(problem, taps.layers, recipe)):
         found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), piece(batch))
         total = found if not total else jax.tree.map(np.add, total, found)
-    count = sums.active_examples(problem)
-    result = []
-    for layer, (a, s) in zip(taps.layers, total, strict=True):
-        uses = count * (layer.positions if recipe.sharing == "expand" else 1)
-        result.append((a / uses, s / problem.normaliser))
-    return result
+    return [(a / (weight or 1.0), s / problem.normaliser) for a, s, weight in total]
 
 
 @jit(static_argnums=(0, 1, 2))
 def _batch_factors(
     taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
 ) -> list[Any]:
-    """Σ ā āᵀ and Σ g gᵀ of every layer over one batch."""
+    """Σ a ā āᵀ, Σ a g gᵀ and Σ a of every layer over one batch."""
     acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
-    active = outputs.active(batch).astype(batch.weight.dtype)
     found = []
-    for layer, a, g in zip(taps.layers, acts, gradients, strict=True):
-        inputs, back = _shared(layer, recipe, a, g)
+    for layer, rows, a, g in zip(taps.layers, taps.rows, acts, gradients, strict=True):
+        weight = row_weights(batch.weight, layer, rows, g)
+        inputs, back, weight = _shared(layer, recipe, a, g, weight)
         if layer.kind == "embed" and inputs.ndim == 2:
             counts = jnp.zeros(layer.fan_in, params[layer.kernel].dtype)
-            left = counts.at[inputs.reshape(-1)].add(jnp.repeat(active, inputs.shape[1]))
+            left = counts.at[inputs.reshape(-1)].add(weight.reshape(-1))
         else:
-            left = _gram(inputs * active[:, None, None])  # 1 or 0, which squares to itself
-        found.append((left, _gram(back)))
+            left = _gram(inputs * jnp.sqrt(weight)[..., None])
+        found.append((left, _gram(back), jnp.sum(weight)))
     return found
 
 
@@ -280,18 +278,22 @@ def cotangents(loss: Loss, recipe: Recipe, keys: Array, z: Array, batch: Batch) 
     return root_weight * outputs.pseudo_gradients(loss, z, batch, keys) / recipe.samples**0.5
 
 
-def _shared(layer: Layer, recipe: Recipe, a: Array, g: Array) -> tuple[Array, Array]:
-    """Inputs with the bias's 1, and gradients, positions reduced where asked."""
-    reduce = recipe.sharing == "reduce" and layer.positions > 1
-    if layer.kind == "embed":
-        if not reduce:
-            return a, g
-        a = jnp.mean(jax.nn.one_hot(a, layer.fan_in, dtype=g.dtype), axis=1, keepdims=True)
-    else:
-        a = jnp.mean(a, axis=1, keepdims=True) if reduce else a
-    if layer.bias is not None:
-        a = jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
-    return a, jnp.sum(g, axis=2, keepdims=True) if reduce else g
+def _shared(layer: Layer, recipe: Recipe, a: Array, g: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Inputs with the bias's 1, gradients (which have their weights) and weights, positions reduced where asked."""
+    if recipe.sharing == "reduce" and layer.positions > 1:
+        a = jax.nn.one_hot(a, layer.fan_in, dtype=g.dtype) if layer.kind == "embed" else a
+        total = jnp.sum(weight, axis=1, keepdims=True)
+        share = weight / jnp.where(total > 0, total, 1)
+        a = jnp.sum(share[..., None] * a, axis=1, keepdims=True)
+        g, weight = jnp.sum(g, axis=2, keepdims=True), total
+    return _with_constant(layer, a), g, weight
+
+
+def _with_constant(layer: Layer, a: Array) -> Array:
+    """Inputs with the bias's 1."""
+    if layer.bias is None or layer.kind == "embed":
+        return a
+    return jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
 
 
 def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Block]) -> list[np.ndarray]:
@@ -315,7 +317,7 @@ def _batch_corrections(
         if layer.kind == "embed":
             inputs = jax.nn.one_hot(a, layer.fan_in, dtype=g.dtype)
         else:
-            inputs = _shared(layer, replace(recipe, sharing="expand"), a, g)[0]
+            inputs = _with_constant(layer, a)
         inputs = inputs if left is None else inputs @ left
         turned = g @ right
         if layer.positions == 1:  # the square of a product is the product of squares

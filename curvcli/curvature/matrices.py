@@ -17,6 +17,7 @@ from curvcli import journal
 from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
+from curvcli.curvature.likelihood import check_output_hessian
 from curvcli.curvature.work import abstract_batch
 from curvcli.devices import on_every
 from curvcli.errors import SpecError
@@ -127,7 +128,7 @@ def build(
     Raises
     ------
     SpecError
-        The matrix needs a likelihood that the loss does not have.
+        The matrix needs a likelihood that the loss does not have, or one with the loss's own output Hessian.
 
     Notes
     -----
@@ -137,6 +138,8 @@ def build(
     check_likelihood(problem.loss, name)
     if name in FACTORED:
         recipe = Recipe(factors, sharing, mc_samples, seed)
+        if factors != "empirical":
+            check_output_hessian(problem, name)
         known = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=with_regulariser).damped(damping)
         return known.operator()
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)

@@ -10,6 +10,7 @@ Source: Martens and Grosse (2015), section 5; Grosse, *Neural Net Training Dynam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -25,9 +26,14 @@ from curvcli.problem import Problem
 MEMORY = 0.95
 """ε at its largest: the average then reaches some 20 updates back."""
 
-FINGERPRINT, EXAMPLES, RECIPE = "weights.sha256", "examples", "recipe/"
-"""The arrays of saved factors that say of which weights they are, of how many examples, and how they were made: the
-last one's name goes on with sampling and sharing, and its value is the number of cotangents."""
+FINGERPRINT, EXAMPLES, MASK, NORMALISER, RECIPE = (
+    "weights.sha256", "examples", "mask.sha256", "normaliser", "recipe/",
+)  # fmt: skip
+"""The arrays of saved factors that say of which weights they are, of how many examples, with which weights of these, of
+a loss divided by what, and how they were made: the last one's name goes on with sampling and sharing, and its value is
+the number of cotangents."""
+
+ORIGIN = (FINGERPRINT, EXAMPLES, MASK, NORMALISER, RECIPE)
 
 ANEW = "make them anew with --save-factors; curv step takes them all the same with --stale-factors"
 """What to do about saved factors that are not of this problem."""
@@ -131,7 +137,7 @@ class Running:
         if updates.shape != () or updates.dtype.kind not in "iu" or updates < 1:
             raise DataError("--factors-from: `updates` is no count", "give a file written by --save-factors")
         self.averaged, self.count = Factors(layers, diagonal), int(updates)
-        self._origin = {name: one for name, one in arrays.items() if name.startswith((FINGERPRINT, EXAMPLES, RECIPE))}
+        self._origin = {name: one for name, one in arrays.items() if name.startswith(ORIGIN)}
 
 
 def _blend(old: Factors, new: Factors, kept: float) -> Factors:
@@ -141,7 +147,9 @@ def _blend(old: Factors, new: Factors, kept: float) -> Factors:
 def _check_origin(arrays: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> None:
     """Raise UsageError where factors are not of these weights, as many examples and this recipe."""
     for name, one in own.items():
-        if np.array_equal(arrays.get(name, ()), one):
+        saved = np.asarray(arrays.get(name, ()))
+        # Fractional weights have another sum in another arithmetic.
+        if saved.shape == one.shape and np.allclose(saved, one, rtol=1e-6, atol=0):
             continue
         if name == FINGERPRINT:
             raise UsageError("--factors-from: the factors are of other weights, or of another choice of them", ANEW)
@@ -149,6 +157,13 @@ def _check_origin(arrays: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> 
             raise UsageError(
                 f"--factors-from: the factors are of {arrays.get(name, 'unknown')} examples, and here are {one}", ANEW
             )
+        if name == NORMALISER:
+            raise UsageError(
+                f"--factors-from: the factors are of a loss divided by {arrays.get(name, 'an unknown number')}, and "
+                f"here it is divided by {one}", ANEW
+            )  # fmt: skip
+        if name == MASK:
+            raise UsageError("--factors-from: the factors are of other weights of the examples, or tokens", ANEW)
         theirs = ", ".join(_recipe(*item) for item in arrays.items() if item[0].startswith(RECIPE)) or "unknown"
         raise UsageError(
             f"--factors-from: the factors were made otherwise ({theirs}) than is asked for ({_recipe(name, one)})",
@@ -169,18 +184,25 @@ def _taken(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def origin(problem: Problem, recipe: Recipe) -> dict[str, np.ndarray]:
-    """What factors are of, as arrays by name: weights, how many examples, and the recipe but for its seed."""
+    """What factors are of, as arrays by name: weights, examples, their weights, normaliser, the recipe but its seed."""
     return {
         FINGERPRINT: fingerprint(problem),
         EXAMPLES: np.array(active_examples(problem)),
+        MASK: _digest([problem.batches.weight]),
+        NORMALISER: np.array(problem.normaliser),
         f"{RECIPE}{recipe.sampling}/{recipe.sharing}": np.array(cotangent_count(problem, recipe)),
     }
 
 
 def fingerprint(problem: Problem) -> np.ndarray:
     """SHA-256 of the differentiated weights by path, as float32: the same in either arithmetic. uint8 [32]."""
+    return _digest(part for name, leaf in sorted(problem.params.items()) for part in (name, on_host(leaf)))
+
+
+def _digest(parts: Iterable[str | np.ndarray]) -> np.ndarray:
+    """SHA-256 of texts, and of arrays as float32."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(problem.params.items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(on_host(leaf).astype(np.float32)).tobytes())
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part.astype(np.float32)).tobytes()
+        digest.update(data)
     return np.frombuffer(digest.digest(), np.uint8)

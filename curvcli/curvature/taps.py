@@ -86,10 +86,16 @@ class Found:
         In order of evaluation.
     others
         Parameters that fit no rule, with the reason.
+    filters
+        [fan_in, filters] by kernel, layer or not: the flat indices of what reaches each output unit.
+    biases
+        Parameters that are added to the output of a kernel.
     """
 
     layers: list[Layer] = field(default_factory=list)
     others: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, np.ndarray] = field(default_factory=dict)
+    biases: set[str] = field(default_factory=set)
 
 
 class _Moved(NamedTuple):
@@ -114,18 +120,18 @@ def _no_layers(problem: Problem) -> Found:
 @plain_where_unknown(_no_layers)
 def find_layers(problem: Problem) -> Found:
     """The layers of a problem's network. Nothing is computed but indices."""
-    traced, names = _traced(problem)
+    equations, names = traced(problem)
     walk = _Walk(names, {name: tuple(leaf.shape) for name, leaf in problem.params.items()})
     inputs: list[Any] = [
         _Moved(name, np.arange(problem.params[name].size, dtype=np.int32).reshape(problem.params[name].shape))
         if name is not None else None
         for name in names
     ]  # fmt: skip
-    walk.through(traced.jaxpr, [None] * len(traced.consts), inputs)
+    walk.through(equations.jaxpr, [None] * len(equations.consts), inputs)
     return walk.found()
 
 
-def _traced(problem: Problem) -> tuple[Any, list[str | None]]:
+def traced(problem: Problem) -> tuple[Any, list[str | None]]:
     """The jaxpr of the network for one example, and the names of its arguments that are differentiated parameters."""
     batch = abstract_batch(problem, 1)
     arguments = (problem.params, problem.frozen, batch.inputs)
@@ -143,10 +149,11 @@ class _Walk:
         self.layers: list[Layer] = []
         self.uses: dict[str, list[str]] = {name: [] for name in names if name is not None}
         self.output_uses: list[int] = []
+        self.filters: dict[str, np.ndarray] = {}
 
     def found(self) -> Found:
         """Layers whose parameters are used nowhere else; the others' parameters by reason."""
-        result = Found()
+        result = Found(filters=self.filters, biases={one.bias for one in self.layers if one.bias is not None})
         for index, layer in enumerate(self.layers):
             if len(self.uses[layer.kernel]) > 1:
                 result.others[layer.kernel] = f"used {len(self.uses[layer.kernel])} times"
@@ -181,7 +188,7 @@ class _Walk:
     def _one(self, equation: Any, arguments: list[Any]) -> list[Any]:
         name, nothing = equation.primitive.name, [None] * len(equation.outvars)
         if name in CALLS:
-            body = _called(equation)
+            body = called(equation)
             return self.through(body.jaxpr, [None] * len(body.consts), arguments)
         self.site += 1
         if all(one is None for one in arguments):
@@ -215,11 +222,18 @@ class _Walk:
     ) -> Any:
         """A use of a whole kernel, each entry once."""
         self.uses[moved.name].append(f"enters a {kind} layer")
-        if len(np.unique(rows)) != rows.size or rows.size != np.prod(self.shapes[moved.name], dtype=int):
+        if not self._add_filters(moved, rows):
             self.uses[moved.name].append("only in part")
         self.layers.append(Layer(kind, self.site, moved.name, rows, positions=positions, side=side))
         self.output_uses.append(0)
         return _Output(len(self.layers) - 1, units)
+
+    def _add_filters(self, moved: _Moved, rows: np.ndarray) -> bool:
+        """The columns of a kernel at its first use; False where it is not used whole, each entry once."""
+        whole = len(np.unique(rows)) == rows.size == np.prod(self.shapes[moved.name], dtype=int)
+        if whole:
+            self.filters.setdefault(moved.name, rows)
+        return whole
 
     def _dense(self, equation: Any, arguments: list[Any]) -> Any:
         side = 1 if isinstance(arguments[1], _Moved) else 0
@@ -227,12 +241,13 @@ class _Walk:
         if not isinstance(moved, _Moved) or isinstance(other, _Moved):
             return NotImplemented
         contract, batch = equation.params["dimension_numbers"]
-        if batch[0]:
-            return NotImplemented
         axes = list(contract[side])
         free = [axis for axis in range(moved.entries.ndim) if axis not in axes]
         fan_in = int(np.prod([moved.entries.shape[axis] for axis in axes]))
         rows = moved.entries.transpose(*axes, *free).reshape(fan_in, -1)
+        if batch[0]:  # a matrix for each of a batch: filters of their own, and no layer
+            self._add_filters(moved, rows)
+            return NotImplemented
         # The product's axes: the free ones of the left operand, then those of the right.
         shape = equation.outvars[0].aval.shape
         units = np.arange(rows.shape[1], dtype=np.int32).reshape([moved.entries.shape[axis] for axis in free])
@@ -244,13 +259,16 @@ class _Walk:
     def _conv(self, equation: Any, arguments: list[Any]) -> Any:
         moved, given = arguments[1], equation.params
         plain = given["feature_group_count"] == given["batch_group_count"] == 1
-        if not isinstance(moved, _Moved) or isinstance(arguments[0], _Moved) or not plain:
+        if not isinstance(moved, _Moved) or isinstance(arguments[0], _Moved):
             return NotImplemented
         spec = given["dimension_numbers"]
         # Patches come as (height, width, channels), whatever the order in the kernel.
         order = (*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0])
         turned = moved.entries.transpose(order)
         rows = turned.reshape(-1, turned.shape[-1])
+        if not plain:
+            self._add_filters(moved, rows)
+            return NotImplemented
         shape, feature = equation.outvars[0].aval.shape, spec.out_spec[1]
         unit_shape = [1] * len(shape)
         unit_shape[feature] = shape[feature]
@@ -281,7 +299,8 @@ class _Walk:
             return NotImplemented
         output, moved = pair
         layer = self.layers[output.layer]
-        if layer.bias is not None or output.unit.ndim != moved.entries.ndim:
+        # The factor of an embedding is its diagonal, which has no room for a constant input.
+        if layer.kind == "embed" or layer.bias is not None or output.unit.ndim != moved.entries.ndim:
             return NotImplemented
         added = np.broadcast_to(moved.entries, output.unit.shape)
         rows = np.full(layer.fan_out, -1, np.int32)
@@ -295,7 +314,7 @@ class _Walk:
         return None
 
 
-def _called(equation: Any) -> Any:
+def called(equation: Any) -> Any:
     """The closed jaxpr that an equation calls."""
     return closed(equation.params[CALLS[equation.primitive.name]])
 
@@ -315,14 +334,14 @@ def tapped(problem: Problem, layers: list[Layer]) -> Tapped:
     outputs as they are.
     """
     sites = {layer.site: (index, layer) for index, layer in enumerate(layers)}
-    traced = _traced(problem)[0] if layers else None
+    equations = traced(problem)[0] if layers else None
 
     def network(params: Params, frozen: dict, inputs: Any, perturbations: list[Array]) -> tuple[Array, list[Array]]:
         single = jax.tree.map(lambda leaf: leaf[None], inputs)
-        if traced is None:
+        if equations is None:
             return problem.predict(params, frozen, single)[0], []
         run = _Run(sites, perturbations)
-        outputs = run.through(traced.jaxpr, traced.consts, jax.tree.leaves((params, frozen, single)))
+        outputs = run.through(equations.jaxpr, equations.consts, jax.tree.leaves((params, frozen, single)))
         return outputs[0][0], [run.inputs[index] for index in range(len(layers))]
 
     return network
@@ -345,7 +364,7 @@ class _Run:
         for equation in jaxpr.eqns:
             given = [read(atom) for atom in equation.invars]
             if equation.primitive.name in CALLS:
-                body = _called(equation)
+                body = called(equation)
                 outputs = self.through(body.jaxpr, body.consts, given)
             else:
                 self.site += 1

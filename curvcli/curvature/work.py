@@ -45,9 +45,13 @@ def network_work(problem: Problem) -> Work:
 
 
 def abstract_batch(problem: Problem, batch_size: int) -> Batch:
-    """Shapes and dtypes of a batch."""
+    """Shapes of a batch, and its dtypes as JAX takes them: integers of 64 bits are those of 32 without x64."""
     batch = next(iter(problem.batches))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), batch)
+
+    def shaped(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+    return jax.tree.map(shaped, batch)
 
 
 def _flops(equation: Any) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from curvcli.errors import SpecError
 from curvcli.loading.model import user_code
@@ -49,8 +52,72 @@ def _likelihood(name: str | None, targets: Targets) -> dict[str, Any]:
     return {"draw": function}
 
 
-def check_likelihood(loss: Loss, outputs: Any, labels: Any) -> None:
-    """The declared likelihood fits the outputs; what a sampler draws fits the loss."""
+def unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
+    """The shape of the losses of one batch, [b, ...]; only the axis of examples may depend on b.
+
+    Parameters
+    ----------
+    outputs, labels
+        Shape and dtype of those of one batch.
+
+    Raises
+    ------
+    SpecError
+        The losses have another shape.
+    """
+    # Batches of two other sizes, neither of them an axis of the outputs or targets: a batch as long as there are tokens
+    # or classes cannot tell these from examples.
+    axes = {*outputs.shape, *labels.shape}
+    others = [size for size in range(2, len(axes) + 4) if size not in axes][:2]
+    shapes = []
+    for size in (outputs.shape[0], *others):
+        batch = (jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype) for one in (outputs, labels))
+        units = user_code("the loss", jax.eval_shape, loss.value, *batch)
+        shapes.append(tuple(getattr(units, "shape", ())))
+        if not shapes[-1] or shapes[-1][0] != size:
+            raise SpecError(
+                f"the loss {loss.name} returns shape {list(shapes[-1])}, not one loss an example",
+                "do not reduce inside the loss: return [batch] or [batch, tokens]; the reduction is --reduction",
+            )
+        if any(shape[1:] != shapes[0][1:] for shape in shapes):
+            pairs = _named("N" if length == size else length for length in shapes[-1])
+            raise SpecError(
+                f"the loss {loss.name} returns shape {pairs}, a number for each pair of the N examples: outputs "
+                f"{_named(('N', *outputs.shape[1:]))} and targets {_named(('N', *labels.shape[1:]))} are broadcast "
+                "against each other",
+                "give both the same axes inside the loss: outputs[:, 0], or targets[:, None]",
+            )
+    return shapes[0]
+
+
+def _named(axes: Iterable[Any]) -> str:
+    """`[N, 1]`."""
+    return f"[{', '.join(map(str, axes))}]"
+
+
+def summed_over_outputs(loss: Loss) -> Loss:
+    """The loss of an example, or of a token, from a loss that gives a number for each output, [b, ..., C]."""
+    return replace(loss, value=lambda z, t: jnp.sum(loss.value(z, t), axis=-1))
+
+
+def of_single_outputs(loss: Loss) -> Loss:
+    """The same loss for outputs with an axis of length 1 behind, [b, ..., C, 1]: each output is a unit of its own."""
+    draw = loss.draw
+    return replace(
+        loss,
+        value=lambda z, t: loss.value(z[..., 0], t),
+        draw=None if draw is None else lambda z, key: draw(z[..., 0], key),
+    )
+
+
+def check_likelihood(loss: Loss, outputs: Any, labels: Any, weights: tuple[int, ...]) -> None:
+    """The declared likelihood fits outputs and weights [N, ...]; what a sampler draws fits the loss."""
+    if loss.likelihood is not None and weights[1:] != outputs.shape[1 : len(weights)]:
+        raise SpecError(
+            f"the mask has shape {_named(('N', *weights[1:]))}, and [loss] likelihood {loss.likelihood.name} has the "
+            f"losses {_named(('N', *outputs.shape[1:-1]))}",
+            "leave [loss] likelihood out, or return a loss for every token of the outputs",
+        )
     if loss.likelihood is not None and loss.likelihood.integer_targets and (outputs.ndim < 2 or outputs.shape[-1] < 2):
         raise SpecError(
             f"[loss] likelihood {loss.likelihood.name} needs outputs [batch, …, classes], not {list(outputs.shape)}",

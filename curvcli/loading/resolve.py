@@ -21,7 +21,7 @@ from curvcli.loading.arrays import computed_dtype
 from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
 from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.labels import check_mask, fit_targets
-from curvcli.loading.loss import check_likelihood, named_loss
+from curvcli.loading.loss import check_likelihood, named_loss, of_single_outputs, summed_over_outputs, unit_shape
 from curvcli.loading.model import Network, make_network, user_code
 from curvcli.loading.spec_file import NAME, FoundSpec, pinned
 from curvcli.loading.targets import Targets
@@ -267,9 +267,16 @@ def _assemble(
         labels = labels[:, None]
     labels, mask = fit_targets(loss, outputs, labels, data.mask, spec.loss.ignore_label)
     weight = np.ones(data.num_examples, dtype) if mask is None else np.asarray(mask, dtype)
-    units = _unit_shape(loss, outputs, labels)
+    units = unit_shape(loss, outputs, _batch_of("targets", labels, outputs.dtype))
+    if not loss.known and outputs.ndim > 1 and units == outputs.shape:
+        # A number for each output: those of an example, or of a token, are one loss, unless each has a weight.
+        if mask is not None and mask.ndim == len(units):
+            loss, predict = of_single_outputs(loss), _with_last_axis(predict)
+            outputs = jax.ShapeDtypeStruct((*outputs.shape, 1), outputs.dtype)
+        else:
+            loss, units = summed_over_outputs(loss), units[:-1]
     check_mask(mask, units[1:])
-    check_likelihood(loss, outputs, labels)
+    check_likelihood(loss, outputs, labels, weight.shape)
     if not weight.any():
         raise DataError("no example is left: ignore_label and mask leave all out", "check [loss] ignore_label")
     regulariser = Regulariser(spec.loss.l2, targets.load(spec.loss.regulariser) if spec.loss.regulariser else None)
@@ -332,20 +339,8 @@ def _predict(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_last_axis(predict: Callable[..., Any]) -> Callable[..., Any]:
-    """Outputs [b] as [b, 1]."""
-    return lambda params, frozen, inputs: predict(params, frozen, inputs)[:, None]
-
-
-def _unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
-    """The shape of the losses of one batch, which must start with the axis of examples."""
-    batch = outputs.shape[0]
-    units = user_code("the loss", jax.eval_shape, loss.value, outputs, _batch_of("targets", labels, outputs.dtype))
-    if not getattr(units, "shape", ()) or units.shape[0] != batch:
-        raise SpecError(
-            f"the loss {loss.name} returns shape {list(getattr(units, 'shape', ()))}, not one loss an example",
-            "do not reduce inside the loss: return [batch] or [batch, tokens]; the reduction is --reduction",
-        )
-    return units.shape
+    """Outputs [b] as [b, 1], [b, T] as [b, T, 1]."""
+    return lambda params, frozen, inputs: predict(params, frozen, inputs)[..., None]
 
 
 def _normaliser(reduction: str, weight: np.ndarray, units: tuple[int, ...]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from curvcli.schema.direction import Directions, DirectionSettings
+from tests.curvature.test_weights import module_problem
 from tests.monitors import StopAfter
 from tests.problems import (
     dense_ggn,
@@ -324,3 +326,42 @@ def test_model_radius_where_the_parabola_comes_back() -> None:
     assert censored or radius > 2.0
     assert model_radius(np.array([0.5, 1.0]), np.array([0.25, 9.0]), np.array([0.25, 1.0]), 0.0, 0.0)[0] > 0.5
     assert model_radius(np.array([0.5]), np.array([9.0]), np.array([0.25]), 0.0, 0.0) == (None, False)
+
+
+class Filters(nn.Module):
+    """Attention behind a grouped convolution and a weight-normalised layer; matrices by head; a scale of two axes."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        options: dict[str, Any] = {"param_dtype": "float64"}
+        h = nn.LayerNorm(**options)(nn.Conv(4, (2,), feature_group_count=2, **options)(x))
+        normed = self.param("normed", filled, (4, 4))
+        h = h @ (normed / jnp.linalg.norm(normed, axis=0, keepdims=True))
+        h = h + nn.MultiHeadDotProductAttention(2, qkv_features=6, **options)(h)
+        mixed = jnp.einsum("bthd,hdf->bthf", h.reshape(*h.shape[:2], 2, 2), self.param("heads", filled, (2, 2, 3)))
+        scale = self.param("scale", filled, (2, 3))
+        return nn.DenseGeneral(2, axis=(-2, -1), **options)(jnp.tanh(mixed) * scale[None, None])
+
+
+def filled(key: Any, shape: tuple[int, ...]) -> Any:
+    return jax.random.normal(key, shape, "float64")
+
+
+def test_filters_are_what_reaches_one_output_unit() -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(6, 5, 4)), rng.integers(0, 2, (6, 5))
+    problem = module_problem(Filters(), x, labels, np.ones((6, 5)), loss="softmax_cross_entropy")
+    direction = vectors_of(problem, run(problem, "filter-normalized", points=2, matrix="ggn"))[0]
+    heads = "MultiHeadDotProductAttention_0"
+    fan_in = {  # axes of each kernel that its output units do not have
+        "Conv_0/kernel": (0, 1), "normed": (0,), "heads": (1,), "DenseGeneral_0/kernel": (0, 1),
+        f"{heads}/out/kernel": (0, 1), **{f"{heads}/{name}/kernel": (0,) for name in ("query", "key", "value")},
+    }  # fmt: skip
+    assert problem.params[f"{heads}/query/bias"].shape == (2, 3)
+    for name, leaf in Layout.of(problem.params).unravel(jnp.asarray(direction)).items():
+        if name not in fan_in:
+            assert name.endswith(("bias", "scale")), name
+            assert not np.any(leaf), name
+            continue
+        lengths = [np.sqrt(np.sum(np.square(one), axis=fan_in[name])) for one in (leaf, problem.params[name])]
+        np.testing.assert_allclose(*lengths, rtol=1e-12, err_msg=name)

@@ -143,6 +143,11 @@ def test_saved_factors_give_the_same_matrix_and_are_refused_for_other_weights() 
     with pytest.raises(UsageError, match="other weights"):
         Running(recipe, False, 1, True).read(other, arrays, stale=False)
     Running(recipe, False, 1, True).read(other, arrays, stale=True)
+    weighted = replace(problem, batches=replace(problem.batches, weight=1.5 * problem.batches.weight))
+    with pytest.raises(UsageError, match="weights of the examples"):
+        Running(recipe, False, 1, True).read(weighted, arrays, stale=False)
+    with pytest.raises(UsageError, match=r"divided by 23\.0, and here it is divided by 1\.0"):
+        Running(recipe, False, 1, True).read(replace(problem, normaliser=1.0), arrays, stale=False)
     with pytest.raises(DataError, match="gradients/a/kernel"):
         Running(recipe, False, 1, True).read(problem, {k: v for k, v in arrays.items() if k != "gradients/a/kernel"},
                                              stale=True)  # fmt: skip

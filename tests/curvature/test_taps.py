@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from curvcli.curvature.kfac import Recipe, kfac
 from curvcli.curvature.taps import find_layers, tapped
 from curvcli.problem import Problem
-from tests.problems import make_problem, mlp_problem, targets_for, token_problem
+from tests.problems import dense_ggn, make_problem, mlp_problem, targets_for, token_problem
 
 EPS = float(np.finfo("float64").eps)
 
@@ -140,6 +141,18 @@ def test_what_fits_no_layer_says_why() -> None:
     found = find_layers(problem)
     assert found.layers == []
     assert found.others == {"tied": "used 2 times", "scale": "enters mul", "idle": "not used"}
+
+
+def test_a_bias_of_an_embedding_stands_alone() -> None:
+    """The factor of an embedding is its diagonal, which a constant input is no part of."""
+    plain, ids = embedding_problem(), np.arange(12).reshape(4, 3) % 6
+    params = {"table": plain.params["table"], "bias": np.ones(3)}
+    problem = make_problem(lambda p, x: p["table"][x] + p["bias"][None, None], params, ids, np.ones((4, 3, 3)))
+    found = find_layers(problem)
+    assert [(layer.kernel, layer.bias) for layer in found.layers] == [("table", None)]
+    assert list(found.others) == ["bias"]
+    trace = kfac(problem, Recipe("exact"), corrected=True).eigenvalues().sum()
+    assert trace == pytest.approx(np.trace(dense_ggn(problem)))
 
 
 def test_a_bias_whose_layer_is_used_elsewhere_stands_alone() -> None:
