@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = Any
 
@@ -75,6 +76,11 @@ def _normal_draw(key: Array, z: Array) -> Array:
 def one_hot(z: Array, t: Array) -> Array:
     """Class numbers as rows of the shape of z; soft labels stay as they are."""
     return jax.nn.one_hot(t, z.shape[-1], dtype=z.dtype) if t.ndim == z.ndim - 1 else t
+
+
+def labelled(targets: np.ndarray) -> np.ndarray:
+    """Whether each unit of a classification has a label: a class number of 0 or more, or a row of any mass."""
+    return targets >= 0 if np.issubdtype(targets.dtype, np.integer) else np.any(targets > 0, axis=-1)
 
 
 def _softmax_cross_entropy(z: Array, t: Array) -> Array:

@@ -14,6 +14,9 @@ from curvcli.problem import unit_weight
 
 ROWS = 1 << 16
 
+NO_LABEL = -1
+"""Stands in class numbers for a label that is none: it has weight 0, and cannot be asked about."""
+
 
 def fit_targets(
     loss: Loss, outputs: Any, targets: Any, mask: np.ndarray | None, ignore_label: int | None
@@ -99,11 +102,11 @@ def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
 def _class_numbers(
     targets: Any, classes: int, mask: np.ndarray | None, ignore_label: int | None
 ) -> tuple[Any, np.ndarray | None]:
-    """Labels in 0 … C − 1 as int32; ignored ones as class 0 with weight 0."""
+    """Labels in 0 … C − 1 as int32; ignored ones, and those outside under weight 0, as `NO_LABEL`."""
     ignored = None
     if ignore_label is not None:
         ignored = np.asarray(targets) == ignore_label
-        targets = np.where(ignored, 0, targets)
+        targets = np.where(ignored, NO_LABEL, targets.astype(np.int64))
         keep = (~ignored).astype(np.float32)
         if mask is not None and mask.ndim < keep.ndim:
             mask = unit_weight(mask, keep.ndim)
@@ -111,7 +114,7 @@ def _class_numbers(
     for start, block in _blocks(targets):
         bad = (block < 0) | (block >= classes)
         if mask is not None:
-            # Where a token is masked out its label does not matter; it is set to 0 below.
+            # Where a token is masked out its label does not matter.
             weight = np.asarray(mask[start : start + len(block)])
             bad &= np.broadcast_to(unit_weight(weight, bad.ndim), bad.shape) > 0
         if bad.any():
@@ -123,7 +126,11 @@ def _class_numbers(
                 if value < 0
                 else "if the labels count from 1, subtract 1; else check --targets and the model's last layer",
             )
-    return mapped(targets, lambda block: np.clip(block, 0, classes - 1).astype(np.int32), np.int32), mask
+
+    def numbers(block: np.ndarray) -> np.ndarray:
+        return np.where((block >= 0) & (block < classes), block, NO_LABEL).astype(np.int32)
+
+    return mapped(targets, numbers, np.int32), mask
 
 
 def _check_range(loss: Loss, targets: Any) -> None:

@@ -367,7 +367,8 @@ def _remarks(spec: ProblemSpec, data: Dataset, loss: Loss, problem: Problem) -> 
     labels = problem.batches.targets
     if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
         first = np.asarray(labels[: 1 << 16])
-        if len(labels) <= 1 << 16 and first.min() == first.max():
+        first = first[first >= 0]
+        if len(labels) <= 1 << 16 and len(first) and first.min() == first.max():
             remarks.append(f"every label is {int(first.min())}: is this the right targets array?")
     return remarks
 
