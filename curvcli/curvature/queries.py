@@ -5,6 +5,7 @@ output  every entry of z
 margin  log-odds of the example's own class, z_y − log Σ_{c≠y} e^{z_c}; (2t − 1)·z where each output is a yes or no
 
 The weights of the data are those of training: of a query they select the units u, and multiply nothing (`selected`).
+The margin of what is certain whatever w (the only class that is not ruled out, a logit of ±∞) is infinite: it counts 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.compiling import jit
-from curvcli.curvature import heads, products, sums
+from curvcli.curvature import heads, outputs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import Functions, LinearMap
 from curvcli.devices import on_host
@@ -137,17 +138,18 @@ def measured(measure: Measure, functions: Functions, params: Params, frozen: dic
     if measure == "output":
         return z.reshape(len(z), -1)
     units = MARGINS[loss.name](z, batch.targets)
-    return jnp.sum(units * unit_weight(batch.weight, units.ndim), axis=tuple(range(1, units.ndim)))
+    return jnp.sum(outputs.weighted(units, batch), axis=tuple(range(1, units.ndim)))
 
 
 def _log_odds(z: Array, t: Array) -> Array:
     own = jax.nn.one_hot(jnp.argmax(one_hot(z, t), axis=-1), z.shape[-1], dtype=bool)
-    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, z), axis=-1)
-    return jnp.sum(jnp.where(own, z, 0), axis=-1) - others
+    certain = jnp.all(own | (z == -jnp.inf), axis=-1)
+    others = jax.nn.logsumexp(jnp.where(own & ~certain[..., None], -jnp.inf, z), axis=-1)
+    return jnp.where(certain, 0, jnp.sum(jnp.where(own, z, 0), axis=-1) - others)
 
 
 def _signed(z: Array, t: Array) -> Array:
-    return jnp.sum((2 * t - 1) * z, axis=-1)
+    return jnp.sum((2 * t - 1) * jnp.where(jnp.isinf(z), 0, z), axis=-1)
 
 
 MARGINS: dict[str, Callable[[Array, Array], Array]] = {

@@ -21,7 +21,7 @@ NO_LABEL = -1
 def fit_targets(
     loss: Loss, outputs: Any, targets: Any, mask: np.ndarray | None, ignore_label: int | None
 ) -> tuple[Any, np.ndarray | None]:
-    """Targets in the form the loss takes, and the mask with ignored labels left out.
+    """Targets in the form the loss takes, and the mask with ignored labels and rows of zeros left out.
 
     Parameters
     ----------
@@ -74,6 +74,8 @@ def fit_targets(
             "reshape the targets, or check --targets, --loss and the model's last layer",
         )
     _check_range(loss, targets)
+    if loss.integer_targets:
+        mask = _without_empty_rows(targets, mask)
     # Integer rows of the outputs' shape (one-hot labels, counts) are numbers to the loss.
     wide = np.promote_types(targets.dtype, np.float32)
     return (mapped(targets, lambda block: block.astype(wide), wide) if whole else targets), mask
@@ -131,6 +133,40 @@ def _class_numbers(
         return np.where((block >= 0) & (block < classes), block, NO_LABEL).astype(np.int32)
 
     return mapped(targets, numbers, np.int32), mask
+
+
+def _without_empty_rows(targets: Any, mask: np.ndarray | None) -> np.ndarray | None:
+    """The mask with weight 0 for every unit whose row of targets is zero: padding."""
+    known = np.concatenate([np.any(block != 0, axis=-1) for _, block in _blocks(targets)])
+    if known.all():
+        return mask
+    keep = known.astype(np.float32)
+    return keep if mask is None else keep * unit_weight(mask, keep.ndim)
+
+
+SUMS_TO_ONE = 1e-3
+"""How far the sum of a row of targets may be off 1: as far as float16 shares of many classes are."""
+
+
+def row_remarks(targets: Any, weight: np.ndarray) -> list[str]:
+    """What is said of soft labels that are no distributions: rows of zeros, and those that sum to something else."""
+    remarks, found, empty = [], [], 0
+    for start, block in _blocks(targets):
+        sums = np.sum(block, axis=-1, dtype=np.float64)
+        counted = np.broadcast_to(unit_weight(weight[start : start + len(block)], sums.ndim), sums.shape) > 0
+        found.append(sums[counted])
+        empty += int(np.sum(sums == 0))
+    sums = np.concatenate(found)
+    if empty:
+        remarks.append(
+            f"{empty} rows of the targets are zero: as padding they have weight 0 and do not count in the normaliser"
+        )
+    if max(1 - sums.min(), sums.max() - 1) > SUMS_TO_ONE:
+        remarks.append(
+            f"rows of the targets sum to {sums.min():.4g} … {sums.max():.4g}: a row that sums to s counts as s labels, "
+            "with the loss −Σ t log p; where each of several labels is true or false, the loss is sigmoid_cross_entropy"
+        )
+    return remarks
 
 
 def _check_range(loss: Loss, targets: Any) -> None:

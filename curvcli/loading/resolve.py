@@ -20,7 +20,7 @@ from curvcli.loading.access import is_there
 from curvcli.loading.arrays import computed_dtype
 from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
 from curvcli.loading.dataset import Dataset, load_dataset
-from curvcli.loading.labels import check_mask, fit_targets
+from curvcli.loading.labels import check_mask, fit_targets, row_remarks
 from curvcli.loading.loss import check_likelihood, named_loss
 from curvcli.loading.model import Network, make_network, user_code
 from curvcli.loading.spec_file import NAME, FoundSpec, pinned
@@ -271,7 +271,9 @@ def _assemble(
     check_mask(mask, units[1:])
     check_likelihood(loss, outputs, labels)
     if not weight.any():
-        raise DataError("no example is left: ignore_label and mask leave all out", "check [loss] ignore_label")
+        raise DataError(
+            "no example is left: ignore_label, mask and targets of zeros leave all out", "check [loss] ignore_label"
+        )
     regulariser = Regulariser(spec.loss.l2, targets.load(spec.loss.regulariser) if spec.loss.regulariser else None)
     problem = Problem(
         arrays, frozen, predict, network.nest, loss,
@@ -364,7 +366,9 @@ def _remarks(spec: ProblemSpec, data: Dataset, loss: Loss, problem: Problem) -> 
         remarks.append("the inputs are uint8 and reach the model unscaled, as 0 … 255")
     if loss.known and spec.loss.likelihood not in (None, loss.name):
         remarks.append(f"[loss] likelihood is not used: {loss.name} is its own")
-    labels = problem.batches.targets
+    labels, weight = problem.batches.targets, problem.batches.weight
+    if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.floating):
+        remarks += row_remarks(labels, weight)
     if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
         first = np.asarray(labels[: 1 << 16])
         first = first[first >= 0]

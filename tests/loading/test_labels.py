@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curvcli.errors import DataError, SpecError
-from curvcli.loading.labels import fit_targets
+from curvcli.loading.labels import fit_targets, row_remarks
 from curvcli.losses import LOSSES, user_loss
 from tests.loading import models
 
@@ -70,6 +70,28 @@ def test_a_label_may_be_anything_where_it_is_masked_out() -> None:
     np.testing.assert_array_equal(found * weight, np.maximum(TOKENS, 0) * weight)
     np.testing.assert_array_equal(mask, weight)
     np.testing.assert_array_equal(fit(np.array([0, -7, 1, 2]), 3, mask=[1, 0, 1, 1])[0], [0, -1, 1, 2])
+
+
+def test_rows_of_zeros_are_padding() -> None:
+    rows = np.eye(3)[LABELS] * [[1], [0], [2], [0.5]]
+    for targets in (rows, rows.astype(np.float32), (2 * rows).astype(np.int8)):
+        np.testing.assert_array_equal(fit(targets, 3)[1], [1, 0, 1, 1])
+        np.testing.assert_array_equal(fit(targets, 3, mask=[0.5, 1, 0, 2])[1], [0.5, 0, 0, 2])
+    tokens = np.eye(3)[np.maximum(TOKENS, 0)] * (TOKENS >= 0)[..., None]
+    np.testing.assert_array_equal(fit(tokens, 2, 3)[1], TOKENS >= 0)
+    np.testing.assert_array_equal(fit(tokens, 2, 3, mask=[2, 1, 1, 0])[1], (TOKENS >= 0) * [[2], [1], [1], [0]])
+    for loss in ("sigmoid_cross_entropy", "poisson", "squared_error"):  # zero is a target like any other
+        assert fit(rows.clip(max=1), 3, loss=LOSSES[loss])[1] is None
+
+
+def test_what_is_said_of_rows_that_are_no_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curvcli.loading.labels.ROWS", 2)
+    rows = np.eye(3)[LABELS]
+    assert row_remarks(rows.astype(np.float16) * np.float16(0.9995), np.ones(4)) == []
+    empty, sums = row_remarks(rows * [[1], [0], [2], [0.5]], np.array([1, 0, 1, 1]))
+    assert "1 rows of the targets are zero" in empty
+    assert "sum to 0.5 … 2" in sums
+    assert row_remarks(rows * [[1], [1], [2], [1]], np.array([1, 1, 0, 1])) == []  # of weight 0
 
 
 @pytest.mark.parametrize(
