@@ -167,7 +167,8 @@ def pulls(problem: Problem, name: str, vectors: Array, leverage: Iterator[np.nda
         padded = np.concatenate([h, np.zeros((size - rows, *h.shape[1:]))]).astype(problem.dtype)
         found = _in_outputs(outputs.MIDDLES.get(name, outputs.loss_hessian), functions[1], z, batch, padded)
         flat = tangents.reshape(*tangents.shape[:2], -1)[:, :rows]
-        yield Pull(h, *(one.astype(np.float64)[:rows] for one in on_host(found)), flat)
+        curved, gradient, slope = (one.astype(np.float64)[:rows] for one in on_host(found))
+        yield Pull(h, curved, gradient, slope, flat)
 
 
 @jit(static_argnums=(0, 1))

@@ -152,7 +152,7 @@ def row_remarks(targets: Any, weight: np.ndarray) -> list[str]:
     """What is said of soft labels that are no distributions: rows of zeros, and those that sum to something else."""
     remarks, found, empty = [], [], 0
     for start, block in _blocks(targets):
-        sums = np.sum(block, axis=-1, dtype=np.float64)
+        sums = np.asarray(np.sum(block, axis=-1, dtype=np.float64))
         counted = np.broadcast_to(unit_weight(weight[start : start + len(block)], sums.ndim), sums.shape) > 0
         found.append(sums[counted])
         empty += int(np.sum(sums == 0))

@@ -351,7 +351,7 @@ def _unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
 
 
 def _normaliser(reduction: str, weight: np.ndarray, units: tuple[int, ...]) -> float:
-    """M: examples, 1, or tokens, those with weight 0 left out."""
+    """M: examples with any weight, 1, or the sum of the tokens' weights."""
     if reduction == "sum":
         return 1.0
     if reduction == "tokens":
