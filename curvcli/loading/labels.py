@@ -130,7 +130,8 @@ def _class_numbers(
             )
 
     def numbers(block: np.ndarray) -> np.ndarray:
-        return np.where((block >= 0) & (block < classes), block, NO_LABEL).astype(np.int32)
+        # Cast first: an unsigned block has no place for −1.
+        return np.where((block >= 0) & (block < classes), block.astype(np.int32), np.int32(NO_LABEL))
 
     return mapped(targets, numbers, np.int32), mask
 
