@@ -95,7 +95,7 @@ class Objective:
     l2, regulariser
         R(w) = ½·l2·‖w‖² + regulariser(params).
     reduction
-        M: `mean`, the examples; `tokens`, those not masked; `sum`, 1.
+        M: `mean`, the examples with any weight; `tokens`, the sum of the tokens' weights; `sum`, 1.
     likelihood
         Of a loss of your own, for the Fisher matrices: the name of a loss, or `fn(outputs, key) -> targets drawn`.
     ignore_label

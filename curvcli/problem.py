@@ -207,7 +207,7 @@ class Problem:
     batches
         The data.
     normaliser
-        M: the number of examples, of unmasked tokens, or 1.
+        M: the number of examples with any weight, the sum of the tokens' weights, or 1.
     regulariser
         R.
     population

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from curvcli.analyses.ranking import LEAST_CLEAN, auc, median_spearman
 from curvcli.analyses.study import Study
 from curvcli.curvature import leverage, queries
 from curvcli.curvature.responses import entries
+from curvcli.problem import Problem
 from curvcli.schema.influence import Baseline
 
 Array = Any
@@ -20,7 +22,7 @@ def for_queries(study: Study, strengths: np.ndarray, gradients: Array) -> list[B
     pieces = [piece[""] for piece in entries(study.problem, "remove", gradients, study.at_once)]
     study.meter.data_passes += 1
     dot = np.concatenate(pieces, axis=1)
-    loss, norm = _of_examples(study)
+    loss, norm = _of_examples(study, study.problem)
     same = study.settings.mode == "remove"
     strong = np.abs(strengths)
     return [
@@ -31,8 +33,12 @@ def for_queries(study: Study, strengths: np.ndarray, gradients: Array) -> list[B
 
 
 def for_labels(study: Study, strengths: np.ndarray) -> list[Baseline]:
-    """Beside self-ranking [N]; with AUC where the data say which labels are clean."""
-    loss, norm = _of_examples(study)
+    """Beside self-ranking [N]; with AUC where the data say which labels are clean.
+
+    An example's own loss is asked about, as of a query: its weight in training does not say that its label is wrong.
+    """
+    batches = queries.selected(study.problem.loss, study.problem.batches, "loss")
+    loss, norm = _of_examples(study, replace(study.problem, batches=batches))
     clean = study.given.clean
     if clean is not None and min(int(clean.sum()), int((~clean).sum())) < LEAST_CLEAN:
         study.warnings.append("`clean` says the same of (almost) all examples: there is no AUC")
@@ -44,11 +50,10 @@ def for_labels(study: Study, strengths: np.ndarray) -> list[Baseline]:
     return found
 
 
-def _of_examples(study: Study) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and gradient norm of every example."""
-    loss = queries.values(study.problem, study.problem.batches, "loss")
-    norm = leverage.gradient_norms(study.problem)
-    study.meter.data_passes += 2
+def _of_examples(study: Study, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and gradient norm of every example, weighted as in the problem."""
+    loss, norm = leverage.loss_sizes(problem)
+    study.meter.data_passes += 1
     study.arrays |= {"loss": loss, "gradient_norm": norm}
     return loss, norm
 

@@ -20,7 +20,7 @@ import numpy as np
 from curvcli.analyses.causes import likely_cause
 from curvcli.analyses.precise import in_float64, network_jaxpr, precision
 from curvcli.compiling import jit
-from curvcli.curvature import build, outputs, sums
+from curvcli.curvature import build, outputs, queries, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.reverse import only_backwards
 from curvcli.curvature.taps import find_layers
@@ -67,6 +67,13 @@ def finite_objective(problem: Problem) -> tuple[float, Array]:
     """
     value, gradient = sums.objective_and_gradient(problem, Layout.of(problem.params))
     if not np.isfinite(value):
+        row = _ruled_out(problem)
+        if row is not None:
+            raise NumericsError(
+                f"the loss is {value} at these weights: the target in row {row} has mass on what the model rules "
+                "out by an infinite output",
+                "give it no mass (smooth labels over the allowed classes alone), or leave the row out by a mask",
+            )
         raise NumericsError(
             f"the loss is {value} at these weights",
             "check the data and the model's outputs, or use --dtype float64",
@@ -77,6 +84,20 @@ def finite_objective(problem: Problem) -> tuple[float, Array]:
             "check the model for divisions and square roots at zero, or use --dtype float64",
         )
     return value, gradient
+
+
+def _ruled_out(problem: Problem) -> int | None:
+    """The first row whose loss is infinite because an output is, where the loss is one of the table."""
+    if not problem.loss.known:
+        return None
+    batches = problem.batches
+    weight = batches.weight.reshape(batches.num_examples, -1)
+    infinite = np.isinf(queries.values(problem, batches, "loss")) & np.any(weight > 0, axis=1)
+    if not infinite.any():
+        return None
+    row = int(np.argmax(infinite))
+    outputs = queries.values(problem, batches.chosen(np.array([row])), "output")
+    return row if np.isinf(outputs).any() else None
 
 
 def examined(

@@ -7,6 +7,7 @@ the line beside its quadratic model. All points of all lines are evaluated in on
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -347,17 +348,25 @@ def _result(
 def _output_changes(problem: Problem, units: Array, meter: Meter) -> list[OutputChange]:
     """How far each example's outputs move along unit vectors: the examples' shares of the classical Gauss–Newton form.
 
-    Source: vᵀ(Σ a_n J_nᵀJ_n)v = Σ a_n ‖J_n v‖².
+    Weights select the tokens that count for an example, whose change is then in the units of the outputs. The mean over
+    the examples is weighted by them; a sequence has the mean weight of its tokens that count.
+
+    Source: vᵀ(Σ J_nᵀJ_n)v = Σ ‖J_n v‖².
     """
     batches = problem.batches
+    weight = np.asarray(batches.weight, np.float64).reshape(batches.num_examples, -1)
+    counted = weight > 0
+    selected = replace(batches, weight=counted.astype(batches.weight.dtype).reshape(batches.weight.shape))
     scale = problem.normaliser / batches.num_examples
-    squares = np.maximum(example_forms(problem, "gauss-newton", units) * scale, 0)
+    squares = example_forms(replace(problem, batches=selected), "gauss-newton", units) * scale
     meter.forms += len(units)
     meter.data_passes += 1
-    active = np.any(batches.weight.reshape(len(batches.weight), -1) > 0, axis=1)
+    weight = weight.sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
     return [
         OutputChange(
-            rms=float(np.sqrt(np.mean(row[active]))), max=float(np.sqrt(row.max())), example=int(np.argmax(row))
+            rms=float(np.sqrt(np.average(row, weights=weight))),
+            max=float(np.sqrt(row.max())),
+            example=int(row.argmax()),
         )
-        for row in squares
+        for row in np.maximum(squares, 0)
     ]

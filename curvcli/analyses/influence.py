@@ -23,7 +23,7 @@ from curvcli.analyses.dense import DENSE_BLOCK
 from curvcli.analyses.study import Given, Study
 from curvcli.analyses.validity import validity
 from curvcli.curvature.ntk import outputs_per_example
-from curvcli.curvature.queries import check_measure
+from curvcli.curvature.queries import check_labels, check_measure
 from curvcli.errors import MemoryLimitError, UsageError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -121,6 +121,8 @@ def memory_plan(problem: Problem, settings: InfluenceSettings, given: Given) -> 
         It does not fit.
     """
     check(problem, settings)
+    if given.queries is not None:
+        check_labels(problem.loss, given.queries, settings.measure, given.first)
     solves = count_rows(problem, settings, given) + 1
     if needs_root(settings, given) and not solving.is_dense(problem, settings):
         if settings.solver not in FACTORED:

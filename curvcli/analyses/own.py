@@ -236,7 +236,7 @@ def corrected(
         kept = np.eye(pull.curvature.shape[-1])[None] - shrink[:, None, None] * pull.curvature
         moved = np.linalg.solve(kept, pull.gradient[..., None])[..., 0]  # (I − H h)⁻¹ ∂L/∂z
         if own:
-            scores.append(np.einsum("bi,bij,bj->b", pull.gradient, pull.leverage, moved)[None])
+            scores.append(np.einsum("bi,bij,bj->b", pull.slope, pull.leverage, moved)[None])
         else:
             scores.append(np.einsum("kbo,bo->kb", pull.tangents, moved) / problem.normaliser)
         gains.append(top)

@@ -197,7 +197,7 @@ class _Fits:
         smallest = self.rtol * min((size for size in sizes if size > 0), default=_norm(here.gradient))
         minimum = self._fit(function, start, here, smallest)
         measured = self._measured(minimum.w)
-        moved = measured - self._measured(start)
+        moved = _difference(measured, self._measured(start))
         self.control = Control(
             **self._account(start, here, minimum, smallest),
             loss_change=minimum.point.value - here.value,
@@ -211,7 +211,7 @@ class _Fits:
             added = _norm(first.gradient - minimum.point.gradient)
             gtol = max(self.rtol * added, smallest) if added else _norm(first.gradient)
             refit = self._fit(function, minimum.w, first, gtol)
-            self.actual.append(self._measured(refit.w) - measured)
+            self.actual.append(_difference(self._measured(refit.w), measured))
             self.refits.append(Refit(**self._account(minimum.w, first, refit, gtol)))
 
     def _fit(self, function: Callable[[np.ndarray], Point], w: np.ndarray, here: Point, gtol: float) -> Minimum:
@@ -267,6 +267,11 @@ class _Fits:
         self.monitor.progress(self.stage, self.evaluations, None, "evaluations")
         if self.monitor.stop() is not None:
             raise _Stopped
+
+
+def _difference(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Of measures; outputs that stay infinite have not moved."""
+    return np.where(after == before, 0, np.subtract(after, before, where=after != before, out=np.zeros_like(after)))
 
 
 def _norm(vector: np.ndarray) -> float:

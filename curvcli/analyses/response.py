@@ -95,7 +95,7 @@ def _of_hyperparameter(study: Study, text: str) -> dict[str, Array]:
         labels = _classes(problem)
         return {
             f"class-weights {k}": responses.mixed(responses.shift_weights(problem, (labels == k).astype(problem.dtype)))
-            for k in np.unique(labels).tolist()
+            for k in np.unique(labels[labels >= 0]).tolist()
         }
     function = study.given.functions[text]
     if text.startswith("loss:"):

@@ -222,7 +222,7 @@ def verification(
             changes.append(refits.Change(example, mode))
             predicted.append(own_piece[""])
             continue
-        by = _step(problem, settings, own_piece, few.batches, place)
+        by = _step(few, settings, own_piece, place)
         changes.append(refits.Change(example, mode, by.get("", by)))
         predicted.append(sum(one.reshape(len(one), -1) @ by[name].reshape(-1) for name, one in own_piece.items()))
     foreseen = np.asarray(predicted, np.float64).reshape(len(changes), queries.num_examples, -1)
@@ -240,19 +240,22 @@ def verification(
     return found
 
 
-def _step(
-    problem: Problem, settings: InfluenceSettings, piece: Piece, chosen: Batches, place: int
-) -> dict[str, np.ndarray]:
+def _step(problem: Problem, settings: InfluenceSettings, piece: Piece, place: int) -> dict[str, np.ndarray]:
     """How one example's label or input is moved: to the class that matters most, else along the mean of its scores."""
+    chosen = problem.batches
     if moves_labels(settings.mode, problem.loss):
-        targets = np.asarray(chosen.targets[place : place + 1])
-        found = strength(
-            "label-perturb", problem.loss, {"": piece[""][:, None]}, targets, chosen.weight[place : place + 1]
-        )
-        row = int(np.argmax(np.abs(found.high[:, 0])))
+        row = slice(place, place + 1)
+        # A label on a class that the model rules out has an infinite loss: no refit could follow it there.
+        z = asked.values(problem, chosen.chosen(np.array([place])), "output").reshape(piece[""].shape[1:])
+        allowed = np.where(np.isneginf(z), -np.inf, piece[""])
+        targets = np.asarray(chosen.targets[row])
+        found = strength("label-perturb", problem.loss, {"": allowed[:, None]}, targets, chosen.weight[row])
+        move = np.zeros(piece[""].shape[1:])
+        if not np.isfinite(found.high).any():
+            return {"": move}
+        row = int(np.argmax(np.where(np.isfinite(found.high[:, 0]), np.abs(found.high[:, 0]), -1)))
         assert found.label is not None
         assert found.towards is not None
-        move = np.zeros(piece[""].shape[1:])
         at = () if found.token is None else np.unravel_index(int(found.token[0][row, 0]), move.shape[:-1])
         move[(*at, found.label[0][row, 0])], move[(*at, found.towards[0][row, 0])] = -1.0, 1.0
         return {"": move}

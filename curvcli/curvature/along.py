@@ -140,8 +140,9 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
     """How far the outputs move from w to w + v [dim]: the rms of ‖z′ − z‖ over units, and the mean of KL(z ‖ z′).
 
     The divergence is that of the family's log-partition A, KL = A(z′) − A(z) − ∇A(z)·(z′ − z): the mean is over the
-    distributions that the model itself has at w, whatever the targets. In float64, so that small changes do not cancel;
-    None where the loss declares no likelihood of the table.
+    distributions that the model itself has at w, whatever the targets. Both means weight units as the loss does. An
+    output that is infinite before and after has not moved. In float64, so that small changes do not cancel; None where
+    the loss declares no likelihood of the table.
 
     Cost: two forward passes.
     """
@@ -157,7 +158,8 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
         with jax.enable_x64(True):
             each = np.zeros(weight.shape) if family is None else np.asarray(_divergence(family, z, after))
         with np.errstate(over="ignore", invalid="ignore"):  # outputs that overflow give what is not finite
-            squares = np.sum((after - z) ** 2, axis=-1)
+            squares = np.sum(np.where(after == z, 0, after - z) ** 2, axis=-1)
+            squares, each = np.where(weight > 0, squares, 0), np.where(weight > 0, each, 0)
             totals += [np.sum(weight), np.sum(weight * squares), np.sum(weight * each)]
     count, squares, divergence = (float(one) for one in totals)
     kl = None if family is None or not np.isfinite(divergence) else max(divergence / count, 0.0)
@@ -171,11 +173,10 @@ def _outputs(functions: Functions, params: Params, frozen: dict, batch: Batch) -
 
 @jit(static_argnums=0)
 def _divergence(family: Loss, z: Array, after: Array) -> Array:
-    """A(z′) − A(z) − ∇A(z)·(z′ − z) of each unit, A the loss at targets of zero."""
-    none = jnp.zeros_like(z)
-    value, back = jax.vjp(lambda one: family.value(one, none), z)
-    slope = back(jnp.ones_like(value))[0]
-    return family.value(after, none) - value - jnp.sum(slope * (after - z), axis=-1)
+    """A(z′) − A(z) − ∇A(z)·(z′ − z) of each unit: what z′ loses to z at the targets that z expects."""
+    assert family.mean is not None
+    expected = family.mean(z)
+    return family.value(after, expected) - family.value(z, expected)
 
 
 @jit

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature.outputs import OutputMap, sampled_fisher
+from curvcli.curvature.outputs import OutputMap, sampled_fisher, weighted
 from curvcli.curvature.rewriting import Rewrite, evaluated
 from curvcli.jax_internals import bound, closed, is_literal, plain_where_unknown
 from curvcli.losses import Loss
@@ -63,11 +63,10 @@ def batch_loss(functions: Functions, params: Params, frozen: dict, batch: Batch)
 def example_losses(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
     """Each example's weighted loss, its tokens summed: [b]."""
 
-    def weighted(outputs: Array, part: Batch) -> Array:
-        units = functions[1].value(outputs, part.targets)
-        return units * unit_weight(part.weight, units.ndim)
+    def losses(outputs: Array, part: Batch) -> Array:
+        return weighted(functions[1].value(outputs, part.targets), part)
 
-    return by_examples(weighted, functions, params, frozen, batch)
+    return by_examples(losses, functions, params, frozen, batch)
 
 
 def by_examples(

@@ -38,7 +38,7 @@ from curvcli.curvature.pooling import with_fast_pooling
 from curvcli.curvature.rows import row_weights, token_rows
 from curvcli.curvature.taps import Layer, find_layers, tapped
 from curvcli.losses import Loss
-from curvcli.problem import Batch, Batches, Params, Problem, unit_weight
+from curvcli.problem import Batch, Batches, Params, Problem
 
 Array = Any
 Sampling = Literal["exact", "sampled", "empirical"]
@@ -265,7 +265,7 @@ def _recorded(
 
 def cotangents(loss: Loss, recipe: Recipe, keys: Array, z: Array, batch: Batch) -> Array:
     """[K, b, ..., C] whose outer products add up (over K) to a_u H_u, or have it for their mean."""
-    root_weight = jnp.sqrt(unit_weight(batch.weight, z.ndim))[None]
+    root_weight = jnp.sqrt(outputs.draw_weight(loss, z, batch))[None]
     if recipe.sampling == "exact":
         assert loss.family is not None
         assert loss.family.root is not None

@@ -146,6 +146,7 @@ class Pull(NamedTuple):
     leverage: np.ndarray  # h_n, [b, O, O]
     curvature: np.ndarray  # H_n h_n, [b, O, O]
     gradient: np.ndarray  # a_n ∂L/∂z, [b, O]
+    slope: np.ndarray  # ∂L/∂z of the examples as queries, whose weight multiplies nothing, [b, O]
     tangents: np.ndarray  # J_n s of the queries, [k, b, O]
 
 
@@ -164,41 +165,46 @@ def pulls(problem: Problem, name: str, vectors: Array, leverage: Iterator[np.nda
         ])  # fmt: skip
         rows = len(h)
         padded = np.concatenate([h, np.zeros((size - rows, *h.shape[1:]))]).astype(problem.dtype)
-        curved, gradient = _in_outputs(outputs.MIDDLES.get(name, outputs.loss_hessian), functions[1], z, batch, padded)
+        found = _in_outputs(outputs.MIDDLES.get(name, outputs.loss_hessian), functions[1], z, batch, padded)
         flat = tangents.reshape(*tangents.shape[:2], -1)[:, :rows]
-        curved, gradient = (one.astype(np.float64)[:rows] for one in on_host((curved, gradient)))
-        yield Pull(h, curved, gradient, flat)
+        curved, gradient, slope = (one.astype(np.float64)[:rows] for one in on_host(found))
+        yield Pull(h, curved, gradient, slope, flat)
 
 
 @jit(static_argnums=(0, 1))
-def _in_outputs(middle: Any, loss: Any, z: Array, batch: Batch, leverage: Array) -> tuple[Array, Array]:
-    """H_n h_n [b, O, O] and ∂L/∂z [b, O]."""
+def _in_outputs(middle: Any, loss: Any, z: Array, batch: Batch, leverage: Array) -> tuple[Array, Array, Array]:
+    """a_n H_n h_n [b, O, O], a_n ∂L/∂z [b, O], and ∂L/∂z of those that count [b, O]."""
     across = middle(loss, z, batch)
     columns = jnp.moveaxis(leverage, -1, 0)  # [O, b, O]
     images = jax.vmap(lambda column: across(column.reshape(z.shape)).reshape(len(z), -1))(columns)
-    gradient = jax.grad(lambda out: outputs.weighted_loss(loss, out, batch))(z)
-    return jnp.moveaxis(images, 0, -1), gradient.reshape(len(z), -1)
+    counted = batch._replace(weight=(batch.weight > 0).astype(batch.weight.dtype))
+    gradient, slope = (
+        jax.grad(lambda out, part=part: outputs.weighted_loss(loss, out, part))(z).reshape(len(z), -1)
+        for part in (batch, counted)
+    )
+    return jnp.moveaxis(images, 0, -1), gradient, slope
 
 
-def gradient_norms(problem: Problem, bytes_in_flight: int = 256 << 20) -> np.ndarray:
-    """‖∇L_n‖ of each example's weighted loss: float64 [N].
+def loss_sizes(problem: Problem, bytes_in_flight: int = 256 << 20) -> tuple[np.ndarray, np.ndarray]:
+    """L_n and ‖∇L_n‖ of each example's weighted loss: float64 [N] each.
 
     As many gradients at once as the bytes allow, and no more. Cost: a gradient an example.
     """
     size = int(np.clip(bytes_in_flight // (4 * problem.dim * problem.dtype.itemsize), 1, problem.batches.batch_size))
     functions, batches = sums.functions(problem), problem.batches.resized(size)
-    parts = [_norms(functions, problem.params, problem.frozen, batch) for batch in batches]
-    return np.concatenate(on_host(parts), dtype=np.float64)[: problem.batches.num_examples]
+    parts = on_host([_sizes(functions, problem.params, problem.frozen, batch) for batch in batches])
+    losses, norms = (np.concatenate(one, dtype=np.float64)[: batches.num_examples] for one in zip(*parts, strict=True))
+    return losses, norms
 
 
 @jit(static_argnums=0)
-def _norms(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
+def _sizes(functions: Functions, params: Params, frozen: dict, batch: Batch) -> tuple[Array, Array]:
     predict, loss = functions
 
-    def norm(one: Batch) -> Array:
+    def sizes(one: Batch) -> tuple[Array, Array]:
         single = jax.tree.map(lambda leaf: leaf[None], one)
         objective = lambda p: outputs.weighted_loss(loss, predict(p, frozen, single.inputs), single)  # noqa: E731
-        squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(jax.grad(objective)(params))]
-        return jnp.sqrt(sum(squares))
+        value, gradient = jax.value_and_grad(objective)(params)
+        return value, jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
 
-    return jax.vmap(norm)(batch)
+    return jax.vmap(sizes)(batch)

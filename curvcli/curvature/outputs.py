@@ -42,11 +42,22 @@ def loss_hessian(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
 
 
 def fisher(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
-    """a_u E[dz dzᵀ], dz the gradient at targets from the model's own distribution: H_z of the loss's family."""
+    """a_u E[dz dzᵀ], dz the gradient at targets from the model's own distribution: H_z of the loss's family.
+
+    Of the table's own losses for as many draws as a target stands for, so that it is H_z of the loss; for a likelihood
+    that is declared, whose targets may be anything, for one.
+    """
     assert loss.family is not None
     assert loss.family.hessian_product is not None
     product, weight = loss.family.hessian_product, unit_weight(batch.weight, outputs.ndim)
-    return lambda tangent: weight * product(outputs, batch.targets, tangent)
+    targets = batch.targets if loss.known else None
+    return lambda tangent: weight * product(outputs, targets, tangent)
+
+
+def draw_weight(loss: Loss, outputs: Array, batch: Batch) -> Array:
+    """a_u s_u, s_u the draws that a target stands for: s draws have s times the covariance of one. [b, ..., 1]."""
+    weight = unit_weight(batch.weight, outputs.ndim)
+    return weight if loss.draws is None else weight * loss.draws(outputs, batch.targets)[..., None]
 
 
 def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> OutputMap:
@@ -66,7 +77,7 @@ def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Out
         maps = lambda t, tangent: _outer_products(lambda z: loss.value(z, t), outputs, batch)(tangent)  # noqa: E731
         return lambda tangent: jnp.mean(jax.vmap(maps, (0, None))(targets, tangent), axis=0)
 
-    dz, weight = pseudo_gradients(loss, outputs, batch, keys), unit_weight(batch.weight, outputs.ndim)
+    dz, weight = pseudo_gradients(loss, outputs, batch, keys), draw_weight(loss, outputs, batch)
 
     def across(tangent: Array) -> Array:
         inner = dz * tangent[None]
@@ -78,7 +89,10 @@ def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Out
 
 
 def pseudo_gradients(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
-    """∂L/∂z at labels drawn from the model, weights left out: [S, b, ..., C]; the same draws as `sampled_fisher`'s."""
+    """∂L/∂z at labels drawn from the model, of one draw a unit, weights left out: [S, b, ..., C].
+
+    The same draws as `sampled_fisher`'s.
+    """
     assert loss.family is not None
     assert loss.family.pseudo_gradient is not None
     return _each_example(loss.family.pseudo_gradient, keys, batch, outputs)
@@ -101,8 +115,9 @@ def random_cotangents(name: str, loss: Loss, outputs: Array, batch: Batch, keys:
         root = jnp.sqrt(unit_weight(batch.weight, values.ndim))
         signs = _each_example(lambda key, unit: jax.random.rademacher(key, unit.shape, unit.dtype), keys, batch, values)
         return jax.vmap(lambda sign: back(root * sign)[0])(signs)
-    root = jnp.sqrt(unit_weight(batch.weight, outputs.ndim))[None]
-    family = LOSSES["squared_error"] if name == "gauss-newton" else loss.family
+    plain = name == "gauss-newton"
+    root = jnp.sqrt(unit_weight(batch.weight, outputs.ndim) if plain else draw_weight(loss, outputs, batch))[None]
+    family = LOSSES["squared_error"] if plain else loss.family
     assert family is not None
     assert family.root is not None
     noise = _each_example(lambda key, z: jax.random.normal(key, z.shape, z.dtype), keys, batch, outputs)
@@ -157,5 +172,11 @@ def weighted_loss(loss: Loss, outputs: Array, batch: Batch) -> Array:
 
 def example_losses(loss: Loss, outputs: Array, batch: Batch) -> Array:
     """Each example's weighted loss, its tokens summed: [b]."""
-    units = loss.value(outputs, batch.targets)
-    return jnp.sum(units * unit_weight(batch.weight, units.ndim), axis=tuple(range(1, units.ndim)))
+    units = weighted(loss.value(outputs, batch.targets), batch)
+    return jnp.sum(units, axis=tuple(range(1, units.ndim)))
+
+
+def weighted(units: Array, batch: Batch) -> Array:
+    """a_u L_u of losses, or margins, [b, ...]; 0 where a unit has no weight, be it infinite there."""
+    weight = unit_weight(batch.weight, units.ndim)
+    return weight * jnp.where(weight != 0, units, 0)  # changes of weights may be negative

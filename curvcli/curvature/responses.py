@@ -2,7 +2,7 @@
 
     θ        from the side of w: s ↦ (∇²_{wθ} J)ᵀ s                     from the side of θ: Δθ ↦ ∇²_{wθ} J Δθ
     a_n      (1/M) s·∇L_n                                             the gradient of Σ_n Δa_n a_n L_n / M
-    t_n      (1/M) ∂/∂t ⟨∂L/∂z, J_n s⟩ = −(a_n/M) J_n s for the table    the gradient of Σ_n a_n ⟨∂L/∂t, Δt⟩ / M
+    t_n      (1/M) ∂/∂t ⟨∂L/∂z, J_n s⟩                                the gradient of Σ_n a_n ⟨∂L/∂t, Δt⟩ / M
     x_n      (1/M) ∂/∂x ⟨∂L/∂z, J_n s⟩                                the gradient of Σ_n a_n ⟨∂L/∂x, Δx⟩ / M
     l2       s·w                                                      w
 
@@ -104,8 +104,8 @@ def loss_map(functions: Functions, params: Params, frozen: dict, batch: Batch) -
 @jit(static_argnums=0)
 def _label_slopes(loss: Loss, z: Array, batch: Batch, tangents: Array) -> Array:
     """a_n ∂/∂t ⟨∂L/∂z, dz⟩ for tangents dz [k, b, ...]."""
-    if loss.known:  # ∂²L/∂z∂t = −I
-        return -unit_weight(batch.weight, z.ndim)[None] * tangents
+    if loss.label_product is not None:
+        return unit_weight(batch.weight, z.ndim)[None] * jax.vmap(loss.label_product, (None, 0))(z, tangents)
 
     def along(targets: Array, tangent: Array) -> Array:
         return jax.jvp(lambda out: weighted_loss(loss, out, batch._replace(targets=targets)), (z,), (tangent,))[1]
@@ -146,17 +146,11 @@ def shift_weights(problem: Problem, change: np.ndarray) -> Problem:
 def shift_labels(problem: Problem, change: np.ndarray) -> Problem:
     """∂J/∂t along Δt, of the outputs' shape for the losses of the table, else of the targets'."""
     loss = problem.loss
-    if loss.known:
-        response, targets = user_loss(loss.name, _label_term), change
-    else:
-        targets = (problem.batches.targets, change)
-        response = user_loss(loss.name, lambda z, t: jax.jvp(lambda own: loss.value(z, own), t[:1], t[1:])[1])
+    # The derivative by t of the table's losses is linear in t: it is taken at 0, which class numbers cannot be.
+    targets = (np.zeros_like(change) if loss.known else problem.batches.targets, change)
+    response = user_loss(loss.name, lambda z, t: jax.jvp(lambda own: loss.value(z, own), t[:1], t[1:])[1])
     batches = replace(problem.batches, targets=targets)
     return replace(problem, batches=batches, loss=response, regulariser=Regulariser())
-
-
-def _label_term(z: Array, change: Array) -> Array:
-    return -jnp.sum(z * change, axis=-1)
 
 
 def shift_inputs(problem: Problem, change: PyTree) -> Problem:

@@ -14,11 +14,14 @@ from curvcli.problem import unit_weight
 
 ROWS = 1 << 16
 
+NO_LABEL = -1
+"""Stands in class numbers for a label that is none: it has weight 0, and cannot be asked about."""
+
 
 def fit_targets(
     loss: Loss, outputs: Any, targets: Any, mask: np.ndarray | None, ignore_label: int | None
 ) -> tuple[Any, np.ndarray | None]:
-    """Targets in the form the loss takes, and the mask with ignored labels left out.
+    """Targets in the form the loss takes, and the mask with ignored labels and rows of zeros left out.
 
     Parameters
     ----------
@@ -71,6 +74,8 @@ def fit_targets(
             "reshape the targets, or check --targets, --loss and the model's last layer",
         )
     _check_range(loss, targets)
+    if loss.integer_targets:
+        mask = _without_empty_rows(targets, mask)
     # Integer rows of the outputs' shape (one-hot labels, counts) are numbers to the loss.
     wide = np.promote_types(targets.dtype, np.float32)
     return (mapped(targets, lambda block: block.astype(wide), wide) if whole else targets), mask
@@ -99,11 +104,11 @@ def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
 def _class_numbers(
     targets: Any, classes: int, mask: np.ndarray | None, ignore_label: int | None
 ) -> tuple[Any, np.ndarray | None]:
-    """Labels in 0 … C − 1 as int32; ignored ones as class 0 with weight 0."""
+    """Labels in 0 … C − 1 as int32; ignored ones, and those outside under weight 0, as `NO_LABEL`."""
     ignored = None
     if ignore_label is not None:
         ignored = np.asarray(targets) == ignore_label
-        targets = np.where(ignored, 0, targets)
+        targets = np.where(ignored, NO_LABEL, targets.astype(np.int64))
         keep = (~ignored).astype(np.float32)
         if mask is not None and mask.ndim < keep.ndim:
             mask = unit_weight(mask, keep.ndim)
@@ -111,7 +116,7 @@ def _class_numbers(
     for start, block in _blocks(targets):
         bad = (block < 0) | (block >= classes)
         if mask is not None:
-            # Where a token is masked out its label does not matter; it is set to 0 below.
+            # Where a token is masked out its label does not matter.
             weight = np.asarray(mask[start : start + len(block)])
             bad &= np.broadcast_to(unit_weight(weight, bad.ndim), bad.shape) > 0
         if bad.any():
@@ -123,7 +128,46 @@ def _class_numbers(
                 if value < 0
                 else "if the labels count from 1, subtract 1; else check --targets and the model's last layer",
             )
-    return mapped(targets, lambda block: np.clip(block, 0, classes - 1).astype(np.int32), np.int32), mask
+
+    def numbers(block: np.ndarray) -> np.ndarray:
+        # Cast first: an unsigned block has no place for −1.
+        return np.where((block >= 0) & (block < classes), block.astype(np.int32), np.int32(NO_LABEL))
+
+    return mapped(targets, numbers, np.int32), mask
+
+
+def _without_empty_rows(targets: Any, mask: np.ndarray | None) -> np.ndarray | None:
+    """The mask with weight 0 for every unit whose row of targets is zero: padding."""
+    known = np.concatenate([np.any(block != 0, axis=-1) for _, block in _blocks(targets)])
+    if known.all():
+        return mask
+    keep = known.astype(np.float32)
+    return keep if mask is None else keep * unit_weight(mask, keep.ndim)
+
+
+SUMS_TO_ONE = 1e-3
+"""How far the sum of a row of targets may be off 1: as far as float16 shares of many classes are."""
+
+
+def row_remarks(targets: Any, weight: np.ndarray) -> list[str]:
+    """What is said of soft labels that are no distributions: rows of zeros, and those that sum to something else."""
+    remarks, found, empty = [], [], 0
+    for start, block in _blocks(targets):
+        sums = np.asarray(np.sum(block, axis=-1, dtype=np.float64))
+        counted = np.broadcast_to(unit_weight(weight[start : start + len(block)], sums.ndim), sums.shape) > 0
+        found.append(sums[counted])
+        empty += int(np.sum(sums == 0))
+    sums = np.concatenate(found)
+    if empty:
+        remarks.append(
+            f"{empty} rows of the targets are zero: as padding they have weight 0 and do not count in the normaliser"
+        )
+    if max(1 - sums.min(), sums.max() - 1) > SUMS_TO_ONE:
+        remarks.append(
+            f"rows of the targets sum to {sums.min():.4g} … {sums.max():.4g}: a row that sums to s counts as s labels, "
+            "with the loss −Σ t log p; where each of several labels is true or false, the loss is sigmoid_cross_entropy"
+        )
+    return remarks
 
 
 def _check_range(loss: Loss, targets: Any) -> None:

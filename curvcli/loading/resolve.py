@@ -20,7 +20,7 @@ from curvcli.loading.access import is_there
 from curvcli.loading.arrays import computed_dtype
 from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
 from curvcli.loading.dataset import Dataset, load_dataset
-from curvcli.loading.labels import check_mask, fit_targets
+from curvcli.loading.labels import check_mask, fit_targets, row_remarks
 from curvcli.loading.loss import check_likelihood, named_loss, of_single_outputs, summed_over_outputs, unit_shape
 from curvcli.loading.model import Network, make_network, user_code
 from curvcli.loading.spec_file import NAME, FoundSpec, pinned
@@ -278,7 +278,9 @@ def _assemble(
     check_mask(mask, units[1:])
     check_likelihood(loss, outputs, labels, weight.shape)
     if not weight.any():
-        raise DataError("no example is left: ignore_label and mask leave all out", "check [loss] ignore_label")
+        raise DataError(
+            "no example is left: ignore_label, mask and targets of zeros leave all out", "check [loss] ignore_label"
+        )
     regulariser = Regulariser(spec.loss.l2, targets.load(spec.loss.regulariser) if spec.loss.regulariser else None)
     problem = Problem(
         arrays, frozen, predict, network.nest, loss,
@@ -344,7 +346,7 @@ def _with_last_axis(predict: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _normaliser(reduction: str, weight: np.ndarray, units: tuple[int, ...]) -> float:
-    """M: examples, 1, or tokens, those with weight 0 left out."""
+    """M: examples with any weight, 1, or the sum of the tokens' weights."""
     if reduction == "sum":
         return 1.0
     if reduction == "tokens":
@@ -359,10 +361,13 @@ def _remarks(spec: ProblemSpec, data: Dataset, loss: Loss, problem: Problem) -> 
         remarks.append("the inputs are uint8 and reach the model unscaled, as 0 … 255")
     if loss.known and spec.loss.likelihood not in (None, loss.name):
         remarks.append(f"[loss] likelihood is not used: {loss.name} is its own")
-    labels = problem.batches.targets
+    labels, weight = problem.batches.targets, problem.batches.weight
+    if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.floating):
+        remarks += row_remarks(labels, weight)
     if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
         first = np.asarray(labels[: 1 << 16])
-        if len(labels) <= 1 << 16 and first.min() == first.max():
+        first = first[first >= 0]
+        if len(labels) <= 1 << 16 and len(first) and first.min() == first.max():
             remarks.append(f"every label is {int(first.min())}: is this the right targets array?")
     return remarks
 

@@ -180,7 +180,7 @@ class StepAngles(Strict):
 class Predictive(Strict):
     """Variances of the outputs that come from the weights' posterior, by J_n P⁻¹ J_nᵀ."""
 
-    mean: Estimate = Field(description="over all outputs of all examples used")
+    mean: Estimate = Field(description="over all outputs of the examples (tokens) with any weight, each counted once")
     smallest: float
     median: float
     ninth_decile: float

@@ -30,8 +30,8 @@ class Quotients(Strict):
 class OutputChange(Strict):
     """The derivative of the outputs along the unit vector, ‖J_n v‖/‖v‖ by example."""
 
-    rms: float = Field(ge=0, description="root mean square over the examples with any weight")
-    max: float = Field(ge=0)
+    rms: float = Field(ge=0, description="root mean square over the examples, the mean weighted as in the loss")
+    max: float = Field(ge=0, description="over the examples with any weight")
     example: int = Field(ge=0, description="the example that changes most")
 
 

@@ -66,7 +66,9 @@ class LossSpec(Strict):
         "a loss above, or a target `module:fn` with fn(outputs, key) -> targets drawn from them",
     )
     l2: float = Field(default=0.0, ge=0, description="adds ½·l2·‖w‖² over all differentiated parameters")
-    reduction: Reduction = Field(default="mean", description="divide the sum of losses by examples, by 1, or by tokens")
+    reduction: Reduction = Field(
+        default="mean", description="divide the sum of losses by examples, by 1, or by tokens (their weights)"
+    )
     regulariser: str | None = Field(
         default=None, description="`module:fn` with fn(params) -> scalar, added to the loss"
     )

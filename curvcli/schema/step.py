@@ -155,8 +155,10 @@ class NegativeCurvature(Strict):
 class FunctionChange(Strict):
     """How far the outputs move: the step in function space."""
 
-    rms: float = Field(ge=0, description="root of the mean of ‖Δz‖² over examples (tokens)")
-    kl: float | None = Field(ge=0, description="mean KL divergence from the old to the new; null without a likelihood")
+    rms: float = Field(ge=0, description="root of the mean of ‖Δz‖² over examples (tokens), weighted as in the loss")
+    kl: float | None = Field(
+        ge=0, description="the same mean of the KL divergence from the old to the new; null without a likelihood"
+    )
 
 
 class WeightChange(Strict):

@@ -94,7 +94,7 @@ def _expansion(
 
 
 def measured(problem: Problem, queries: Batches, measure: str) -> np.ndarray:
-    """The measure of each query by formula: [Q], or [Q, O]."""
+    """The measure of each query by formula: [Q], or [Q, O]. Weights select tokens, and multiply nothing."""
     z = np.asarray(problem.predict(problem.params, problem.frozen, jnp.asarray(queries.inputs)))
     if measure == "output":
         return z.reshape(len(z), -1)
@@ -107,7 +107,8 @@ def measured(problem: Problem, queries: Batches, measure: str) -> np.ndarray:
     else:
         units = np.sum(np.where(np.asarray(queries.targets) > 0.5, z, -z), axis=-1)
     weight = queries.weight.reshape(queries.weight.shape + (1,) * (units.ndim - queries.weight.ndim))
-    return np.sum(units * weight, axis=tuple(range(1, units.ndim)))
+    held_out = ~np.any(weight > 0, axis=tuple(range(1, weight.ndim)), keepdims=True)
+    return np.sum(units * ((weight > 0) | held_out), axis=tuple(range(1, units.ndim)))
 
 
 def difference(change: Callable[[float], Problem], queries: Batches, measure: str, step: float = 1e-5) -> np.ndarray:

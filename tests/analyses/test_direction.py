@@ -176,6 +176,24 @@ def test_tokens_and_masks() -> None:
     np.testing.assert_allclose(one.output_change.rms, np.sqrt(squares.sum((1, 2)).mean()), rtol=1e-10)
 
 
+@pytest.mark.parametrize("make", [token_problem, mlp_problem])
+def test_output_changes_are_in_units_of_the_outputs_whatever_the_weights(make: Any) -> None:
+    problem = make()
+    weight = np.asarray(problem.batches.weight) * np.random.default_rng(5).uniform(0.1, 4, problem.batches.weight.shape)
+    weight[3] = 0
+    problem = replace(problem, batches=replace(problem.batches, weight=weight))
+    (one,), (vector,) = found(answer := run(problem, "random", points=3)), vectors_of(problem, answer)
+    z, jacobian = dense_jacobian(problem)
+    counted = (weight > 0).reshape(weight.shape + (1,) * (z.ndim - weight.ndim))
+    rows = np.square(jacobian @ vector / np.linalg.norm(vector)).reshape(z.shape) * counted
+    rows = rows.reshape(len(z), -1).sum(axis=1)
+    tokens = weight.reshape(len(weight), -1)
+    mean = np.array([token[token > 0].mean() if token.any() else 0 for token in tokens])
+    np.testing.assert_allclose(one.output_change.rms, np.sqrt(mean @ rows / mean.sum()), rtol=1e-10)
+    np.testing.assert_allclose(one.output_change.max, np.sqrt(rows.max()), rtol=1e-10)
+    assert one.output_change.example == rows.argmax() != 3
+
+
 @pytest.mark.parametrize(
     ("matrix", "options"),
     [

@@ -121,11 +121,12 @@ def test_ridge_leverage_is_exact() -> None:
 
 def test_ridge_self_influence_and_its_correction() -> None:
     problem = ridge()
-    x, t, a, _ = data(problem)
+    x, t, _, _ = data(problem)
     h, residual = np.diag(hat(problem)), (outputs(problem, x) - t)[:, 0]
     found = run(problem, remove=True, leverage=True)
-    np.testing.assert_allclose(found.arrays["scores"], a * h * residual**2, **CLOSE)
-    np.testing.assert_allclose(found.arrays["corrected"], a * h * residual**2 / (1 - h), **CLOSE)
+    # The weight is in the removal, that is in h, and not in the loss that is asked about.
+    np.testing.assert_allclose(found.arrays["scores"], h * residual**2, **CLOSE)
+    np.testing.assert_allclose(found.arrays["corrected"], h * residual**2 / (1 - h), **CLOSE)
     of_labels = scores(problem, label_perturb=True, measure="output")
     np.testing.assert_allclose(of_labels.reshape(-1), h, **CLOSE)
 

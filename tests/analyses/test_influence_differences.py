@@ -30,9 +30,10 @@ def network(loss: str = "softmax_cross_entropy") -> Problem:
 
 @cache
 def softmax() -> Problem:
-    """Softmax regression with soft labels."""
-    problem = soft(mlp_problem(sizes=(4, 3), l2=0.02))
-    mixed = 0.8 * problem.batches.targets + 0.2 * np.random.default_rng(0).dirichlet(np.ones(3), 23)
+    """Softmax regression with soft labels, whose rows sum to other numbers than 1."""
+    rng, problem = np.random.default_rng(0), soft(mlp_problem(sizes=(4, 3), l2=0.02))
+    mixed = 0.8 * problem.batches.targets + 0.2 * rng.dirichlet(np.ones(3), 23)
+    mixed *= rng.choice([0.5, 1.0, 3.0], (23, 1))
     return at_minimum(replace(problem, batches=replace(problem.batches, targets=mixed)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_bayesian_linear_regression(matrix: str) -> None:
     assert found.log_likelihood == pytest.approx(scipy.stats.norm.logpdf(residuals).sum())
     weights = np.asarray(flat_params(problem))
     assert found.log_prior == pytest.approx(scipy.stats.norm(scale=PRIOR**-0.5).logpdf(weights).sum())
+
+
+@pytest.mark.parametrize("matrix", ["ggn", "kfac"])
+def test_rows_that_sum_to_s_are_s_labels(matrix: str) -> None:
+    """Evidence and variances are those of rows that sum to 1 with weights s."""
+    rng, problem = np.random.default_rng(3), mlp_problem(l2=0.05)
+    shares, sizes = rng.dirichlet(np.ones(3), 23), rng.choice([0.25, 1.0, 4.0], 23)
+    rows = replace(problem, batches=replace(problem.batches, targets=shares * sizes[:, None]))
+    weights = replace(problem, batches=replace(problem.batches, targets=shares, weight=sizes))
+    found, expected = (read_out(one, matrix)[0] for one in (rows, weights))
+    for name in ("log_evidence", "effective_parameters"):
+        assert getattr(found, name).value == pytest.approx(getattr(expected, name).value, rel=1e-10)
+    assert found.predictive.largest == pytest.approx(expected.predictive.largest, rel=1e-9)
 
 
 def test_the_parts_make_the_evidence() -> None:

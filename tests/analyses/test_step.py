@@ -225,8 +225,9 @@ def test_at_the_minimum_no_ratio_is_reported_as_noise() -> None:
 
 
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_cross_entropy", "poisson", "squared_error"])
-def test_how_far_outputs_move(name: str) -> None:
-    problem = mlp_problem(name)
+@pytest.mark.parametrize("weight", [np.ones(23), np.r_[0.0, np.random.default_rng(5).uniform(0.1, 4, 22)]])
+def test_how_far_outputs_move(name: str, weight: np.ndarray) -> None:
+    problem = mlp_problem(name, weight=weight)
     found = answer(problem, method="gauss-newton", damping=0.1)
 
     def outputs(flat: Any) -> np.ndarray:
@@ -235,7 +236,7 @@ def test_how_far_outputs_move(name: str) -> None:
 
     z, after = outputs(flat_params(problem)), outputs(flat_params(problem) + delta(problem, found))
     change = found.result.function_change
-    assert change.rms == pytest.approx(np.sqrt(np.mean(np.sum((after - z) ** 2, axis=1))), rel=1e-9)
+    assert change.rms == pytest.approx(np.sqrt(np.average(np.sum((after - z) ** 2, axis=1), weights=weight)), rel=1e-9)
     if name == "softmax_cross_entropy":
         p, q = (np.exp(one - one.max(1, keepdims=True)) for one in (z, after))
         p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
@@ -247,7 +248,7 @@ def test_how_far_outputs_move(name: str) -> None:
         kl = np.sum(np.exp(z) * (z - after) + np.exp(after) - np.exp(z), axis=1)
     else:
         kl = 0.5 * np.sum((after - z) ** 2, axis=1)
-    assert change.kl == pytest.approx(np.mean(kl), rel=1e-9)
+    assert change.kl == pytest.approx(np.average(kl, weights=weight), rel=1e-9)
 
 
 DECAY = replace(decay(), frozen={"params": {}, "collections": {}})

@@ -12,7 +12,7 @@ from curvcli.curvature import leverage, queries, responses
 from curvcli.curvature.outputs import has_root
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Batches, Problem
-from tests.problems import dense_matrix, dense_unit_gradients, flat_params, mlp_problem, token_problem
+from tests.problems import dense_matrix, dense_objective, dense_unit_gradients, flat_params, mlp_problem, token_problem
 
 SHIFT = 0.05
 RNG = np.random.default_rng(0)
@@ -81,13 +81,15 @@ def test_draws_belong_to_examples_and_numbers(make: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [weighted, token_problem])
-def test_gradient_norms_are_those_of_a_loop(make: Any) -> None:
+def test_losses_and_gradient_norms_are_those_of_a_loop(make: Any) -> None:
     problem = make()
     gradients, weight = dense_unit_gradients(problem)
     expected = np.linalg.norm(np.einsum("nud,nu->nd", gradients, weight), axis=1)
-    np.testing.assert_allclose(leverage.gradient_norms(problem), expected, rtol=1e-10, atol=1e-13)
-    few = leverage.gradient_norms(problem, bytes_in_flight=problem.dim * 8 * 4 * 3)
-    np.testing.assert_allclose(few, expected, rtol=1e-10, atol=1e-13)
+    losses, norms = leverage.loss_sizes(problem)
+    np.testing.assert_allclose(norms, expected, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(losses.sum(), dense_objective(problem)(flat_params(problem)) * problem.normaliser)
+    few = leverage.loss_sizes(problem, bytes_in_flight=problem.dim * 8 * 4 * 3)
+    np.testing.assert_allclose(few, (losses, expected), rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("parameter", ["remove", "label-perturb", "input-perturb"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curvcli.errors import DataError, SpecError
-from curvcli.loading.labels import fit_targets
+from curvcli.loading.labels import fit_targets, row_remarks
 from curvcli.losses import LOSSES, user_loss
 from tests.loading import models
 
@@ -54,8 +54,9 @@ def test_rows_of_numbers_keep_their_values(loss: str, targets: np.ndarray, dtype
 def test_ignored_labels_have_weight_zero() -> None:
     keep = (TOKENS >= 0).astype(np.float32)
     found, mask = fit(TOKENS, 2, 3, ignore=-1)
-    np.testing.assert_array_equal(found, np.maximum(TOKENS, 0).astype(np.int32), strict=True)
+    np.testing.assert_array_equal(found, TOKENS.astype(np.int32), strict=True)
     np.testing.assert_array_equal(mask, keep, strict=True)
+    np.testing.assert_array_equal(fit(TOKENS + 8, 2, 11, ignore=7)[0], np.where(TOKENS < 0, -1, TOKENS + 8))
     for given in ([2, 0, 1, 1], [[1, 1], [0.5, 0], [1, 0], [1, 1]]):
         weight = np.asarray(given, np.float32)
         _, mask = fit(TOKENS, 2, 3, ignore=-1, mask=weight)
@@ -68,7 +69,29 @@ def test_a_label_may_be_anything_where_it_is_masked_out() -> None:
     found, mask = fit(np.where(weight, np.maximum(TOKENS, 0), 99), 2, 3, mask=weight)
     np.testing.assert_array_equal(found * weight, np.maximum(TOKENS, 0) * weight)
     np.testing.assert_array_equal(mask, weight)
-    np.testing.assert_array_equal(fit(np.array([0, -7, 1, 2]), 3, mask=[1, 0, 1, 1])[0], [0, 0, 1, 2])
+    np.testing.assert_array_equal(fit(np.array([0, -7, 1, 2]), 3, mask=[1, 0, 1, 1])[0], [0, -1, 1, 2])
+
+
+def test_rows_of_zeros_are_padding() -> None:
+    rows = np.eye(3)[LABELS] * [[1], [0], [2], [0.5]]
+    for targets in (rows, rows.astype(np.float32), (2 * rows).astype(np.int8)):
+        np.testing.assert_array_equal(fit(targets, 3)[1], [1, 0, 1, 1])
+        np.testing.assert_array_equal(fit(targets, 3, mask=[0.5, 1, 0, 2])[1], [0.5, 0, 0, 2])
+    tokens = np.eye(3)[np.maximum(TOKENS, 0)] * (TOKENS >= 0)[..., None]
+    np.testing.assert_array_equal(fit(tokens, 2, 3)[1], TOKENS >= 0)
+    np.testing.assert_array_equal(fit(tokens, 2, 3, mask=[2, 1, 1, 0])[1], (TOKENS >= 0) * [[2], [1], [1], [0]])
+    for loss in ("sigmoid_cross_entropy", "poisson", "squared_error"):  # zero is a target like any other
+        assert fit(rows.clip(max=1), 3, loss=LOSSES[loss])[1] is None
+
+
+def test_what_is_said_of_rows_that_are_no_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curvcli.loading.labels.ROWS", 2)
+    rows = np.eye(3)[LABELS]
+    assert row_remarks(rows.astype(np.float16) * np.float16(0.9995), np.ones(4)) == []
+    empty, sums = row_remarks(rows * [[1], [0], [2], [0.5]], np.array([1, 0, 1, 1]))
+    assert "1 rows of the targets are zero" in empty
+    assert "sum to 0.5 … 2" in sums
+    assert row_remarks(rows * [[1], [1], [2], [1]], np.array([1, 1, 0, 1])) == []  # of weight 0
 
 
 @pytest.mark.parametrize(
@@ -132,7 +155,7 @@ def test_rows_are_counted_over_all_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     models.refused(DataError, fit, labels, 3, mask=[1] * 8, says="label 7 in row 7")
     sigmoid = replace(LOSSES["sigmoid_cross_entropy"])
     models.refused(DataError, fit, labels[:, None].astype(float), 1, loss=sigmoid, says="target 2 in row 2")
-    assert fit(labels, 3, mask=[1] * 7 + [0])[0][-1] == 2
+    assert fit(labels, 3, mask=[1] * 7 + [0])[0][-1] == -1
 
 
 def test_a_column_of_a_table_fits_a_single_output(tmp_path: Any) -> None:
