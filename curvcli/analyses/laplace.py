@@ -50,7 +50,7 @@ from curvcli.linalg.statistics import Law, student_interval
 from curvcli.losses import LOSSES
 from curvcli.problem import Problem, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
-from curvcli.schema.estimate import Estimate
+from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.settings import AnalysisSettings
 
 Array = Any
@@ -156,7 +156,7 @@ def laplace(
         log_likelihood=likelihood,
         log_prior=0.5 * problem.dim * math.log(precision / (2 * math.pi)) - 0.5 * precision * weights,
         log_det=_affine(found.log_det, 1.0, problem.dim * math.log(precision)),
-        effective_parameters=found.effective, predictive=predictive,
+        effective_parameters=Bounded.judged(found.effective, problem.dim), predictive=predictive,
     )  # fmt: skip
     return told, {"variance": variances} if settings.arrays else {}
 
