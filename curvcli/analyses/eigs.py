@@ -249,10 +249,10 @@ def _eigenpairs(
         sides[-1] = "bottom"
     probes = images(settings, operator, PROBES)
     errors = eigenvalue_errors(problem, settings, pairs.values, pairs.vectors, sides, probes)
-    # A null space of a part of the examples is one that the others may fill: of that no error is known.
+    # What a part of the examples leaves flat the others may fill: of that no error is known.
     zero = settings.damping + noise(settings) * pairs.norm if operator.psd else -np.inf
     return [
-        pair if pair.value <= zero else
+        pair if pair.value <= zero or (side == "bottom" and pair.value >= -noise(settings) * pairs.norm) else
         widened(pair, error, positive=operator.psd or (side == "top" and pair.value > 0))
         for pair, error, side in zip(known, errors, sides, strict=True)
     ]  # fmt: skip

@@ -91,7 +91,8 @@ def run(
     if subsampled(problem, settings):
         values, known = np.array([low.value, high.value]), images(settings, operator)
         errors = eigenvalue_errors(problem, settings, values, found.ends, ("bottom", "top"), known)
-        low = widened(low, errors[0], positive=False)
+        if low.value < -found.noise:  # else no error is known: what few examples leave flat, others may fill
+            low = widened(low, errors[0], positive=False)
         high = widened(high, errors[1], positive=high.value > 0)
     result = SaddleResult(
         dim=operator.dim, method="dense" if dense else "lanczos", classification=classify(evidence),

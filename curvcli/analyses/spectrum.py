@@ -334,8 +334,10 @@ def _with_data_error(
     values = np.array([result.lambda_min.value, result.lambda_max.value])
     low, high = eigenvalue_errors(problem, settings, values, ends, ["bottom", "top"], known)
     whole = widened(result.trace, trace, positive=operator.psd)
-    # The null space of a part has no error to first order; that of all examples is smaller, and λ_min ≤ tr A/D.
-    reach = max(whole.interval[1] / operator.dim - values[0], 0.0) if operator.psd else 0.0
+    # How far a smallest eigenvalue of few examples, 0 or near it, lies below that of all, perturbation theory does
+    # not tell: their examples fill its null space. It is at most tr A/D.
+    flat = operator.psd or values[0] >= -noise(settings) * np.abs(values).max()
+    reach = max(whole.interval[1] / operator.dim - values[0], 0.0) if flat else 0.0
     low = low._replace(above=max(low.above, float(reach)))
     widest = widened(result.lambda_max, high, positive=result.lambda_max.value > 0)
     return result.model_copy(

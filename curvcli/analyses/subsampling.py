@@ -41,8 +41,8 @@ NEAREST = 0.25
 """An eigenvalue is repelled from no nearer than this share of its size: what seems nearer is noise of the probes."""
 
 
-TAILS = 1.5
-"""The skewness of a sample is this much too small, where tails are long."""
+TAILS = 2.0
+"""The skewness of a sample is about this much too small, where tails are long."""
 
 
 class DataError(NamedTuple):
@@ -79,7 +79,14 @@ def widened(number: Number, error: DataError, *, positive: bool) -> Number:
     )
 
 
-def margins(shares: np.ndarray, stderr: float, confidence: float, outwards: tuple[float, float] = (0, 0)) -> DataError:
+def margins(
+    shares: np.ndarray,
+    stderr: float,
+    confidence: float,
+    *,
+    reach: float | None = None,
+    outwards: tuple[float, float] = (0, 0),
+) -> DataError:
     """The margins of a mean over examples with this standard error, from each example's share [n].
 
     Student's, with as many degrees of freedom as a variance of examples of this kurtosis has by Satterthwaite's rule;
@@ -87,18 +94,21 @@ def margins(shares: np.ndarray, stderr: float, confidence: float, outwards: tupl
 
     Parameters
     ----------
+    reach
+        The standard error that the margins rest on, where the other one is itself an estimate from few probes.
     outwards
         Biases of the number downwards and upwards; each is taken twice, as leaving every example out in turn would.
     """
-    count, centred = len(shares), shares - shares.mean()
+    count, centred, reach = len(shares), shares - shares.mean(), stderr if reach is None else reach
     second = float(np.mean(np.square(centred)))
     if second <= 0 or count < 2:
         return DataError(stderr, 2 * outwards[1], 2 * outwards[0])
     kurtosis, skewness = (float(np.mean(centred**power)) / second ** (power / 2) for power in (4, 3))
     dof = min(max(2 * count / max(kurtosis - 1, 1e-9), 1.0), count - 1)
     quantile = float(-scipy.special.stdtrit(dof, (1 - confidence) / 2))
-    shift = TAILS * skewness * (1 + 2 * quantile**2) / (6 * count**0.5)
-    below, above = (stderr * (quantile + max(sign * shift, 0.0)) for sign in (-1, 1))
+    normal = float(-scipy.special.ndtri((1 - confidence) / 2))
+    shift = TAILS * skewness * (1 + 2 * normal**2) / (6 * count**0.5)
+    below, above = (reach * (quantile + max(sign * shift, 0.0)) for sign in (-1, 1))
     return DataError(stderr, below + 2 * outwards[1], above + 2 * outwards[0])
 
 
@@ -135,17 +145,16 @@ def trace_errors(
     dim, factor = operator.dim, sampling_factor(problem)
     v = _probes(settings, operator, PROBES)
     shares = dim * in_blocks(problem, settings, v)
-    trace = margins(shares.mean(axis=0), factor * shared_spread(shares), settings.confidence)
+    trace = _sampled(shares, factor, settings.confidence)
     if frobenius <= 0:
         return trace, DataError(0.0, 0.0, 0.0)
     size, units = _normalised(known.images)
     shares = dim * np.asarray(size, np.float64)[:, None] * bilinear(problem, settings, known.probes, units)
-    linear = factor * shared_spread(shares) / frobenius
     half = PROBES // 2
     entries = dim * bilinear(problem, settings, v[:half], v[half:])
     bias = 0.5 * factor**2 * float(np.mean(np.var(entries, axis=1, ddof=1))) / frobenius
-    error = margins(shares.mean(axis=0), linear, settings.confidence, (0.0, bias))
-    return trace, error._replace(stderr=math.hypot(linear, bias))
+    error = _sampled(shares, factor / frobenius, settings.confidence, bias)
+    return trace, error._replace(stderr=math.hypot(error.stderr, bias))
 
 
 def layer_errors(problem: Problem, settings: AnalysisSettings, segments: Segments) -> list[DataError]:
@@ -162,8 +171,14 @@ def layer_errors(problem: Problem, settings: AnalysisSettings, segments: Segment
         for start, stop in part:
             mask[start:stop] = 1
         shares = in_blocks(problem, settings, signs * jnp.asarray(mask)[None])
-        errors.append(margins(shares.mean(axis=0), factor * shared_spread(shares), settings.confidence))
+        errors.append(_sampled(shares, factor, settings.confidence))
     return errors
+
+
+def _sampled(shares: np.ndarray, scale: float, confidence: float, upwards: float = 0.0) -> DataError:
+    """The error of a number whose shares are sampled by probes, [k, n]; `upwards` is its bias."""
+    spread, upper = (scale * one for one in shared_spread(shares))
+    return margins(shares.mean(axis=0), spread, confidence, reach=upper, outwards=(0.0, upwards))
 
 
 Side = Literal["top", "bottom", "inside"]
@@ -191,7 +206,7 @@ def eigenvalue_errors(
     return [
         margins(
             share, factor * float(share.std(ddof=1)), settings.confidence,
-            (0.0 if side == "top" else bias, 0.0 if side == "bottom" else bias),
+            outwards=(0.0 if side == "top" else bias, 0.0 if side == "bottom" else bias),
         )
         for share, bias, side in zip(shares, repelled.tolist(), sides, strict=True)
     ]  # fmt: skip
@@ -211,7 +226,7 @@ def _repulsion(
     along = np.asarray(_inner(known.probes, vectors), np.float64)
     found = []
     for index, (value, share) in enumerate(zip(values.tolist(), shares, strict=True)):
-        both = in_blocks(problem, settings, left + vectors[index])
+        both = in_blocks(problem, settings, _plus(left, vectors[index]))
         crossed = 0.5 * (both - alone - share)  # vᵀA_j y and, below, (Av)ᵀA_j y / ‖Av‖
         off = crossed[:count] - along[:, index, None] * share
         image = np.asarray(size, np.float64)[:, None] * crossed[count:] - value * along[:, index, None] * share
@@ -226,6 +241,11 @@ def _normalised(rows: Array) -> tuple[Array, Array]:
     """Norms [k], and the rows divided by them."""
     size = jnp.linalg.norm(rows, axis=1)
     return size, rows / jnp.where(size > 0, size, 1)[:, None]
+
+
+@jit
+def _plus(rows: Array, vector: Array) -> Array:
+    return rows + vector[None]
 
 
 @jit
@@ -277,12 +297,18 @@ def sampling_factor(problem: Problem) -> float:
     return float(np.sqrt(1 / used - (1 / whole if whole else 0.0)))
 
 
-def shared_spread(samples: np.ndarray) -> float:
-    """Standard deviation over examples of what k independent samples [k, n] of it share: from covariances."""
+def shared_spread(samples: np.ndarray) -> tuple[float, float]:
+    """Standard deviation over examples of what k independent samples [k, n] of it share, and a standard error more.
+
+    From covariances over examples, which the samples' own errors have no part in; their mean over pairs of samples has
+    the jackknife's standard error.
+    """
+    count = len(samples)
     if samples.shape[1] < 2:
-        return 0.0
+        return 0.0, 0.0
     covariance = np.atleast_2d(np.cov(samples))
-    if len(covariance) == 1:
-        return float(np.sqrt(covariance[0, 0]))
-    off = covariance.sum() - np.trace(covariance)
-    return float(np.sqrt(max(off / (len(covariance) * (len(covariance) - 1)), 0.0)))
+    if count == 1:
+        return float(covariance[0, 0] ** 0.5), float(covariance[0, 0] ** 0.5)
+    means = (covariance.sum(axis=1) - np.diag(covariance)) / (count - 1)
+    mean, stderr = float(means.mean()), 2 * float(means.std(ddof=1)) / count**0.5
+    return max(mean, 0.0) ** 0.5, max(mean + stderr, 0.0) ** 0.5

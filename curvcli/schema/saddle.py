@@ -170,7 +170,7 @@ class SaddleResult(Strict):
     bound: Bound | None = Field(description="null where curvature below it shows, or the run ended too early")
     max_stable_learning_rate: float | None = Field(description="2/λ_max; null if λ_max ≤ 0 or not converged")
     max_stable_learning_rate_interval: tuple[float, float | None] | None = Field(
-        description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
+        default=None, description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
     )
     condition_number: float | None = Field(
         description="λ_max over the smallest resolvable eigenvalue > 0; null if λ_max ≤ 0"

@@ -73,7 +73,7 @@ class SpectrumResult(Strict):
         description="2/λ_max; null unless λ_max is positive beyond its residual, and the matrix one of J's curvature"
     )
     max_stable_learning_rate_interval: tuple[float, float | None] | None = Field(
-        description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
+        default=None, description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
     )
 
 
