@@ -115,7 +115,9 @@ def run(problem: Problem, settings: CompareSettings, monitor: Monitor) -> Answer
     )
     arrays: dict[str, np.ndarray] = {}
     if settings.laplace is not None:
-        told, arrays = laplace(problem, settings, value, monitor, meter, warnings, dense=plan.method == "dense")
+        told, arrays = laplace(
+            problem, settings, value, gradient, monitor, meter, warnings, dense=plan.method == "dense"
+        )
         result = result.model_copy(update={"laplace": told})
     return Answer(result, meter, value, checks, warnings, arrays)
 

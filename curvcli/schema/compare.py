@@ -207,6 +207,11 @@ class Laplace(Strict):
     log_likelihood: float = Field(description="of the examples used, its normalising constants included")
     log_prior: float
     log_det: Estimate = Field(description="log det P")
+    decrement: float = Field(
+        ge=0,
+        description="½ gᵀP⁻¹g in nats, g the gradient of −log posterior: how far the peak of its quadratic model lies "
+        "above the weights; 0 at a MAP estimate, which the evidence is meant for",
+    )
     effective_parameters: Bounded = Field(description="Σ M c/(M c + τ) over the eigenvalues c of C")
     predictive: Predictive
 
