@@ -159,8 +159,9 @@ def laplace(
     evidence = _affine(found.log_det, -0.5, likelihood - 0.5 * precision * weights)
     if decrement > max(LEAST_DECREMENT, 0.5 * (evidence.interval[1] - evidence.interval[0])):
         warnings.append(
-            f"--laplace: the weights are no maximum of the posterior: its quadratic model has its peak {decrement:.3g} nats "
-            "above them (½ gᵀP⁻¹g), which neither the evidence nor its interval accounts for; train on to a small gradient"
+            "--laplace: the weights are no maximum of the posterior: the peak of its quadratic model lies "
+            f"{decrement:.3g} nats above them (½ gᵀP⁻¹g), which neither the evidence nor its interval accounts for; "
+            "train on to a small gradient"
         )
     told = Laplace(
         matrix=settings.laplace, method=method, prior_precision=precision, prior=origin,

@@ -195,7 +195,7 @@ def sampled_interval(
     level = 1 - confidence
     if not squares:
         size, spread = abs(score) + 0.5 * stderr, max(stderr, abs(score) * (2 / samples) ** 0.5)
-        spread = (spread**2 + 2 * stderr**2 / samples) ** 0.5
+        spread = (spread**2 + 3 * stderr**2 / samples) ** 0.5
         margin = float(scipy.stats.t.ppf(1 - level / 2, samples - 1)) * spread
     else:
         size, margin = abs(score), 0.0

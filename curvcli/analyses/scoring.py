@@ -66,7 +66,8 @@ def of_examples(study: Study) -> tuple[dict[str, Any], Array]:
         own.sampled_interval, samples=root.samples, confidence=study.settings.confidence,
         squares=study.settings.mode == "remove" and study.settings.measure == "loss",
     )  # fmt: skip
-    result["top"] = found.ranker.rankings(study.rows(), *((found.stderr, law) if root.samples else ()))
+    stderr = found.stderr if root.samples else None
+    result["top"] = found.ranker.rankings(study.rows(), stderr, law)
     result["baselines"] = baselines.for_labels(study, found.ranker.all[0])
     if settings.leverage:
         result["leverage"], study.arrays["corrected"] = own.corrected(study, root, None, found.ranker.all)
