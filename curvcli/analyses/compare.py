@@ -116,10 +116,10 @@ def run(problem: Problem, settings: CompareSettings, monitor: Monitor) -> Answer
     )
     arrays: dict[str, np.ndarray] = {}
     if settings.laplace is not None:
-        told, arrays = laplace(problem, settings, value, monitor, meter, warnings, dense=plan.method == "dense")
+        told, arrays = laplace(
+            problem, settings, value, gradient, monitor, meter, warnings, dense=plan.method == "dense"
+        )
         result = result.model_copy(update={"laplace": told})
-    if problem.subsampled:
-        warnings.append("the intervals are for the examples used; what the others would change is not in them")
     return Answer(result, meter, value, checks, warnings, arrays)
 
 

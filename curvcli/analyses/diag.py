@@ -23,7 +23,7 @@ from curvcli.analyses.dense import (
     rows_written_out,
     smaller_side,
 )
-from curvcli.analyses.subsampling import layer_stderr, subsampled
+from curvcli.analyses.subsampling import DataError, layer_errors, subsampled, widened
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import NumericsError, UsageError
@@ -69,9 +69,6 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     plan = memory_plan(problem, settings)
     block = products_at_once(plan, side, dense=method == "dense")
     checks, warnings = examined(problem, operator, settings, block)
-    if problem.subsampled:
-        of = "" if problem.population is None else f" of {problem.population:,}"
-        warnings.append(f"the intervals are for the {problem.batches.num_examples:,} examples used{of}, not for all")
     layout = Layout.of(problem.params)
     names, segments = layer_segments(layout, operator.dim)
     if method == "dense":
@@ -97,9 +94,12 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
             prune = pruning.trial(problem, settings, operator, found, value, gradient, block, meter)
     layers = _layers(names, segments, found, settings.confidence, level)
     if subsampled(problem, settings):
-        errors = layer_stderr(problem, settings, segments)
+        errors = (
+            DataError(*(one / sum(stop - start for start, stop in part) for one in error))
+            for part, error in zip(segments, layer_errors(problem, settings, segments), strict=True)
+        )
         layers = [
-            layer.model_copy(update={"mean": layer.mean.model_copy(update={"data_stderr": float(error / layer.dim)})})
+            layer.model_copy(update={"mean": widened(layer.mean, error, positive=operator.psd)})
             for layer, error in zip(layers, errors, strict=True)
         ]
     result = DiagResult(

@@ -19,7 +19,7 @@ from curvcli.linalg import bounds, density, slq
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
-from curvcli.schema.estimate import Beyond, Eigenvalue, Estimate
+from curvcli.schema.estimate import Beyond, Bounded, Eigenvalue
 from curvcli.schema.saddle import Bound, SaddleSettings
 
 Array = Any
@@ -33,8 +33,8 @@ class Findings:
     low: Eigenvalue
     high: Eigenvalue
     ends: Array  # [2, D], unit vectors of both
-    index: Estimate
-    null_space: Estimate
+    index: Bounded
+    null_space: Bounded
     bound: Bound | None  # as if no negative curvature showed
     all_below: bool  # no eigenvalue is above −cut
     lowest_positive: float | None  # no smaller than the smallest eigenvalue above the cut …
@@ -76,7 +76,7 @@ def from_all(
         for end, beyond in ((0, -rounding), (-1, rounding))
     )
     counts = (np.sum(values < -cut), np.sum(np.abs(values) <= cut))
-    index, null_space = (Estimate.exact(float(count), settings.confidence) for count in counts)
+    index, null_space = (Bounded.exact(float(count), settings.confidence) for count in counts)
     positive = values[values > cut]
     shown, residuals = descent.ends(values, np.full(len(values), rounding))
     return Findings(
@@ -121,7 +121,7 @@ def from_samples(
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     quadrature, measures = slq.quadrature(collected, key, operator), collected.measures
     index, null_space = (
-        _times(density.mass(quadrature, measures, *inside, settings.confidence), dim)
+        density.mass(quadrature, measures, *inside, settings.confidence).times(dim)
         for inside in ((-np.inf, -np.nextafter(cut, np.inf)), (-cut, cut))
     )
     values, residuals = descent.ritz_pairs(collected.low, collected.high)
@@ -205,10 +205,3 @@ def _resolvable(norm: float, settings: SaddleSettings) -> float:
             "use --dtype float64" if settings.dtype == "float32" else "scale the loss",
         )
     return norm
-
-
-def _times(mass: Estimate, dim: int) -> Estimate:
-    """A fraction of the eigenvalues as a number of them."""
-    low, high = mass.interval
-    scaled = {"value": dim * mass.value, "stderr": dim * mass.stderr, "interval": (dim * low, dim * high)}
-    return mass.model_copy(update=scaled)

@@ -177,6 +177,33 @@ def _stderr(total: np.ndarray, squares: np.ndarray, samples: int) -> np.ndarray:
     return np.sqrt(np.maximum(samples * squares - np.square(total), 0) / (samples - 1))
 
 
+def sampled_interval(
+    score: float, stderr: float, samples: int, confidence: float, *, squares: bool
+) -> tuple[float, float]:
+    """Where a score lies that is a mean over samples.
+
+    Of a removal's score every sample is the square of a normal variable, so that the mean has the law of χ² with as
+    many degrees of freedom as samples. Of others it is a product xy of two, with E xy = ρσ_xσ_y and the variance
+    (1 + ρ²)σ_x²σ_y², which is twice the square of the mean at least: Student's interval with no smaller variance is
+    joined to that of χ², both with what the samples may miss of their spread.
+
+    Parameters
+    ----------
+    squares
+        Whether the samples are squares.
+    """
+    level = 1 - confidence
+    if not squares:
+        size, spread = abs(score) + 0.5 * stderr, max(stderr, abs(score) * (2 / samples) ** 0.5)
+        spread = (spread**2 + 3 * stderr**2 / samples) ** 0.5
+        margin = float(scipy.stats.t.ppf(1 - level / 2, samples - 1)) * spread
+    else:
+        size, margin = abs(score), 0.0
+    near, far = (samples / float(scipy.stats.chi2.ppf(end, samples)) for end in (1 - level / 2, level / 2))
+    ends = sorted((np.copysign(near * abs(score), score), np.copysign(far * size, score)))
+    return min(float(ends[0]), score - margin), max(float(ends[1]), score + margin)
+
+
 def _norms(piece: Piece) -> Strength:
     squares = [np.sum(np.square(one), axis=tuple(range(2, one.ndim))) for one in piece.values()]
     return Strength(np.sqrt(np.sum(squares, axis=0)), None)

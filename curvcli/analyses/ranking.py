@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from curvcli.schema.estimate import Estimate
 from curvcli.schema.influence import Entry, Ranking
 
 LEAST_CLEAN = 2
+
+Bounds = Callable[[float, float], tuple[float, float]] | None
+"""The interval of a strength, from it and its standard error."""
 
 
 class Strength(NamedTuple):
@@ -115,13 +119,16 @@ class Ranker:
         """Every strength: [R, N]."""
         return np.concatenate(self.strengths, axis=1)
 
-    def rankings(self, names: list[tuple[int | None, int | None]], stderr: np.ndarray | None = None) -> list[Ranking]:
-        """By row: `(query, output)` of each; `stderr` [2, R, N] of the strengths at the two ends."""
+    def rankings(
+        self, names: list[tuple[int | None, int | None]], stderr: np.ndarray | None = None, interval: Bounds = None
+    ) -> list[Ranking]:
+        """By row: `(query, output)` of each; `stderr` [2, R, N] of the strengths at the two ends, and the interval of a
+        strength with its standard error."""
         kept = _merged(self._details, self.top)
         return [
             Ranking(
-                query=query, output=output, highest=_entries(kept[0], row, stderr, 0),
-                lowest=_entries(kept[1], row, stderr, 1) if self.signed else [],
+                query=query, output=output, highest=_entries(kept[0], row, stderr, interval, 0),
+                lowest=_entries(kept[1], row, stderr, interval, 1) if self.signed else [],
             )
             for row, (query, output) in enumerate(names)
         ]  # fmt: skip
@@ -161,11 +168,14 @@ def _merged(parts: list[Any], top: int) -> Any:
     return ends
 
 
-def _entries(kept: _Kept, row: int, stderr: np.ndarray | None, end: int) -> list[Entry]:
+def _entries(kept: _Kept, row: int, stderr: np.ndarray | None, interval: Bounds, end: int) -> list[Entry]:
+    errors = None if stderr is None else stderr[end, row]
     return [
         Entry(
             example=int(example), score=float(kept.score[row, i]),
-            stderr=None if stderr is None else float(stderr[end, row, example]),
+            stderr=None if errors is None else float(errors[example]),
+            interval=None if errors is None or interval is None
+            else interval(float(kept.score[row, i]), float(errors[example])),
             label=None if kept.label is None else int(kept.label[row, i]),
             towards=None if kept.towards is None else int(kept.towards[row, i]),
             token=None if kept.token is None else int(kept.token[row, i]),

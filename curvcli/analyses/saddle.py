@@ -14,6 +14,8 @@ from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM
 from curvcli.analyses.findings import Findings, from_all, from_samples, is_coarse, long_steps
+from curvcli.analyses.spectrum import learning_rates
+from curvcli.analyses.subsampling import eigenvalue_errors, images, subsampled, widened
 from curvcli.analyses.verdict import Evidence, classify
 from curvcli.curvature import build_for
 from curvcli.curvature.flatten import Layout
@@ -21,7 +23,6 @@ from curvcli.errors import MemoryLimitError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Problem
-from curvcli.schema.estimate import Estimate
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
 from curvcli.schema.saddle import SaddleResult, SaddleSettings
@@ -85,15 +86,23 @@ def run(
     sharpness = None
     if adam is not None:
         sharpness = descent.adam_sharpness(layout, operator, adam, settings, monitor, warnings)
+    rate = 2 / top.value if rising else None
+    low, high = found.low, top
+    if subsampled(problem, settings):
+        values, known = np.array([low.value, high.value]), images(settings, operator)
+        errors = eigenvalue_errors(problem, settings, values, found.ends, ("bottom", "top"), known)
+        if low.value < -found.noise:  # else no error is known: what few examples leave flat, others may fill
+            low = widened(low, errors[0], positive=False)
+        high = widened(high, errors[1], positive=high.value > 0)
     result = SaddleResult(
         dim=operator.dim, method="dense" if dense else "lanczos", classification=classify(evidence),
         gradient_norm=float(np.linalg.norm(slope)), stationary=stationary, stationarity=test,
-        lambda_min=found.low, lambda_max=top, tolerance=found.cut, noise_floor=found.noise,
+        lambda_min=low, lambda_max=high, tolerance=found.cut, noise_floor=found.noise,
         negative_curvature_certified=certified, certificate=None if seen is None else seen.certificate,
-        index=_at_least(found.index, 1.0) if below else found.index,
+        index=found.index.at_least(1.0) if below else found.index,
         null_space=found.null_space, witness=None if seen is None else seen.witness,
         bound=found.bound if evidence.bounded else None,
-        max_stable_learning_rate=2 / top.value if rising else None,
+        max_stable_learning_rate=rate, max_stable_learning_rate_interval=learning_rates(high, rate),
         condition_number=max(top.value / found.lowest_positive, 1.0) if rising and found.lowest_positive else None,
         condition_number_exact=found.lowest_is_known,
         gradient_descent=descent.gradient_descent(found.values, found.residuals, top, settings.learning_rate),
@@ -133,13 +142,6 @@ def memory_plan(problem: Problem, settings: SaddleSettings) -> tuple[planning.Me
         ) from error
     together = planning.plan_lanczos(problem, settings, probes=max(settings.max_probes - 1, 1), steps=short, full=True)
     return planning.MemoryPlan(together.at_once, max(alone.bytes, together.bytes)), False
-
-
-def _at_least(count: Estimate, least: float) -> Estimate:
-    """A count that is known to be no smaller."""
-    low, high = count.interval
-    value, interval = max(count.value, least), (max(low, least), max(high, least))
-    return count.model_copy(update={"value": value, "interval": interval})
 
 
 def _remarks(settings: SaddleSettings, evidence: Evidence, found: Findings, certified: bool) -> list[str]:

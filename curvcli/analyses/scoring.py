@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,12 @@ def of_examples(study: Study) -> tuple[dict[str, Any], Array]:
     root = own.inverse_root(study)
     found = own.self_influence(study, root)
     result = {**_report(study, found.scores, shape_of(study)), "self_influence": found.report}
-    result["top"] = found.ranker.rankings(study.rows(), found.stderr if root.samples else None)
+    law = partial(
+        own.sampled_interval, samples=root.samples, confidence=study.settings.confidence,
+        squares=study.settings.mode == "remove" and study.settings.measure == "loss",
+    )  # fmt: skip
+    stderr = found.stderr if root.samples else None
+    result["top"] = found.ranker.rankings(study.rows(), stderr, law)
     result["baselines"] = baselines.for_labels(study, found.ranker.all[0])
     if settings.leverage:
         result["leverage"], study.arrays["corrected"] = own.corrected(study, root, None, found.ranker.all)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from curvcli.cli.reports import read_one
 from curvcli.errors import UsageError
@@ -31,6 +31,13 @@ EXPECTED = {
 """What may differ without a word: the two reports are of two points, and may have been asked for differently."""
 
 
+class Data(NamedTuple):
+    """The examples of two reports: whether they are the same, and which of them are part of a larger set."""
+
+    same: bool
+    parts: tuple[bool, bool]
+
+
 def compared(first: Path, second: Path) -> DiffRecord:
     """The differences of two reports of the same analysis.
 
@@ -46,8 +53,7 @@ def compared(first: Path, second: Path) -> DiffRecord:
         raise UsageError(
             f"{first} is {a['schema']}, and {second} is {b['schema']}", "compare two reports of the same analysis"
         )
-    data_are_shared = a["problem"]["data"]["sha256"] == b["problem"]["data"]["sha256"]
-    rows = list(_differences("", a["result"], b["result"], data_are_shared))
+    rows = list(_differences("", a["result"], b["result"], _data(a, b)))
     found = [row for row in rows if row.change != 0 or row.interval is not None]
     chance = sum(1 - _confidence(a, b) for row in found if row.kind == "estimate" and row.significant is not None)
     about = ("problem", "matrix", "settings", "environment")
@@ -59,41 +65,80 @@ def compared(first: Path, second: Path) -> DiffRecord:
     )  # fmt: skip
 
 
-def _differences(name: str, a: Any, b: Any, shared: bool) -> Iterator[Difference]:
+def _data(a: dict[str, Any], b: dict[str, Any]) -> Data:
+    """What the examples of two reports have in common."""
+    one, other = a["problem"]["data"], b["problem"]["data"]
+    parts = bool(one.get("subsampled")), bool(other.get("subsampled"))
+    return Data(one["sha256"] == other["sha256"], parts)
+
+
+def _differences(name: str, a: Any, b: Any, data: Data) -> Iterator[Difference]:
     """All numbers and words of two results, by the names that they have in both."""
     if _is_uncertain(a) and _is_uncertain(b):
-        yield _uncertain(name, a, b, shared)
+        yield _uncertain(name, a, b, data)
     elif isinstance(a, dict) and isinstance(b, dict):
         for key in a:
             if key in b and key not in CURVES:
-                yield from _differences(f"{name}.{key}" if name else key, a[key], b[key], shared)
+                yield from _differences(f"{name}.{key}" if name else key, a[key], b[key], data)
     elif isinstance(a, list) and isinstance(b, list):
         others = {_label(one, i): one for i, one in enumerate(b)}
         for i, one in enumerate(a):
             if isinstance(one, dict) and (label := _label(one, i)) in others:
-                yield from _differences(f"{name}[{label}]", one, others[label], shared)
+                yield from _differences(f"{name}[{label}]", one, others[label], data)
     elif _is_number(a) and _is_number(b):
         yield _row(name, "number", a, b, None)
     elif a != b and not {type(a), type(b)} & {dict, list}:
         yield _words(name, a, b)
 
 
-def _uncertain(name: str, a: dict[str, Any], b: dict[str, Any], shared: bool) -> Difference:
+def _uncertain(name: str, a: dict[str, Any], b: dict[str, Any], data: Data) -> Difference:
     """The change of a number with an interval, and where the true change lies.
 
     Of estimates the distances of the limits are added in quadrature (Zou and Donner 2008), which keeps the coverage of
     skewed intervals too; probes that both runs have in common make it wider than need be. What a residual proves of
-    eigenvalues holds for each of them, so those distances add as they are.
+    eigenvalues holds for each of them, so those distances add as they are; what examples left out make of them, which
+    `interval` has beyond `interval_given_data`, adds in quadrature. Both runs on the same examples have no such error,
+    and a number of part of the examples whose error is not known has no interval for its change.
     """
     kind = "eigenvalue" if "residual" in a else "estimate"
+    if a["value"] is None or b["value"] is None:
+        return _unresolved(name, kind, a, b, data)
     change = b["value"] - a["value"]
-    below = b["value"] - b["interval"][0], a["interval"][1] - a["value"]
-    above = b["interval"][1] - b["value"], a["value"] - a["interval"][0]
-    add = sum if kind == "eigenvalue" else lambda parts: math.hypot(*parts)
-    # Examples that were left out make an error of their own, unless both runs left out the same.
-    data = [0.0] if shared else [1.96 * (one.get("data_stderr") or 0.0) for one in (a, b)]
-    low, high = add(below), add(above)
-    return _row(name, kind, a["value"], b["value"], (change - math.hypot(low, *data), change + math.hypot(high, *data)))
+    if not _comparable(a, b, data):
+        return _row(name, kind, a["value"], b["value"], None)
+    low = _joined(kind, (b, 0), (a, 1), data)
+    high = _joined(kind, (b, 1), (a, 0), data)
+    return _row(name, kind, a["value"], b["value"], (change - low, change + high))
+
+
+def _comparable(a: dict[str, Any], b: dict[str, Any], data: Data) -> bool:
+    """Whether the intervals of two numbers are of the same examples, or of all."""
+    known = (number.get("data_stderr") is not None or not part for number, part in zip((a, b), data.parts, strict=True))
+    return data.same or all(known)
+
+
+def _joined(kind: str, one: tuple[dict[str, Any], int], other: tuple[dict[str, Any], int], data: Data) -> float:
+    """How far a change may lie from what it seems, by an end of each number's interval."""
+    inner, outer = [], []
+    for number, end in (one, other):
+        bare = abs((number.get("interval_given_data") or number["interval"])[end] - number["value"])
+        whole = abs(number["interval"][end] - number["value"])
+        inner.append(bare)
+        outer.append(whole if kind == "estimate" else whole - bare)
+    if data.same:
+        outer = inner if kind == "estimate" else [0.0, 0.0]
+    return math.hypot(*outer) + (sum(inner) if kind == "eigenvalue" else 0.0)
+
+
+def _unresolved(name: str, kind: Any, a: dict[str, Any], b: dict[str, Any], data: Data) -> Difference:
+    """Of numbers without a value there is no change, but their intervals may be apart."""
+    apart = a["interval"][1] < b["interval"][0] or b["interval"][1] < a["interval"][0]
+    low, high = b["interval"][0] - a["interval"][1], b["interval"][1] - a["interval"][0]
+    known = _comparable(a, b, data)
+    return Difference(
+        name=name, kind=kind, a=a["value"], b=b["value"], change=None, relative=None,
+        interval=(low, high) if known else None, significant=apart if known else None,
+    )  # fmt: skip
 
 
 def _words(name: str, a: Any, b: Any) -> Difference:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curvcli.figures.naming import alarm
-from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate, Interval
 from curvcli.schema.report import Cost, Report
 
 Part = Any
@@ -46,26 +46,82 @@ def with_error(value: float, margin: float) -> str:
     return f"{value:.{max(digits, 2)}g} ± {margin:.2g}"
 
 
-def estimate(estimate: Estimate) -> str:
-    """An estimate with half the width of its interval, and what it rests on."""
+def within(number: Interval) -> str:
+    """A number whose interval holds that of all examples: to three digits, which is more than such an interval needs.
+
+    >>> within(Interval(value=0.5231, interval=(0.1312, 1.0871), interval_given_data=(0.52, 0.53), data_stderr=0.2))
+    '0.523, in [0.131, 1.09] for all examples'
+    """
+    low, high = number.interval
+    return f"{number.value:.3g}, in [{low:.3g}, {high:.3g}] for all examples"
+
+
+def estimate(estimate: Estimate, scope: str = "") -> str:
+    """An estimate with half the width of its interval, and what it rests on.
+
+    Parameters
+    ----------
+    scope
+        `of these N examples`, said where the interval has no error of those left out.
+    """
     low, high = estimate.interval
+    if estimate.value is None:  # of a count
+        return f"not resolved, in [{number(low)}, {number(high)}]{_of(scope)}"
+    probes = f", {estimate.samples} probes" if estimate.samples else ""
+    if estimate.data_stderr is not None:
+        return f"{within(estimate)} ({estimate.confidence:.0%}{probes})"
     if estimate.method == "exact":
-        return f"{number(estimate.value)} (exact)"
-    return f"{with_error(estimate.value, 0.5 * (high - low))} ({estimate.confidence:.0%}, {estimate.samples} probes)"
+        return f"{number(estimate.value)} (exact{_of(scope)})"
+    return f"{with_error(estimate.value, 0.5 * (high - low))} ({estimate.confidence:.0%}{probes}{_of(scope)})"
 
 
-def fraction(estimate: Estimate) -> str:
+def margin(estimate: Estimate, scale: float = 1.0) -> str:
+    """An estimate, times `scale`, with half the width of its interval, for a table's cell."""
+    low, high = estimate.interval
+    return with_error(scale * estimate.value, 0.5 * abs(scale) * (high - low))
+
+
+def fraction(estimate: Bounded, scope: str = "") -> str:
     """A fraction in per cent with its interval."""
     low, high = estimate.interval
+    if estimate.value is None:
+        return f"not resolved, in [{low:.3%}, {high:.3%}]{_of(scope)}"
     if estimate.method == "exact":
-        return f"{estimate.value:.3%} (exact)"
-    return f"{estimate.value:.3%}, in [{low:.3%}, {high:.3%}]"
+        return f"{estimate.value:.3%} (exact{_of(scope)})"
+    return f"{estimate.value:.3%}, in [{low:.3%}, {high:.3%}]{_of(scope)}"
 
 
-def eigenvalue(found: Eigenvalue) -> str:
-    """An eigenvalue with its residual."""
-    text = with_error(found.value, found.residual)
+def count(estimate: Bounded) -> str:
+    """How many eigenvalues, with the interval."""
+    low, high = estimate.interval
+    if estimate.value is None:
+        return f"not resolved, in [{low:.0f}, {high:.0f}] eigenvalues"
+    if estimate.method == "exact":
+        return f"{estimate.value:.0f} eigenvalues (exact)"
+    return f"about {estimate.value:.0f} eigenvalues, in [{low:.0f}, {high:.0f}]"
+
+
+def eigenvalue(found: Eigenvalue, scope: str = "") -> str:
+    """An eigenvalue with its residual, or with the interval for all examples."""
+    if found.data_stderr is not None:
+        text = within(found)
+    else:
+        text = f"{with_error(found.value, found.residual)}{f' ({scope})' if scope else ''}"
     return text if found.converged else f"{text} (not converged)"
+
+
+def stable_rate(result: Any, sharpness: Eigenvalue) -> str | None:
+    """`max_stable_learning_rate` of a result, with its interval where examples were left out."""
+    rate, interval = result.max_stable_learning_rate, result.max_stable_learning_rate_interval
+    if rate is None or sharpness.data_stderr is None:
+        return None if rate is None else f"{rate:.3g}"
+    low, high = interval
+    ends = f"at least {low:.3g}" if high is None else f"in [{low:.3g}, {high:.3g}]"
+    return f"{rate:.3g}, {ends} for all examples"
+
+
+def _of(scope: str) -> str:
+    return f", {scope}" if scope else ""
 
 
 def header(report: Report[Any, Any]) -> Text:
@@ -80,7 +136,7 @@ def header(report: Report[Any, Any]) -> Text:
     return Text(
         f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters "
         f"({report.environment.dtype}){block}\n"
-        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {problem.data.num_examples:,} examples · loss "
+        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {problem.data.counted} examples · loss "
         f"{number(problem.loss_value)}",
         style="dim",
     )

@@ -9,12 +9,16 @@ import os
 from typing import Any, TextIO
 
 from rich.console import Console, Group
+from rich.text import Text
 
 from curvcli.schema.diff import DiffRecord
 from curvcli.schema.doctor import DoctorRecord
 from curvcli.schema.report import Report, analysis_of
 
 WIDEST = 110
+
+COVERED = ("spectrum", "trace")
+"""Views that say of every number in their headline whether it is of all examples."""
 
 
 def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO) -> str:
@@ -27,8 +31,17 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
         color_system="auto" if styled else None,
     )  # fmt: skip
     with console.capture() as captured:
-        console.print(Group(*_view(report)(report, width, "utf" in stream.encoding.lower())))
+        headline, *rest = _view(report)(report, width, "utf" in stream.encoding.lower())
+        console.print(Group(_scoped(headline, report), *rest))
     return captured.get().rstrip("\n")
+
+
+def _scoped(headline: Any, report: Any) -> Any:
+    """`… (of these 100 examples)`, where the headline's numbers have no error of the examples left out."""
+    scope = report.problem.data.scope if isinstance(report, Report) else ""
+    if not scope or analysis_of(report.schema_name) in COVERED:  # pyright: ignore[reportAttributeAccessIssue]
+        return headline
+    return Text(f"{headline.plain} ({scope})", style=headline.style)
 
 
 def columns(stream: TextIO) -> int:

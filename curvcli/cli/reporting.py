@@ -9,7 +9,7 @@ from curvcli import __version__
 from curvcli.cli import output
 from curvcli.cli.runtime import environment, peak_memory
 from curvcli.schema.plan import Way
-from curvcli.schema.report import Cost, ProblemRecord, Profile, Report
+from curvcli.schema.report import Cost, DataRecord, ProblemRecord, Profile, Report
 from curvcli.stopwatch import Stopwatch
 
 R = TypeVar("R", bound=Report[Any, Any])
@@ -39,8 +39,17 @@ def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
 
 def warnings_of(loaded: Loaded, answer: Any, watch: Any) -> list[str]:
     """What is to be known of the answer: of what was read, of what was found, and whether it ended early."""
+    part = [_of_part(loaded.data)] if loaded.data.subsampled else []
     early = [] if watch.reason is None else [f"stopped early ({watch.reason}): the answer rests on what was reached"]
-    return [*loaded.warnings, *answer.warnings, *early]
+    return [*loaded.warnings, *part, *answer.warnings, *early]
+
+
+def _of_part(data: DataRecord) -> str:
+    """What the numbers of a part of the examples are numbers of."""
+    return (
+        f"{data.counted} examples were used: a number with a data_stderr has an interval for all of them, as if those "
+        f"used were drawn at random; every other number is {data.scope}"
+    )
 
 
 def write_array_files(answer: Any, settings: Any) -> None:

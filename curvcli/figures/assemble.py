@@ -8,9 +8,12 @@ from typing import Any
 
 from curvcli.errors import UsageError
 from curvcli.figures import run
-from curvcli.figures.naming import AnyReport, about, alarm, matrix
+from curvcli.figures.naming import AnyReport, about, alarm, matrix, scope
 from curvcli.figures.picture import Image, Picture, printable
 from curvcli.schema.report import analysis_of
+
+COVERED = ("trace", "eigs")
+"""Pictures in which everything that is drawn has its interval for all examples, where a part was used."""
 
 
 def analysis(report: AnyReport) -> str:
@@ -59,6 +62,8 @@ def picture(
     matrices = {one.matrix for one in reports}
     if len(matrices) == 1 and reports[0].matrix and kinds[0] not in ("compare", "inspect", "saddle"):
         title = f"{title}: {matrix(reports[0].matrix)}"
+    if part := scope(reports):
+        title = f"{title}, {'with intervals for all examples' if kinds[0] in COVERED else part}"
     warnings = list(dict.fromkeys(warning for one in reports for warning in one.warnings))
     return printable(Picture(title, about(reports), parts, alarm(reports), warnings))
 

@@ -20,7 +20,7 @@ def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
         series.append(
             Series(
                 name, at, [one.value for one in pairs], "stems", colour=colour,
-                low=[one.value - one.residual for one in pairs], high=[one.value + one.residual for one in pairs],
+                low=[one.interval[0] for one in pairs], high=[one.interval[1] for one in pairs],
                 notes=[f"± {one.residual:.1g}" + ("" if one.converged else ", not converged") for one in pairs],
             )
         )  # fmt: skip
@@ -31,11 +31,13 @@ def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
     scales = ("linear", "log") if min(values) > 0 else ("linear", "symlog")
     threshold = linear_within(1e-6 * max(map(abs, values)))
     first = reports[0].result
+    errors = any(pair.data_stderr is not None for one in reports for pair in one.result.eigenvalues)
+    bars = "the intervals for all examples" if errors else "± the residual"
     panels: list[Panel | Table] = [
         Panel(
             "Eigenvalues",
             f"The {len(first.eigenvalues)} eigenvalues asked for ({first.which}), from {number(max(values))} to "
-            f"{number(min(values))}; the bars are ± the residual.",
+            f"{number(min(values))}; the bars are {bars}.",
             Axis("rank", whole=True),
             Axis("eigenvalue λ", scales, threshold),
             series,

@@ -19,20 +19,23 @@ def table(reports: Sequence[AnyReport]) -> Table:
     rows = []
     for report, name in zip(reports, labels(reports), strict=True):
         for path, found in numbers(report.result):
-            rows.append([*([name] if len(reports) > 1 else []), path, f"{found.value:.8g}", *_uncertainty(found)])
+            value = "not resolved" if found.value is None else f"{found.value:.8g}"
+            part = report.problem.data.subsampled
+            of = "interval for all examples" if found.data_stderr is not None else report.problem.data.scope
+            said = _uncertainty(found) + (f"; {of}" if part else "")
+            interval = f"[{found.interval[0]:.8g}, {found.interval[1]:.8g}]"
+            rows.append([*([name] if len(reports) > 1 else []), path, value, interval, said])
     heads = [*(["report"] if len(reports) > 1 else []), "number", "value", "interval", "what it says"]
     return Table("Numbers", "Every number of the report with its uncertainty.", heads, rows[:MOST])
 
 
-def _uncertainty(found: Interval) -> tuple[str, str]:
-    low, high = found.interval
-    interval = f"[{low:.8g}, {high:.8g}]"
+def _uncertainty(found: Interval) -> str:
+    data = "" if found.data_stderr is None else f", standard error of the examples left out {number(found.data_stderr)}"
     if isinstance(found, Eigenvalue):
-        said = f"residual {number(found.residual)}" + ("" if found.converged else ", not converged")
-        return interval, said
+        return f"residual {number(found.residual)}" + ("" if found.converged else ", not converged") + data
     if isinstance(found, Estimate) and found.method != "exact":
-        return interval, f"{found.confidence:.0%} interval, standard error {number(found.stderr)}, {found.method}"
-    return interval, "exact"
+        return f"{found.confidence:.0%} interval, standard error {number(found.stderr)}, {found.method}{data}"
+    return f"exact{data}"
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Interval]]:

@@ -55,7 +55,7 @@ def _ranked(result: InfluenceResult, ranking: Ranking, images: Images, of: str) 
         rows.append(["the query", f"{source} {ranking.query}", *([""] if moved else []), ""])
         shown.append(images.get((source, ranking.query)))
     for one, end in entries:
-        error = f" ± {one.stderr:.1g}" if one.stderr else ""
+        error = f" in [{one.interval[0]:.2g}, {one.interval[1]:.2g}]" if one.interval else ""
         token = "" if one.token is None else f", token {one.token}"
         to = [f"{one.label} → {one.towards}"] if one.label is not None else [""] if moved else []
         rows.append([end, f"data {one.example}{token}", *to, f"{one.score:+.4g}{error}"])

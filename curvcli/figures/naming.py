@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+from curvcli.schema.estimate import Bounded, Eigenvalue
 from curvcli.schema.report import Report
 
 AnyReport = Report[Any, Any]
@@ -35,6 +36,22 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def eigenvalue(found: Eigenvalue) -> str:
+    """With its residual, or with the interval for all examples."""
+    if found.data_stderr is None:
+        return f"{number(found.value)} ± {found.residual:.1g}"
+    low, high = found.interval
+    return f"{found.value:.3g}, in [{low:.3g}, {high:.3g}] for all examples"
+
+
+def count(found: Bounded) -> str:
+    """Of eigenvalues, with its interval."""
+    low, high = found.interval
+    if found.value is None:
+        return f"not resolved, in [{low:.0f}, {high:.0f}]"
+    return f"{found.value:.0f}" if low == high else f"{found.value:.0f} in [{low:.0f}, {high:.0f}]"
+
+
 def labels(reports: Sequence[AnyReport]) -> list[str]:
     """What tells reports apart, as short as it can be: step, matrix, checkpoint, data, dtype; else a number."""
     aspects = [[_aspects(report)[key] for report in reports] for key in _aspects(reports[0])]
@@ -54,7 +71,7 @@ def _aspects(report: AnyReport) -> dict[str, str]:
         "step": "" if problem.checkpoint.step is None else f"step {problem.checkpoint.step}",
         "matrix": matrix(report.matrix),
         "block": settings.block,
-        "data": f"{PurePath(problem.data.path).name} ({problem.data.num_examples:,})",
+        "data": f"{PurePath(problem.data.path).name} ({problem.data.counted})",
         "loss": problem.loss + (f" + l2 {problem.l2:g}" if problem.l2 else ""),
         "dtype": report.environment.dtype,
     }
@@ -71,6 +88,11 @@ def about(reports: Sequence[AnyReport]) -> list[str]:
     line += [f"{problem.num_params:,} parameters", shared.get("block")]
     second = [shared.get("loss"), f"on {shared['data']}" if "data" in shared else None, shared.get("dtype")]
     return [" · ".join(part for part in parts if part) for parts in (line, second)]
+
+
+def scope(reports: Sequence[AnyReport]) -> str:
+    """`of these 100 examples`, where reports are of part of the examples."""
+    return " and ".join(dict.fromkeys(one.problem.data.scope for one in reports if one.problem.data.scope))
 
 
 def alarm(reports: Sequence[AnyReport]) -> str:

@@ -74,11 +74,12 @@ def _sharpness(steps: list[float], found: dict[str, list[Interval | None]], rate
     series = []
     for colour, name in enumerate(one for one in ("lambda_max", "lambda_min") if one in found):
         series.append(_series(_written(name), steps, found[name], colour))
-    words = "λ_max and λ_min at each step, with their residuals."
+    part = any(one is not None and one.data_stderr is not None for one in found["lambda_max"])
+    words = "λ_max and λ_min at each step, with their " + ("intervals for all examples." if part else "residuals.")
     if any(rates):
         series.append(Series("2/lr", steps, [2 / one if one else None for one in rates], "dashed", colour=2))
         words += " Gradient descent is unstable where λ_max is above 2/lr."
-    values = [value for one in series for value in one.y if value is not None]
+    values = [value for one in series for value in [*one.y, *(one.low or [])] if value is not None]
     threshold = linear_within(1e-4 * max(map(abs, values)))
     return Panel(
         "Sharpness", words, _steps(), Axis("eigenvalue λ", ("symlog", "linear"), threshold), series
@@ -89,8 +90,10 @@ def _over(steps: list[float], name: str, values: list[Interval | None]) -> Panel
     series = _series(_written(name), steps, values, 0)
     ends = [value for one in (series.y, series.low or []) for value in one]
     title = _written(name)[0].upper() + _written(name)[1:]
+    left = sum(one is not None and one.value is None for one in values)
+    said = f" At {left} of {len(values)} steps it is not resolved: the interval alone is drawn." if left else ""
     return Panel(
-        title, f"{title} at each step with its interval.", _steps(), Axis(_written(name), _scales(ends)), [series]
+        title, f"{title} at each step with its interval.{said}", _steps(), Axis(_written(name), _scales(ends)), [series]
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curvcli.figures.naming import labels, number
+from curvcli.figures.naming import count, eigenvalue, labels, number
 from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, linear_within
 from curvcli.schema.saddle import SaddleReport, SaddleResult
 
@@ -82,17 +82,10 @@ def _verdicts(reports: Sequence[SaddleReport], names: list[str]) -> Table:
         rows.append(
             [name if len(reports) > 1 else "this point", one.classification.replace("-", " "),
              number(one.gradient_norm),
-             f"{number(one.lambda_min.value)} ± {one.lambda_min.residual:.1g}",
-             f"{number(one.lambda_max.value)} ± {one.lambda_max.residual:.1g}",
-             _count(one.index.value, one.index.interval), _count(one.null_space.value, one.null_space.interval),
+             eigenvalue(one.lambda_min), eigenvalue(one.lambda_max), count(one.index), count(one.null_space),
              number(one.max_stable_learning_rate)]
         )  # fmt: skip
     return Table(
         "Evidence", "The class, the extremes with residuals, how many eigenvalues are negative and zero, 2/λ_max.",
         ["point", "class", "‖∇J‖", "λ_min", "λ_max", "negative", "zero", "2/λ_max"], rows,
     )  # fmt: skip
-
-
-def _count(value: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{value:.0f}" if low == high else f"{value:.0f} in [{low:.0f}, {high:.0f}]"

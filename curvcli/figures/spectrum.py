@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import stdev
 
 from curvcli.figures import bins
-from curvcli.figures.naming import labels, matrix, number
+from curvcli.figures.naming import eigenvalue, labels, matrix, number
 from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, linear_within
 from curvcli.schema.spectrum import Cumulative, SpectrumReport, SpectrumResult
 
@@ -74,7 +74,7 @@ def _exact(kept: list[tuple[SpectrumResult, str]]) -> bool:
 
 def _extremes(result: SpectrumResult, name: str, *, many: bool) -> str:
     high, low = result.lambda_max, result.lambda_min
-    said = f"λ_max is {number(high.value)} ± {high.residual:.1g}, λ_min {number(low.value)} ± {low.residual:.1g}."
+    said = f"λ_max is {eigenvalue(high)}, λ_min {eigenvalue(low)}."
     return f"{name}: {said}" if many else said
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from curvcli.linalg.bounds import Measure, cumulative, within
 from curvcli.linalg.quadrature import Quadrature, normal_quantile
-from curvcli.schema.estimate import Estimate
+from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.spectrum import Cumulative, Density
 
 POINTS = 512
@@ -75,21 +75,23 @@ def mass(
     high: float,
     confidence: float,
     looks: int = 1,
-) -> Estimate:
+) -> Bounded:
     """The fraction of eigenvalues in [low, high].
 
     The value is the quadrature's; the interval holds what the quadrature cannot resolve (bounds that hold for every
-    matrix with these Ritz values and residuals) and the sampling error on top.
+    matrix with these Ritz values and residuals) and the sampling error on top. Where that is more than half of all
+    eigenvalues, the quadrature's value is no answer, and is left out.
     """
     value, stderr = quadrature.mean(lambda x: ((x >= low) & (x <= high)).astype(float))
     bounds = np.mean([within(measure, low, high) for measure in measures], axis=0)
     value, stderr = float(np.clip(value, 0, 1)), float(stderr)
     least, most = _count_interval(quadrature, bounds[0], bounds[1], confidence, looks)
     interval = (min(float(least), value), max(float(most), value))
-    return Estimate(
+    found = Estimate(
         value=value, stderr=stderr, interval=interval, confidence=confidence, samples=len(measures),
         method="lanczos quadrature, bounded",
     )  # fmt: skip
+    return Bounded.judged(found, 1.0)
 
 
 def _count_interval(quadrature: Quadrature, lower: Any, upper: Any, confidence: float, looks: int) -> tuple[Any, Any]:

@@ -29,6 +29,10 @@ MOST_ALIKE = 1e6
 """Entries that lend each other their variances, at least; degrees of freedom that they add, at most."""
 
 
+PRIOR_PAIRS = 3
+"""Weight, in pairs of samples, of the guess that a sum's variance is as large as that of its entries allows."""
+
+
 class Found(NamedTuple):
     """The diagonal with what is known of its error."""
 
@@ -137,8 +141,12 @@ class Moments:
         center = layout.sums(self.mean) / np.diff((0, *layout.ends))
         diagonal = layout.gathered(layout.sums((self.mean - layout.spread(center)) ** 2 - variance / self.count))
         inner = self.shared.inner[len(layout.ends) :] / self.shared.pairs - diagonal if self.shared.pairs else outer
-        sums = outer + np.clip(inner, 0, outer)
-        return assemble("hutchinson", layout, self.mean, variance, self.count, self.shared, sums / self.count)
+        # Few pairs may miss it: it is no more than the first, of which it is all where the segment is the whole.
+        known = self.shared.pairs / (self.shared.pairs + PRIOR_PAIRS)
+        sums = outer + known * np.clip(inner, 0, outer) + (1 - known) * outer
+        found = assemble("hutchinson", layout, self.mean, variance, self.count, self.shared, sums / self.count)
+        least = 0.75 * (self.count - 1)
+        return found._replace(sums=[law._replace(dof=max(known * law.dof, least)) for law in found.sums])
 
 
 @jit(static_argnums=0)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from curvcli.schema.base import Strict
-from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
 
@@ -207,7 +207,12 @@ class Laplace(Strict):
     log_likelihood: float = Field(description="of the examples used, its normalising constants included")
     log_prior: float
     log_det: Estimate = Field(description="log det P")
-    effective_parameters: Estimate = Field(description="Σ M c/(M c + τ) over the eigenvalues c of C")
+    decrement: float = Field(
+        ge=0,
+        description="½ gᵀP⁻¹g in nats, g the gradient of −log posterior: how far the peak of its quadratic model lies "
+        "above the weights; 0 at a MAP estimate, which the evidence is meant for",
+    )
+    effective_parameters: Bounded = Field(description="Σ M c/(M c + τ) over the eigenvalues c of C")
     predictive: Predictive
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field, model_validator
 
 from curvcli.schema.base import Strict
@@ -11,17 +13,31 @@ class Interval(Strict):
     """Shared by every uncertain number: where the true value is said to lie."""
 
     value: float
-    interval: tuple[float, float] = Field(description="[low, high], for the examples used")
+    interval: tuple[float, float] = Field(
+        description="[low, high]; with a `data_stderr`, of the number for all examples"
+    )
+    interval_given_data: tuple[float, float] | None = Field(
+        default=None,
+        description="[low, high] of the number for the examples used; null where `interval` is that",
+    )
     data_stderr: float | None = Field(
-        default=None, ge=0, description="standard error that comes from the examples left out; null where all are used"
+        default=None,
+        ge=0,
+        description="standard error that comes from the examples left out; null where all are used, or none is known",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Interval:
         low, high = self.interval
-        if not low <= self.value <= high:
-            raise ValueError(f"value {self.value} outside its interval [{low}, {high}]")
+        inner = self.interval_given_data or self.interval
+        if not (low <= inner[0] <= inner[1] <= high and (self.value is None or inner[0] <= self.value <= inner[1])):
+            raise ValueError(f"value {self.value} outside its interval {inner}, or that outside [{low}, {high}]")
         return self
+
+    @property
+    def given_data(self) -> tuple[float, float]:
+        """The interval of the number for the examples used."""
+        return self.interval_given_data or self.interval
 
 
 class Estimate(Interval):
@@ -37,9 +53,46 @@ class Estimate(Interval):
         return f"{self.value:.4g}" if low == high else f"{self.value:.4g} in [{low:.4g}, {high:.4g}]"
 
     @classmethod
-    def exact(cls, value: float, confidence: float) -> Estimate:
+    def exact(cls, value: float, confidence: float) -> Self:
         """A number without sampling error."""
         return cls(value=value, stderr=0, interval=(value, value), confidence=confidence, samples=0, method="exact")
+
+
+class Bounded(Estimate):
+    """An estimate of a mass or a count, which has no value where its interval says next to nothing."""
+
+    # Instances do not change, and whoever reads a value that may be missing sees it by this type.
+    value: float | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        description="null where not resolved"
+    )
+    resolved: bool = Field(
+        default=True, description="false where the interval is wider than half of the possible range: no value"
+    )
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return super().__str__() if self.resolved else f"not resolved, in [{low:.4g}, {high:.4g}]"
+
+    @classmethod
+    def judged(cls, estimate: Estimate, largest: float) -> Bounded:
+        """An estimate of a number between 0 and `largest`; without its value where the interval is wider than half."""
+        low, high = estimate.interval
+        resolved = high - low <= 0.5 * largest
+        fields = {name: getattr(estimate, name) for name in Estimate.model_fields}
+        return cls(**{**fields, "value": estimate.value if resolved else None}, resolved=resolved)
+
+    def times(self, count: float) -> Bounded:
+        """A fraction as a number of `count`."""
+        low, high = self.interval
+        value = None if self.value is None else count * self.value
+        update = {"value": value, "stderr": count * self.stderr, "interval": (count * low, count * high)}
+        return self.model_copy(update=update)
+
+    def at_least(self, least: float) -> Bounded:
+        """The same number, known to be no smaller."""
+        low, high = self.interval
+        value = None if self.value is None else max(self.value, least)
+        return self.model_copy(update={"value": value, "interval": (max(low, least), max(high, least))})
 
 
 class Beyond(Strict):
@@ -54,7 +107,10 @@ class Beyond(Strict):
 
 
 class Eigenvalue(Interval):
-    """An eigenvalue from iteration: the matrix has an eigenvalue in [value − residual, value + residual]."""
+    """An eigenvalue from iteration: the matrix has an eigenvalue in [value − residual, value + residual].
+
+    `interval` is that, widened by what the examples left out may change where there are any.
+    """
 
     residual: float = Field(ge=0, description="‖Ay − θy‖ for the unit vector y, rounding included")
     converged: bool = Field(description="whether the residual met the tolerance asked for")

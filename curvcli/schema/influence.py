@@ -149,6 +149,9 @@ class Entry(Strict):
         "else the norm of the example's scores"
     )
     stderr: float | None = Field(default=None, ge=0, description="of sampled self-influence")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="[low, high] of sampled self-influence, at the confidence of the settings"
+    )
     label: int | None = Field(default=None, description="label-perturb: the example's class")
     towards: int | None = Field(default=None, description="label-perturb: the class that its label is moved to")
     token: int | None = Field(default=None, ge=0, description="label-perturb: which of its tokens' labels")

@@ -32,6 +32,26 @@ class DataRecord(Strict):
     path: str
     num_examples: int
     sha256: str
+    subsampled: bool = Field(default=False, description="whether the examples used are part of a larger set")
+    population: int | None = Field(
+        default=None, description="examples in that set; null where it was not read to its end"
+    )
+
+    @property
+    def scope(self) -> str:
+        """`of these 100 examples` where there are more, else nothing."""
+        return f"of these {self.num_examples:,} examples" if self.subsampled else ""
+
+    @property
+    def counted(self) -> str:
+        """`1,797`, or `100 of 1,797` where part of them is used.
+
+        >>> DataRecord(path="", num_examples=100, sha256="", subsampled=True, population=1797).counted
+        '100 of 1,797'
+        """
+        if not self.subsampled:
+            return f"{self.num_examples:,}"
+        return f"{self.num_examples:,} of {'more' if self.population is None else f'{self.population:,}'}"
 
 
 class ProblemRecord(Strict):

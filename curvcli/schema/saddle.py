@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from curvcli.schema.base import Strict
-from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.estimate import Bounded, Eigenvalue
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
 
@@ -164,11 +164,14 @@ class SaddleResult(Strict):
     noise_floor: float = Field(ge=0, description="below it an eigenvalue in this arithmetic has no sign")
     negative_curvature_certified: bool
     certificate: Certificate | None = Field(description="null where the smallest eigenvalue found is not negative")
-    index: Estimate = Field(description="how many eigenvalues are below −tolerance")
-    null_space: Estimate = Field(description="how many eigenvalues are within ±tolerance")
+    index: Bounded = Field(description="how many eigenvalues are below −tolerance")
+    null_space: Bounded = Field(description="how many eigenvalues are within ±tolerance")
     witness: Witness | None = Field(description="null where no step along ±v lowers the loss, or none was tried")
     bound: Bound | None = Field(description="null where curvature below it shows, or the run ended too early")
     max_stable_learning_rate: float | None = Field(description="2/λ_max; null if λ_max ≤ 0 or not converged")
+    max_stable_learning_rate_interval: tuple[float, float | None] | None = Field(
+        default=None, description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
+    )
     condition_number: float | None = Field(
         description="λ_max over the smallest resolvable eigenvalue > 0; null if λ_max ≤ 0"
     )

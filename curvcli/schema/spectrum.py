@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from curvcli.schema.base import Strict
-from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.written_out import WRITTEN_OUT, WrittenOut
@@ -63,14 +63,17 @@ class SpectrumResult(Strict):
     lambda_min: Eigenvalue
     trace: Estimate
     frobenius_norm: Estimate
-    negative_mass: Estimate = Field(description="fraction of eigenvalues below −near_zero_tolerance")
-    near_zero_mass: Estimate = Field(description="fraction of eigenvalues within ±near_zero_tolerance")
+    negative_mass: Bounded = Field(description="fraction of eigenvalues below −near_zero_tolerance")
+    near_zero_mass: Bounded = Field(description="fraction of eigenvalues within ±near_zero_tolerance")
     near_zero_tolerance: float = Field(ge=0)
     deflated: int = Field(ge=0, description="outlying eigenvalues that count exactly, without sampling error")
     density: Density
     cumulative: Cumulative
     max_stable_learning_rate: float | None = Field(
         description="2/λ_max; null unless λ_max is positive beyond its residual, and the matrix one of J's curvature"
+    )
+    max_stable_learning_rate_interval: tuple[float, float | None] | None = Field(
+        default=None, description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
     )
 
 

@@ -271,12 +271,6 @@ def test_too_few_products_and_too_little_memory(network: tuple[Problem, np.ndarr
         run(problem, method="xdiag", probes=64, max_memory=10_000)
 
 
-def test_part_of_the_examples_is_said(network: tuple[Problem, np.ndarray]) -> None:
-    problem, _ = network
-    answer = run(replace(problem, population=1000))
-    assert any("60 examples used of 1,000" in warning for warning in answer.warnings)
-
-
 def test_forecast(network: tuple[Problem, np.ndarray]) -> None:
     problem, _ = network
     dense = diag.forecast(problem, DiagSettings())[1]

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -69,6 +70,37 @@ def test_rows_that_sum_to_s_are_s_labels(matrix: str) -> None:
     for name in ("log_evidence", "effective_parameters"):
         assert getattr(found, name).value == pytest.approx(getattr(expected, name).value, rel=1e-10)
     assert found.predictive.largest == pytest.approx(expected.predictive.largest, rel=1e-9)
+
+
+@pytest.mark.parametrize("matrix", ["ggn", "kfac"])
+def test_away_from_the_maximum_it_says_how_far(matrix: str) -> None:
+    """Of a linear model ½ gᵀP⁻¹g is by how much the log posterior at its maximum exceeds that at the weights."""
+    problem, x, y = regression()
+    found, answer = read_out(problem, matrix)
+    assert found.decrement == pytest.approx(0, abs=1e-9)
+    assert not [one for one in answer.warnings if "no maximum of the posterior" in one]
+    best = np.asarray(problem.params["w"])[:, 0]
+    away = best + np.array([1.0, -0.5, 0.3, 0.8])
+
+    def log_posterior(w: np.ndarray, precision: float) -> float:
+        return -0.5 * float(np.sum((y - x @ w) ** 2) + precision * w @ w)
+
+    moved = replace(problem, params={"w": jnp.asarray(away[:, None])})
+    found, answer = read_out(moved, matrix)
+    assert found.decrement == pytest.approx(log_posterior(best, PRIOR) - log_posterior(away, PRIOR), rel=1e-9)
+    assert found.decrement > 1
+    assert [one for one in answer.warnings if "no maximum of the posterior" in one]
+    other = np.linalg.solve(x.T @ x + 3.0 * np.eye(4), x.T @ y)
+    found, _ = read_out(moved, matrix, prior_precision=3.0)  # another prior has its maximum elsewhere
+    assert found.decrement == pytest.approx(log_posterior(other, 3.0) - log_posterior(away, 3.0), rel=1e-9)
+
+
+def test_the_sampled_read_out_has_the_same_decrement() -> None:
+    problem = mlp_problem(sizes=(4, 5, 3), count=30, l2=0.05)
+    dense, _ = read_out(problem, method="dense")
+    sampled, _ = read_out(problem, method="sampled", tol=1e-10)
+    assert dense.decrement > 1e-3
+    assert sampled.decrement == pytest.approx(dense.decrement, rel=1e-6)
 
 
 def test_the_parts_make_the_evidence() -> None:

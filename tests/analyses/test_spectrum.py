@@ -12,7 +12,7 @@ import pytest
 from curvcli.analyses import spectrum
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.spectrum import look_schedule
-from curvcli.analyses.subsampling import eigenvalue_stderr
+from curvcli.analyses.subsampling import eigenvalue_errors, images
 from curvcli.curvature import build_for
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
@@ -253,10 +253,13 @@ def test_the_output_side_has_the_same_spectrum(matrix: str) -> None:
     written = spectrum.SpectrumSettings(matrix=matrix, damping=0.3, dtype="float64")  # type: ignore[arg-type]
     operator = build_for(problem, written)
     vectors = np.linalg.eigh(to_dense(operator))[1][:, [0, -1]].T
-    errors = eigenvalue_stderr(problem, written, vectors)
-    assert errors is not None
-    assert result.lambda_min.data_stderr == pytest.approx(errors[0], abs=1e-12)
-    assert result.lambda_max.data_stderr == pytest.approx(errors[1], rel=1e-8)
+    known = images(written, operator)
+    errors = eigenvalue_errors(problem, written, exact[[0, -1]], vectors, ["bottom", "top"], known)
+    assert result.lambda_min.data_stderr == pytest.approx(errors[0].stderr, abs=1e-12)
+    assert result.lambda_max.data_stderr == pytest.approx(errors[1].stderr, rel=1e-8)
+    low, high = result.lambda_max.interval
+    assert result.lambda_max.value * np.log(result.lambda_max.value / low) == pytest.approx(errors[1].below, rel=1e-6)
+    assert high - result.lambda_max.value == pytest.approx(errors[1].above, rel=1e-6)
 
 
 def test_near_zero_mass_of_the_output_side() -> None:

@@ -94,7 +94,7 @@ def test_forecast_spends_nothing(project, curv):
 
 def test_part_of_the_examples_is_said(project, curv):
     report = curv(*FAST, "--num-examples", "20", "--matrices", "ggn,kfac").report
-    assert any("for the examples used" in one for one in report["warnings"])
+    assert any("20 of 60 examples were used" in one for one in report["warnings"])
 
 
 def test_view(project, curv):

@@ -95,4 +95,4 @@ def test_dry_run_spends_nothing(project, curv):
 
 def test_part_of_the_examples_is_a_warning(project, curv):
     answered = curv(*FAST, "--num-examples", 30)
-    assert any("30 examples used of 60" in warning for warning in answered.report["warnings"])
+    assert any("30 of 60 examples were used" in warning for warning in answered.report["warnings"])

@@ -12,9 +12,10 @@ import scipy.stats
 
 from curvcli.errors import NumericsError
 from curvcli.linalg.diagonal import Sampler, signs
-from curvcli.linalg.entries import Found, moderated
+from curvcli.linalg.entries import Found, Moments, Ranges, moderated
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator, dense_operator
+from curvcli.linalg.statistics import student_interval
 from tests.monitors import StopAfter
 
 DIM = 120
@@ -215,3 +216,20 @@ def test_not_finite_is_said() -> None:
     operator = LinearOperator(lambda v: v * jnp.nan, 9, np.dtype(float))
     with pytest.raises(NumericsError, match="finite"):
         Sampler(operator, jax.random.key(0), (((0, 9),),), at_once=4, keep=False, monitor=Silent()).draw(4)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_sums_of_few_samples_of_a_heavy_rank_one_matrix(count: int) -> None:
+    """Three pairs of samples often miss the part of the variance that entries share; the interval covers still."""
+    dim, runs = 60, 300
+    vector = np.exp(1.5 * np.random.default_rng(1).normal(size=dim))
+    segments = (((0, 30),), ((30, 36), (52, 60)), ((36, 52),))
+    truth = [sum(np.square(vector[a:b]).sum() for a, b in part) for part in segments]
+    held, layout = np.zeros(3), Ranges.of(segments)
+    for seed in range(runs):
+        tests = np.random.default_rng(seed).choice([-1.0, 1.0], size=(count, dim))
+        moments = Moments(layout, dim)
+        moments.add(tests, np.outer(tests @ vector, vector))
+        ends = [student_interval(law, 0.05) for law in moments.found().sums]
+        held += [low <= value <= high for (low, high), value in zip(ends, truth, strict=True)]
+    assert held.min() >= 0.93 * runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jax
@@ -155,6 +156,24 @@ def test_residual_bounds_resolve_a_null_space() -> None:
     mass = density.mass(quadrature, collected.measures, -1e-3, 1e-3, 0.95)
     assert holds(mass, 1 - 40 / DIM)
     assert mass.interval[1] - mass.interval[0] < 0.1
+
+
+def test_a_mass_that_is_not_resolved_has_no_value() -> None:
+    """Few steps on a bulk at zero beside outliers: the quadrature's value is arbitrary, its bounds nearly all."""
+    values = np.concatenate([1e-4 * np.linspace(-1, 1, DIM - 20), np.linspace(1, 100, 20)])
+    collected, quadrature = collect(diagonal(values), 4, steps=10)
+    mass = density.mass(quadrature, collected.measures, -np.inf, -1e-8, 0.95)
+    low, high = mass.interval
+    assert high - low > 0.5
+    assert (mass.value, mass.resolved) == (None, False)
+    assert low <= np.mean(values < -1e-8) <= high
+    assert json.loads(mass.model_dump_json())["value"] is None
+    count = mass.times(DIM).at_least(1.0)
+    assert (count.value, count.interval) == (None, (max(DIM * low, 1.0), DIM * high))
+    collected, quadrature = collect(diagonal(values), 4, steps=DIM)
+    whole = density.mass(quadrature, collected.measures, -np.inf, -1e-8, 0.95)
+    assert whole.resolved
+    assert whole.value == pytest.approx(np.mean(values < -1e-8), abs=0.1)
 
 
 @pytest.mark.parametrize("name", ["flat", "indefinite", "few outliers"])

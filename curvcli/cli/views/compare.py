@@ -123,6 +123,7 @@ def _laplace(found: Laplace) -> Table:
     predictive = found.predictive
     rows = [
         ("log evidence", f"{estimate(found.log_evidence)} nats"),
+        ("below the model's peak", f"{number(found.decrement)} nats (½ gᵀP⁻¹g; 0 at a MAP estimate)"),
         ("log likelihood", number(found.log_likelihood)),
         ("prior precision", f"{number(found.prior_precision)} ({found.prior})"),
         ("effective parameters", estimate(found.effective_parameters)),

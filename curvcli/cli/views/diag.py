@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, failed, header, number, spent, table, with_error
+from curvcli.cli.format import Part, failed, header, margin, number, spent, table
 from curvcli.schema.diag import DiagReport, DiagResult, Pruning
 
 MOST_LAYERS = 12
@@ -46,15 +46,14 @@ def _layers(result: DiagResult) -> Table:
     titles = [
         "layer",
         "parameters",
-        "mean entry",
+        "mean entry" if ordered[0].mean.data_stderr is None else "mean entry, all examples",
         "entry ±",
         *["saliency"] * bool(saliency),
         *["pruned"] * bool(pruned),
     ]
     grid.add_row(*(Text(title, justify="left" if title == "layer" else "right") for title in titles), style="dim")
     for layer in ordered[:MOST_LAYERS]:
-        low, high = layer.mean.interval
-        cells = [f"{layer.dim:,}", with_error(layer.mean.value, 0.5 * (high - low)), f"{layer.stderr:.2g}"]
+        cells = [f"{layer.dim:,}", margin(layer.mean), f"{layer.stderr:.2g}"]
         if saliency:
             cells.append(f"{saliency[layer.name].mean:.3g}")
         if pruned:
@@ -70,10 +69,8 @@ def _verdict(prune: Pruning) -> str:
 
 
 def _changes(prune: Pruning) -> list[tuple[str, str]]:
-    diagonal = prune.predicted_by_diagonal
-    low, high = diagonal.interval
     return [
-        ("  predicted by the diagonal", with_error(diagonal.value, 0.5 * (high - low))),
+        ("  predicted by the diagonal", margin(prune.predicted_by_diagonal)),
         ("  predicted by the whole Hessian and gradient", number(prune.predicted_by_quadratic)),
         ("  in truth", number(prune.actual)),
         ("as many weights of least magnitude", number(prune.magnitude_actual)),

@@ -51,7 +51,7 @@ def _table(pairs: list[Eigenpair], room: int, unicode: bool) -> Table:
     errors = any(pair.data_stderr is not None for pair in pairs)
     overlaps = any(pair.gradient_cosine_squared is not None for pair in pairs)
     table = Table.grid(padding=(0, 2))
-    names = ["", "eigenvalue", "residual", *["other data ±"] * errors, *["of ‖∇J‖²"] * overlaps, ""]
+    names = ["", "eigenvalue", "residual", *["all examples"] * errors, *["of ‖∇J‖²"] * overlaps, ""]
     table.add_row(*(Text(name, style="dim", justify="right") for name in names))
     for index, pair in enumerate(pairs):
         if len(pairs) > SHOWN and SHOWN // 2 <= index < len(pairs) - SHOWN // 2:
@@ -60,7 +60,8 @@ def _table(pairs: list[Eigenpair], room: int, unicode: bool) -> Table:
             continue
         cells = [str(index + 1), f"{pair.value:.7g}", f"{pair.residual:.1e}"]
         if errors:
-            cells.append("–" if pair.data_stderr is None else f"{pair.data_stderr:.2g}")
+            low, high = pair.interval
+            cells.append("–" if pair.data_stderr is None else f"[{low:.3g}, {high:.3g}]")
         if overlaps:
             share = pair.gradient_cosine_squared
             cells.append("–" if share is None else f"{share:.2%}")

@@ -93,7 +93,7 @@ def _entries(ranking: Ranking) -> Table:
 
 def _cells(entry: Entry, *, signed: bool) -> list[str]:
     score = f"{entry.score:+.4g}" if signed else f"{entry.score:.4g}"
-    score += f" ± {entry.stderr:.1g}" if entry.stderr else ""
+    score += f" in [{entry.interval[0]:.2g}, {entry.interval[1]:.2g}]" if entry.interval else ""
     token = [] if entry.token is None else [str(entry.token)]
     moved = [] if entry.label is None else [f"{entry.label} → {entry.towards}"]
     return [str(entry.example), *token, *moved, score]

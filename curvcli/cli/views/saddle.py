@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, eigenvalue, failed, header, number, spent, table
-from curvcli.schema.estimate import Estimate
+from curvcli.cli.format import Part, count, eigenvalue, failed, header, number, spent, stable_rate, table
 from curvcli.schema.saddle import Adam, GradientDescent, SaddleReport, SaddleResult
 
 
@@ -64,24 +63,17 @@ def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
         rows.append(("witness", f"a step of {number(result.witness.step)} changes the loss by "
                      f"{number(result.witness.loss_change)}"))  # fmt: skip
     rows += [
-        ("negative", _count(result.index)),
-        ("near zero", f"{_count(result.null_space)} (within ±{number(result.tolerance)})"),
+        ("negative", count(result.index)),
+        ("near zero", f"{count(result.null_space)} (within ±{number(result.tolerance)})"),
     ]
     if result.bound is not None:
         rows.append(("bound", f"no curvature below {_bound(result)}"))
-    if result.max_stable_learning_rate is not None:
-        rows.append(("gradient descent", f"stable below lr {number(result.max_stable_learning_rate)}"))
+    if (rate := stable_rate(result, result.lambda_max)) is not None:
+        rows.append(("gradient descent", f"stable below lr {rate}"))
     if result.condition_number is not None:
         sign = "" if result.condition_number_exact else "at least "
         rows.append(("condition", f"{sign}{number(result.condition_number)}"))
     return rows
-
-
-def _count(estimate: Estimate) -> str:
-    if estimate.method == "exact":
-        return f"{estimate.value:.0f} eigenvalues (exact)"
-    low, high = estimate.interval
-    return f"about {estimate.value:.0f} eigenvalues, in [{low:.0f}, {high:.0f}]"
 
 
 def _rates(descent: GradientDescent) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, header, number, spent, table
+from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, header, number, spent, stable_rate, table
 from curvcli.cli.plot_text import density_plot
 from curvcli.schema.spectrum import SpectrumReport
 
@@ -12,26 +12,25 @@ from curvcli.schema.spectrum import SpectrumReport
 def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
     """Sharpness, both extremes, trace and masses, and the density as a picture."""
     result = report.result
-    high, low = result.lambda_max, result.lambda_min
+    high, low, scope = result.lambda_max, result.lambda_min, report.problem.data.scope
     kind = "Sharpness: " if report.matrix == "hessian" and high.value > 0 else ""
     if not high.converged:
         headline = f"{kind}λ_max has not converged; it is at least {number(high.value)}"
+        headline += f" ({scope})" if scope else ""
     else:
-        headline = f"{kind}λ_max {eigenvalue(high)}{'' if high.value > 0 else ': no positive curvature'}"
+        headline = f"{kind}λ_max {eigenvalue(high, scope)}{'' if high.value > 0 else ': no positive curvature'}"
     whole = not (report.settings.params or report.settings.exclude)
-    if result.max_stable_learning_rate is not None and report.matrix == "hessian" and whole:
-        headline += f"; gradient descent is stable to lr {result.max_stable_learning_rate:.3g}"
+    rate = stable_rate(result, high)
+    if rate is not None and report.matrix == "hessian" and whole:
+        headline += f"; gradient descent is stable to lr {rate}"
     rows = [
-        ("λ_max", eigenvalue(high)),
-        ("λ_min", eigenvalue(low)),
-        ("trace", estimate(result.trace)),
-        ("Frobenius norm", estimate(result.frobenius_norm)),
-        (
-            "2/λ_max",
-            "none" if result.max_stable_learning_rate is None else number(result.max_stable_learning_rate),
-        ),
-        (f"eigenvalues < −{result.near_zero_tolerance:.1g}", fraction(result.negative_mass)),
-        (f"within ±{result.near_zero_tolerance:.1g}", fraction(result.near_zero_mass)),
+        ("λ_max", eigenvalue(high, scope)),
+        ("λ_min", eigenvalue(low, scope)),
+        ("trace", estimate(result.trace, scope)),
+        ("Frobenius norm", estimate(result.frobenius_norm, scope)),
+        ("2/λ_max", rate or "none"),
+        (f"eigenvalues < −{result.near_zero_tolerance:.1g}", fraction(result.negative_mass, scope)),
+        (f"within ±{result.near_zero_tolerance:.1g}", fraction(result.near_zero_mass, scope)),
     ]
     cost = report.cost
     method = {
@@ -41,7 +40,7 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
     }
     foot = f"{method[result.method]} · {spent(cost)}"
     plot = density_plot(result.density, result.dim, width=min(width, 100), height=9, unicode=unicode)
-    title = f"{report.matrix}: eigenvalues per unit, logarithmic"
+    title = f"{report.matrix}: eigenvalues per unit, logarithmic{f', {scope}' if scope else ''}"
     return [
         Text(headline, style="bold"), header(report), *failed(report), Text(""), table(rows), Text(""),
         Text(title), Text(plot), Text(foot, style="dim"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from curvcli.cli.format import Part, estimate, failed, header, number, spent, table, with_error
+from curvcli.cli.format import Part, estimate, failed, header, margin, number, spent, table, with_error, within
 from curvcli.cli.plot_text import bar
 from curvcli.schema.trace import TraceReport
 
@@ -15,26 +15,30 @@ MOST_LAYERS = 14
 def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
     """The trace, the norm, the layers with the largest shares, and what a narrower interval would cost."""
     result = report.result
-    rows = [("trace", estimate(result.trace)), ("Frobenius norm", estimate(result.frobenius_norm))]
+    scope = report.problem.data.scope
+    rows = [("trace", estimate(result.trace, scope)), ("Frobenius norm", estimate(result.frobenius_norm, scope))]
     if result.trace.data_stderr is not None:
-        rows.append(("from the examples left out", f"± {1.96 * result.trace.data_stderr:.2g} on the trace (95%)"))
-    rows.append(("mean eigenvalue", number(result.trace.value / result.dim)))
+        low, high = result.trace.given_data
+        rows.append((f"trace {scope}", with_error(result.trace.value, 0.5 * (high - low))))
+    rows.append(("mean eigenvalue", margin(result.trace, 1 / result.dim)))
     parts = [Text(f"Trace {_short(report)}", style="bold"), header(report), *failed(report), Text(""), table(rows)]
     if result.layers:
         parts += [Text(""), _layers(report, min(width - 62, 30), unicode)]
     costs = [f"±{100 * more.within:.3g}%: {more.products:,}" for more in result.more if more.products]
     if costs:
-        parts += [Text(""), Text(f"more products for a trace within {', '.join(costs)}")]
+        of = f" {scope}" if scope else ""
+        parts += [Text(""), Text(f"more products for a trace{of} within {', '.join(costs)}")]
     cost = report.cost
     foot = spent(cost)
     return [*parts, Text(f"{result.method}: {result.reason} · {foot}", style="dim")]
 
 
 def _short(report: TraceReport) -> str:
-    trace = report.result.trace
-    low, high = trace.interval
-    exact = " (exact)" if trace.method == "exact" else ""
-    return f"of the {report.matrix}: {with_error(trace.value, 0.0 if exact else 0.5 * (high - low))}{exact}"
+    trace, scope = report.result.trace, report.problem.data.scope
+    if trace.data_stderr is not None:
+        return f"of the {report.matrix}: {within(trace)}"
+    said = ", ".join(part for part in ("exact" if trace.method == "exact" else "", scope) if part)
+    return f"of the {report.matrix}: {margin(trace)}{f' ({said})' if said else ''}"
 
 
 def _layers(report: TraceReport, room: int, unicode: bool) -> Table:
@@ -48,11 +52,9 @@ def _layers(report: TraceReport, room: int, unicode: bool) -> Table:
     ordered = sorted(report.result.layers, key=lambda layer: -abs(layer.trace.value))
     largest = abs(ordered[0].trace.value)
     for layer in ordered[:MOST_LAYERS]:
-        low, high = layer.trace.interval
-        margin = 0.0 if layer.trace.method == "exact" else 0.5 * (high - low)
         share = f"{layer.trace.value / whole:.1%}" if whole else ""
         grid.add_row(
-            Text(layer.name), f"{layer.dim:,}", with_error(layer.trace.value, margin),
+            Text(layer.name), f"{layer.dim:,}", margin(layer.trace),
             number(layer.trace.value / layer.dim), share,
             *([bar(layer.trace.value, largest, width=room, unicode=unicode)] if room > 4 else []),
         )  # fmt: skip
