@@ -137,11 +137,26 @@ class GradientDescent(Strict):
     modes: list[Mode] = Field(description="descending by eigenvalue")
 
 
+class LeftOut(Strict):
+    """Parameters of one array that training has given no gradient beyond rounding."""
+
+    name: str
+    count: int = Field(ge=1, description="entries of the array that are left out")
+    size: int = Field(ge=1, description="entries that it has")
+
+
 class Adam(Strict):
     """Sharpness as Adam meets it: λ_max of P^(-1/2) H P^(-1/2) with its preconditioner P."""
 
     count: int = Field(ge=0, description="steps that the state has seen")
-    lambda_max: Eigenvalue
+    lambda_max: Eigenvalue = Field(description="of the block of all parameters but those of left_out")
+    left_out: list[LeftOut] = Field(
+        default_factory=list,
+        description="√ν̂ is at most 100 eps of its root mean square over all parameters: P says nothing there",
+    )
+    lambda_max_of_all: Eigenvalue | None = Field(
+        default=None, description="with the parameters of left_out; null where there are none"
+    )
     learning_rate: float | None
     threshold: float | None = Field(
         description="(2 + 2β₁)/((1 − β₁)·learning rate), 38/lr for β₁ = 0.9: above it Adam's momentum is unstable"

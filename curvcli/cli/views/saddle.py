@@ -111,7 +111,13 @@ def _factor(rate: float) -> str:
 
 def _adam(adam: Adam) -> str:
     said = f"Adam after {adam.count} steps: preconditioned λ_max {eigenvalue(adam.lambda_max)}"
-    if adam.threshold is None:
-        return said
-    where = {True: "below", False: "above", None: "perhaps below"}[adam.stable]
-    return f"{said}, {where} its threshold {number(adam.threshold)}"
+    if adam.threshold is not None:
+        where = {True: "below", False: "above", None: "perhaps below"}[adam.stable]
+        said += f", {where} its threshold {number(adam.threshold)}"
+    if adam.lambda_max_of_all is not None:
+        arrays = ", ".join(f"{one.name} ({one.count} of {one.size})" for one in adam.left_out)
+        said += (
+            f"\nwithout parameters that had no gradient in training: {arrays}; with them "
+            f"{eigenvalue(adam.lambda_max_of_all)}"
+        )
+    return said
