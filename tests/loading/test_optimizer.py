@@ -124,7 +124,8 @@ def test_the_step_of_optax_is_this_preconditioners(name, steps, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_of_rounding_alone_are_told_by_the_size_of_all_others(dtype, tmp_path):
-    eps, large = np.finfo(dtype).eps, {"kernel": np.full((2, 3), 5.0), "bias": np.array([9 * eps, 0.0, 1e-3])}
+    eps = np.finfo(dtype).eps
+    large = {"kernel": np.full((2, 3), 5.0), "bias": np.array([9 * eps, 0.0, 1e-3])}
     gradients = {"Dense_0": large, "scale": np.array([1e-3, 20 * eps])}
     gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), gradients)
     state = ADAM.init(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PARAMS))
