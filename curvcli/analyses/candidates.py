@@ -20,7 +20,7 @@ from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
-from curvcli.schema.settings import FACTORED
+from curvcli.schema.settings import BY_EXAMPLES, FACTORED, MIXED
 
 Array = Any
 CLOSED = (*FACTORED, "diagonal")
@@ -123,9 +123,12 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
             )
         check_likelihood(loss, name)
     if not names:
-        names = [name for name in DEFAULT if name not in LIKELIHOOD or loss.family is not None]
-        why = f"{loss.name} declares no likelihood"
-        left_out = {name: why for name in DEFAULT if name not in names}
+        for name in DEFAULT:
+            if problem.batches.coupled and name in (*BY_EXAMPLES, "diagonal"):
+                left_out[name] = MIXED
+            elif name in LIKELIHOOD and loss.family is None:
+                left_out[name] = f"{loss.name} declares no likelihood"
+        names = [name for name in DEFAULT if name not in left_out]
     kept: list[ComparedName] = []
     equal: list[Equal] = []
     for name in names:

@@ -248,11 +248,13 @@ def _on_few_examples(problem: Problem, seed: int) -> tuple[float, dict[str, tupl
         threshold = 20 * precision(problem) ** (1 / 3)
         best = partial(_best, scale=scale, threshold=threshold)
         again, once = (sums.objective_and_gradient(problem, layout, layout.unravel(point))[1] for _ in range(2))
-        return _apart(again, once), {
+        errors = {
             "gradient_vs_loss": (_gradient_error(problem, layout, point, best), threshold),
             "product_vs_gradient": (_product_error(problem, layout, point, direction, best), threshold),
-            "per_example": (_mixing(problem, layout, point), threshold),
         }
+        if not problem.batches.coupled:  # there the examples of a batch are meant to depend on each other
+            errors["per_example"] = (_mixing(problem, layout, point), threshold)
+        return _apart(again, once), errors
 
 
 def _mixing(problem: Problem, layout: Layout, point: Array) -> float:

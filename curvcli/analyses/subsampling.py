@@ -83,8 +83,9 @@ def eigenvalue_stderr(problem: Problem, settings: AnalysisSettings, vectors: Any
 
 
 def subsampled(problem: Problem, settings: AnalysisSettings) -> bool:
-    """Whether there is an error to state: the matrix is a mean over some of the examples."""
-    return problem.subsampled and settings.matrix not in ("ntk", *FACTORED) and problem.batches.num_examples > 1
+    """Whether there is an error to state: the matrix is a mean over some of the examples, each by itself."""
+    apart = settings.matrix not in ("ntk", *FACTORED) and not problem.batches.coupled
+    return problem.subsampled and apart and problem.batches.num_examples > 1
 
 
 def bilinear(problem: Problem, settings: AnalysisSettings, left: Any, right: Any) -> np.ndarray:

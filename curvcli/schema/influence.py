@@ -114,6 +114,11 @@ class InfluenceSettings(AnalysisSettings):
         return self
 
     @property
+    def rests_on_examples(self) -> str:
+        """Influence is that of each example's own loss."""
+        return "influence"
+
+    @property
     def mode(self) -> Mode:
         """The perturbation."""
         if self.hyper:
