@@ -98,7 +98,11 @@ def run(
     origin = losses.origin if losses.origin is not None else value
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     # The model is that of J with its statistics fixed, whichever the grid has.
-    quadratic = (value if along_lines.moves else origin) + steps @ slopes + 0.5 * np.einsum("...i,ij,...j->...", steps, form, steps)
+    quadratic = (
+        (value if along_lines.moves else origin)
+        + steps @ slopes
+        + 0.5 * np.einsum("...i,ij,...j->...", steps, form, steps)
+    )
     between = barrier(axes[0], losses.grid, origin, losses.end) if len(found) == 1 else None
     result = LandscapeResult(
         directions=[

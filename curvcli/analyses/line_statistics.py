@@ -133,8 +133,10 @@ def chosen(
             f"{names}: the other checkpoint has other batch statistics, and these are held at this one's: the loss at "
             "s = 1 is not the one that it has by itself"
         )
-    differences = {name: np.stack([other[name] - leaf for other in known]) for name, leaf in here.items()}
-    return LineStatistics(kind, problem, differences if kind == "interpolate" else {})
+    differences: Statistics = {}
+    if kind == "interpolate":
+        differences = {name: np.stack([other[name] - leaf for other in known]) for name, leaf in here.items()}
+    return LineStatistics(kind, problem, differences)
 
 
 def _cannot_recompute(problem: Problem) -> str:

@@ -100,20 +100,24 @@ def recomputed(
 
 def _add(total: Statistics, moments: Statistics, share: float) -> None:
     """Take a batch's moments into the mean so far, of which it is this share: Chan's update for means and variances."""
-    if not total:
-        total.update(moments)
-        return
-    for name, new in moments.items():
+    joined = dict(moments)
+    for name, before in total.items():
         head, separator, last = name.rpartition("/")
         mean = f"{head}{separator}mean"
-        between = share * (1 - share) * np.square(moments[mean] - total[mean]) if last == "var" and mean in moments else 0
-        moments[name] = (1 - share) * total[name] + share * new + between
-    total.update(moments)
+        between = np.square(moments[mean] - total[mean]) if last == "var" and mean in moments else 0.0
+        joined[name] = (1 - share) * before + share * moments[name] + share * (1 - share) * between
+    total.update(joined)
 
 
 @jit(static_argnums=(0, 1))
 def _moments(
-    training: Callable, names: tuple[str, ...], params: Params, frozen: dict, inputs: Any, directions: Params, step: Array
+    training: Callable,
+    names: tuple[str, ...],
+    params: Params,
+    frozen: dict,
+    inputs: Any,
+    directions: Params,
+    step: Array,
 ) -> tuple[dict[str, Array], Array]:
     """The moments of one batch, and how far the statistics written are from averages of these and those before.
 

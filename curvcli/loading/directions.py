@@ -101,7 +101,9 @@ def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
     held, ours = flatten_tree(loaded.problem.frozen["collections"]), loaded.problem.statistics
     names = () if ours is None else ours.names
     if names and all(name in other and np.shape(other[name]) == held[name].shape for name in names):
-        outside.statistics[f"checkpoint:{argument}"] = {name: np.asarray(other[name]).astype(np.float64) for name in names}
+        outside.statistics[f"checkpoint:{argument}"] = {
+            name: np.asarray(other[name]).astype(np.float64) for name in names
+        }
     changed = [
         name for name, leaf in held.items() if name not in names and name in other and not _equal(other[name], leaf)
     ]
@@ -200,5 +202,7 @@ def _tangent(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
             )
     moved = [n for n, w in problem.frozen["params"].items() if w.dtype == problem.dtype and np.any(tangent[n])]
     if moved:
-        outside.warnings.append(f"tangent:{argument} moves {moved[0]} too, which is held fixed: its part outside is left out")
+        outside.warnings.append(
+            f"tangent:{argument} moves {moved[0]} too, which is held fixed: its part outside is left out"
+        )
     return tangent

@@ -151,7 +151,9 @@ def read_adam(
     }
     first, *others = [state.hyperparams for state in used]
     agreed = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
-    return AdamState(means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place, _scale(used, names[-1]))
+    return AdamState(
+        means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place, _scale(used, names[-1])
+    )
 
 
 def _scale(states: list[_State], name: str) -> float:
@@ -210,7 +212,9 @@ def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
     return diagonal
 
 
-def adam_of(loaded: Loaded, given: Mapping[str, float | None]) -> tuple[Arrays, int, float | None, float, Arrays] | None:
+def adam_of(
+    loaded: Loaded, given: Mapping[str, float | None]
+) -> tuple[Arrays, int, float | None, float, Arrays] | None:
     """The preconditioner at the checkpoint of a problem, the steps taken, the learning rate if it is known, β₁, and the
     entries of `unseen`.
 

@@ -137,7 +137,10 @@ def params_of(cls: type, variables: dict[str, Any]) -> tuple[dict[str, Any], dic
     if cls is Linen:
         return variables["params"], variables["batch_stats"]
     split = [
-        {layer: {k: v for k, v in leaves.items() if (k in ("mean", "var")) == wanted} for layer, leaves in variables.items()}
+        {
+            layer: {k: v for k, v in leaves.items() if (k in ("mean", "var")) == wanted}
+            for layer, leaves in variables.items()
+        }
         for wanted in (False, True)
     ]
     return tuple({layer: leaves for layer, leaves in one.items() if leaves} for one in split)  # type: ignore[return-value]
