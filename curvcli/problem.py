@@ -11,7 +11,6 @@ import itertools
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -133,7 +132,7 @@ class Batches:
         edges = np.linspace(0, self.num_examples, len(self) + 1).astype(int)
         for start, stop in itertools.pairwise(edges):
             inputs = self._batch(int(start), 0, int(stop - start)).inputs
-            yield inputs if self.mesh is None else jax.tree.map(partial(placed, where=on_every(self.mesh)), inputs)
+            yield inputs if self.mesh is None else placed_everywhere(self.mesh, inputs)
 
     def chosen(self, rows: np.ndarray) -> Batches:
         """These rows alone, in this order, in batches of the same size; numbered anew."""
@@ -155,6 +154,11 @@ class Batches:
             return self
         shared = self.mesh is not None and batch_size >= self.mesh.size
         return replace(self, batch_size=rounded_up(self.mesh, batch_size) if shared else batch_size)
+
+
+def placed_everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Arrays of the host, whole on each device."""
+    return jax.tree.map(lambda leaf: placed(leaf, on_every(mesh)), tree)
 
 
 def let_go(tree: PyTree) -> None:

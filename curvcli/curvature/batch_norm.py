@@ -90,7 +90,7 @@ def recomputed(
             moments, off = on_host(_moments(training, names, problem.params, problem.frozen, inputs, along, step))
             if off > AVERAGE:
                 raise SpecError(
-                    "the statistics that the model's call in training mode writes are no running averages of the batch's",
+                    "the statistics that the model's call in training mode writes are no running averages",
                     "hold the statistics fixed, or interpolate them: --batch-stats",
                 )
             _add(total, {name: leaf.astype(np.float64) for name, leaf in moments.items()}, count / (seen + count))

@@ -33,7 +33,7 @@ TRAINING = {"train": True, "training": True, "is_training": True, "use_running_a
 """Arguments of a model's call that ask for batch statistics without dropout."""
 
 SWITCHED = {"use_running_average": False, "momentum": 0.0, "axis_name": None}
-"""What a BatchNorm is set to. One program has the whole batch, whatever devices share it: there is no axis of theirs."""
+"""What a BatchNorm is set to. One program has the whole batch: there is no axis of devices."""
 
 
 def statistics_of(names: list[str], call: Call, arguments: Callable[[], Arguments], shapes: Any) -> BatchStatistics:
@@ -69,7 +69,7 @@ def statistics_of(names: list[str], call: Call, arguments: Callable[[], Argument
         if best is None:
             raise SpecError(
                 f"the model has no call in training mode without dropout: {reason}",
-                "give its call an argument train, or hold the statistics fixed: --batch-norm fixed, --batch-stats fixed",
+                "give its call an argument train, or use --batch-norm fixed and --batch-stats fixed",
             )
         return best
 

@@ -53,8 +53,8 @@ class DirectionResult(Line):
     profile: Profile
     batch_stats: BatchStats | None = Field(
         default=None,
-        description="statistics of batch normalisation of the losses; null where the network has none, or each batch its own; "
-        "slope, curvature and quadratic model are those with the statistics fixed",
+        description="statistics of batch normalisation of the losses; null where the network has none, or each batch "
+        "its own; slope, curvature and quadratic model are those with the statistics fixed",
     )
     noise: float | None = Field(
         ge=0,
@@ -64,8 +64,8 @@ class DirectionResult(Line):
     model_radius: float | None = Field(
         ge=0,
         description="largest r such that for |s| ≤ r the loss is within 10 % of the largest change that the quadratic "
-        "predicts up to there; null if it fails between 0 and the first point, was not reached, or has other statistics "
-        "than the loss",
+        "predicts up to there; null if it fails between 0 and the first point, was not reached, or has other batch "
+        "statistics than the loss",
     )
     model_radius_censored: bool = Field(description="whether the radius is only where the range ends")
 

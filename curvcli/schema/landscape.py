@@ -42,8 +42,8 @@ class LandscapeResult(Strict):
     quadratic: list[float] | list[list[float]] = Field(description="the model of second order at w")
     batch_stats: BatchStats | None = Field(
         default=None,
-        description="statistics of batch normalisation of the losses; null where the network has none, or each batch its own; "
-        "slope, curvature and quadratic model are those with the statistics fixed",
+        description="statistics of batch normalisation of the losses; null where the network has none, or each batch "
+        "its own; slope, curvature and quadratic model are those with the statistics fixed",
     )
     noise: float | None = Field(
         ge=0,

@@ -93,12 +93,13 @@ def test_losses_between_two_runs(cls: Any, asked_for: Any) -> None:
 
 @pytest.mark.parametrize("cls", ENDS)
 def test_recomputed_statistics_are_means_over_batches(cls: Any) -> None:
-    """The first layer's are those of all data at any batch size; the others' are means of those of nearly equal parts."""
+    """The first layer's are those of all data at any batch size; the others' are means over nearly equal parts."""
     problem, _, _ = ends(cls, 20)
     vector = jnp.asarray(np.random.default_rng(3).normal(size=(1, problem.dim)))
     points = np.array([[0.0], [0.3], [-0.2]])
     found = recomputed(problem, vector, points)
-    assert found is not None and {name: leaf.shape[0] for name, leaf in found.items()} == dict.fromkeys(found, 3)
+    assert found is not None
+    assert {name: leaf.shape[0] for name, leaf in found.items()} == dict.fromkeys(found, 3)
     layout = Layout.of(problem.params)
     for row, (s,) in enumerate(points):
         flat = layout.unravel(layout.ravel(problem.params) + s * vector[0])
@@ -142,7 +143,8 @@ def test_directions_of_their_own_keep_the_statistics_unless_asked() -> None:
         problem, DirectionSettings(along=["random", OTHER], **settings), way, Silent(), statistics
     ).result.directions
     assert [one.batch_stats for one in both] == ["fixed", "recompute"]
-    assert both[0].model_radius is not None and both[1].model_radius is None
+    assert both[0].model_radius is not None
+    assert both[1].model_radius is None
     alone = direction.run(
         problem, DirectionSettings(along=["random"], batch_stats="recompute", **settings), {}, Silent()
     )

@@ -367,7 +367,7 @@ def test_adam_leaves_out_what_training_does_not_see(network: tuple[Problem, np.n
     assert adam.stable == (truth < 3800)
     assert [(one.name, one.count, one.size) for one in adam.left_out] == [(name, 2, unseen.size)]
     assert any(name in warning and "left out" in warning for warning in answer.warnings)
-    nothing = saddle.descent.AdamState(adam_state.preconditioner, 12, unseen={n: np.True_ for n in layout.names})
+    nothing = saddle.descent.AdamState(adam_state.preconditioner, 12, unseen=dict.fromkeys(layout.names, np.True_))
     assert verdict(problem, adam=nothing).adam is None
 
 
