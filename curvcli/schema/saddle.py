@@ -90,6 +90,13 @@ class Stationarity(Strict):
     weight_size: float = Field(gt=0, description="the larger of ‖w‖ and 0.01·√D")
     decrement_settled: bool = Field(description="false: the run ended before the decrement was known")
     decrement: float = Field(ge=0, description="½ ∇Jᵀ(|H| + τ‖H‖I)⁻¹∇J: how far J lies above where its model is flat")
+    loss_above_least: float | None = Field(
+        default=None, description="J less what it can never be below, given the targets; null where that is not known"
+    )
+    model_holds: bool | None = Field(
+        default=None,
+        description="false: the decrement is more than loss_above_least, which no step can reach; null where not known",
+    )
     decrement_tolerance: float = Field(description="the larger of 1e-3·|J| and τ²‖H‖·(size of w)²")
 
 
@@ -118,6 +125,24 @@ class Bound(Strict):
     probability: float = Field(gt=0, le=1)
     norm: float = Field(ge=0, description="an upper bound on ‖H‖, within the same probability")
     steps: int = Field(ge=0, description="Lanczos steps it rests on; 0 for dense")
+
+
+class Steepest(Strict):
+    """A fall of the loss that gradient and Hessian do not allow: that of a kink, or of a jump."""
+
+    direction: str
+    sense: Literal[-1, 1] = Field(description="of the unit vector")
+    slope: float = Field(description="loss_change / step: of one side, in the direction's sense")
+    step: float = Field(gt=0, description="the shortest at which it shows")
+    loss_change: float = Field(description="J(w + sense·step·v) − J(w), in float64")
+    allowed: float = Field(le=0, description="the largest change downwards that gradient and Hessian allow there")
+
+
+class Probes(Strict):
+    """The loss itself along both senses of some directions, in float64."""
+
+    directions: int = Field(ge=1)
+    steepest: Steepest | None = Field(description="null where the loss falls nowhere beyond what is allowed")
 
 
 class Mode(Strict):
@@ -182,6 +207,9 @@ class SaddleResult(Strict):
     index: Estimate = Field(description="how many eigenvalues are below −tolerance")
     null_space: Estimate = Field(description="how many eigenvalues are within ±tolerance")
     witness: Witness | None = Field(description="null where no step along ±v lowers the loss, or none was tried")
+    probes: Probes | None = Field(
+        default=None, description="asked before a point is called a minimum, or degenerate; null where it is neither"
+    )
     bound: Bound | None = Field(description="null where curvature below it shows, or the run ended too early")
     max_stable_learning_rate: float | None = Field(description="2/λ_max; null if λ_max ≤ 0 or not converged")
     condition_number: float | None = Field(

@@ -46,6 +46,7 @@ def _bound(result: SaddleResult) -> str:
 def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
     test = result.stationarity
     said = {True: "stationary", False: "not stationary", None: "not known"}[result.stationary]
+    beyond = ", more than the loss can fall: the quadratic model does not hold" if test.model_holds is False else ""
     rows = [
         (
             "gradient",
@@ -63,6 +64,10 @@ def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
     if result.witness is not None:
         rows.append(("witness", f"a step of {number(result.witness.step)} changes the loss by "
                      f"{number(result.witness.loss_change)}"))  # fmt: skip
+    if result.probes is not None and (fall := result.probes.steepest) is not None:
+        where = f"along {'-' if fall.sense < 0 else ''}{fall.direction}"
+        rows.append(("the loss falls", f"slope {number(fall.slope)} {where}, a step of"
+                     f" {number(fall.step)} changes it by {number(fall.loss_change)}"))  # fmt: skip
     rows += [
         ("negative", _count(result.index)),
         ("near zero", f"{_count(result.null_space)} (within ±{number(result.tolerance)})"),
