@@ -157,6 +157,7 @@ def _repeated(equation: Any, body: Any, parents: list[Node], label: str) -> list
     """A loop's outputs, from two turns: by the second all that depends on the parameters does."""
     consts, carried = equation.params["num_consts"], equation.params["num_carry"]
     carry, rows = parents[consts : consts + carried], parents[consts + carried :]
+    outs: list[Node] = []
     for _ in range(2):
         outs = _inside(body, [*parents[:consts], *carry, *rows], label)
         carry = [_node("carry", [old, new], None, label) for old, new in zip(carry, outs[:carried], strict=True)]
@@ -339,7 +340,7 @@ def _evaluated(root: Node, end: Node, values: np.ndarray) -> np.ndarray:
     def of(node: Node) -> Any:
         if node not in known:
             if not node.depends:
-                return jnp.full(values.shape, node.value)
+                return jnp.full(values.shape, float(node.value or 0.0))
             given = [of(one) for one in node.parents]
             equation = node.equation
             given = [_widened(one, atom) for one, atom in zip(given, equation.invars, strict=True)]

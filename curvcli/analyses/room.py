@@ -32,7 +32,8 @@ def room_to_fall(problem: Problem, loss: float) -> float | None:
     for batch in problem.batches:
         targets, weight = (on_host(one).astype(np.float64) for one in (batch.targets, batch.weight))
         least = LEAST[problem.loss.name](targets)
-        total += float(np.sum(least * unit_weight(weight, least.ndim)))
+        weight = np.broadcast_to(unit_weight(weight, least.ndim), least.shape)
+        total += float(np.sum(least[weight > 0] * weight[weight > 0]))
     return loss - total / problem.normaliser if np.isfinite(total) else None
 
 

@@ -62,7 +62,7 @@ def sampled_decrement(operator: LinearOperator, gradient: np.ndarray, shift: flo
 
 def tested(
     settings: SaddleSettings, loss: float, gradient: np.ndarray, decrement: Decrement, norm: float, weight_size: float,
-    room: float | None = None,
+    room: float | None,
 ) -> Stationarity:  # fmt: skip
     """Both figures beside what they are held against; `norm` is ‖H‖, `room` how far the loss can fall."""
     tau, scale, size = settings.stationary_tol, norm * weight_size, float(np.linalg.norm(gradient))

@@ -53,8 +53,8 @@ def validity(study: Study, newton: Array) -> Validity:
     elif impossible:
         verdict = "not-at-minimum"
         words = (
-            f"the quadratic model does not hold: it has a Newton step lower the loss by {decrement:.2g}, which can fall "
-            f"by {room:.3g} at most; scores are those of that model, and say nothing of a network trained again"
+            f"the quadratic model does not hold: it has a Newton step lower the loss by {decrement:.2g}, which can "
+            f"fall by {room:.3g} at most; scores are those of that model, and say nothing of a network trained again"
         )
     elif not near:
         verdict = "not-at-minimum"

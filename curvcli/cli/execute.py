@@ -216,7 +216,7 @@ def _one(
     forms: dict[str, Any],
     said: set[str],
 ) -> tuple[Report[Any, Any], int]:
-    """One report and its exit code; a warning that an earlier report of the command had, word by word, is not repeated."""
+    """One report and its exit code; warnings that an earlier report of the command had are not shown again."""
     from curvcli.analyses.tuning import way_of
     from curvcli.devices import greatest, is_first
 

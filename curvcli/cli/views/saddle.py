@@ -51,7 +51,7 @@ def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
         (
             "gradient",
             f"{number(result.gradient_norm)}, {test.gradient:.1e} of ‖H‖·‖w‖ (allowed {test.gradient_tolerance:.0e}); "
-            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}): {said}",
+            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}){beyond}: {said}",
         ),
         ("λ_max", eigenvalue(result.lambda_max)),
         ("λ_min", eigenvalue(result.lambda_min)),
