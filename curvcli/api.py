@@ -82,8 +82,8 @@ class Objective:
     Parameters
     ----------
     model
-        A linen module, an nnx module, or a function `apply(params, inputs)`. Dropout is turned off and batch statistics
-        are held fixed.
+        A linen module, an nnx module, or a function `apply(params, inputs)`. Dropout is turned off. Batch statistics
+        are held fixed, or with `batch_norm="batch", batch_size=B` they are those of each batch.
     data
         `(inputs, targets)`, `(inputs, targets, mask)`, or a dict of arrays `inputs`, `targets` and perhaps `mask`; each
         array [N, …].
@@ -239,7 +239,7 @@ class Objective:
 
         problem = loaded.problem
         shapes = tuple((path, leaf.shape) for path, leaf in problem.params.items())
-        form = shapes, settings.dtype, loaded.outputs.shape[1:]
+        form = shapes, settings.dtype, settings.batch_norm, loaded.outputs.shape[1:]
         return self._functions.setdefault(form, functions_of(problem))
 
 

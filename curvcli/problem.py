@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -54,6 +55,9 @@ class Batches:
         Devices that share every batch: each reads and holds its own part of the examples. None: the host's arrays.
     streamed
         Whether they are read anew at every pass although they are small: the memory is wanted for something else.
+    coupled
+        Whether the network couples the examples of a batch, as batch statistics do. Batches are then part of the
+        problem: they keep their size, which divides N, and have no padding.
     """
 
     inputs: PyTree
@@ -63,6 +67,7 @@ class Batches:
     cast: Any
     mesh: Mesh | None = None
     streamed: bool = False
+    coupled: bool = False
 
     @property
     def num_examples(self) -> int:
@@ -122,6 +127,13 @@ class Batches:
 
         return jax.tree.map(joined, *read.values())
 
+    def parts(self) -> Iterator[PyTree]:
+        """The inputs in parts of nearly equal size, at most that of a batch, without padding; on every device whole."""
+        edges = np.linspace(0, self.num_examples, len(self) + 1).astype(int)
+        for start, stop in itertools.pairwise(edges):
+            inputs = self._batch(int(start), 0, int(stop - start)).inputs
+            yield inputs if self.mesh is None else placed_everywhere(self.mesh, inputs)
+
     def chosen(self, rows: np.ndarray) -> Batches:
         """These rows alone, in this order, in batches of the same size; numbered anew."""
         # Memory maps are read in the order of the file.
@@ -134,9 +146,19 @@ class Batches:
         return replace(self, inputs=inputs, targets=targets, weight=weight)
 
     def resized(self, batch_size: int) -> Batches:
-        """The same examples in batches of another size: a multiple of the devices, unless it is smaller than these."""
+        """The same examples in batches of another size: a multiple of the devices, unless it is smaller than these.
+
+        Coupled batches stay as they are.
+        """
+        if self.coupled:
+            return self
         shared = self.mesh is not None and batch_size >= self.mesh.size
         return replace(self, batch_size=rounded_up(self.mesh, batch_size) if shared else batch_size)
+
+
+def placed_everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Arrays of the host, whole on each device."""
+    return jax.tree.map(lambda leaf: placed(leaf, on_every(mesh)), tree)
 
 
 def let_go(tree: PyTree) -> None:
@@ -188,6 +210,23 @@ class Way:
 
 
 @dataclass(frozen=True)
+class BatchStatistics:
+    """What normalisation layers keep of the batches that they have seen: running means and variances.
+
+    Parameters
+    ----------
+    names
+        Their paths in `Problem.frozen["collections"]`.
+    training
+        `(all params by path, collections, inputs) -> (outputs, statistics by path)`: the network in training mode
+        without dropout, and its running averages after this batch. Raises SpecError where the model has no such call.
+    """
+
+    names: tuple[str, ...]
+    training: Callable[[Params, PyTree, PyTree], tuple[Any, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
 class Problem:
     """Everything that J depends on.
 
@@ -214,6 +253,8 @@ class Problem:
         Examples in the whole data set, of which `batches` may hold some; None where it was not read to its end.
     way
         How products are computed.
+    statistics
+        The network's batch statistics; None where it has none.
     """
 
     params: Params
@@ -226,6 +267,7 @@ class Problem:
     regulariser: Regulariser
     population: int | None = None
     way: Way = Way()
+    statistics: BatchStatistics | None = None
 
     @property
     def subsampled(self) -> bool:

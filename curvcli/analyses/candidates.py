@@ -21,7 +21,7 @@ from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
-from curvcli.schema.settings import FACTORED
+from curvcli.schema.settings import BY_EXAMPLES, FACTORED, MIXED
 
 Array = Any
 CLOSED = (*FACTORED, "diagonal")
@@ -132,6 +132,8 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
         if by_likelihood and (words := difference_in_words(problem)) is not None:
             without, why = CLOSED, words
         left_out = {name: why for name in DEFAULT if name in without}
+        if problem.batches.coupled:
+            left_out |= {name: MIXED for name in DEFAULT if name in (*BY_EXAMPLES, "diagonal")}
         names = [name for name in DEFAULT if name not in left_out]
     kept: list[ComparedName] = []
     equal: list[Equal] = []

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.causes import likely_cause
+from curvcli.analyses.kinks import kinks
 from curvcli.analyses.precise import in_float64, network_jaxpr, precision
 from curvcli.compiling import jit
 from curvcli.curvature import build, outputs, queries, sums
@@ -25,7 +26,6 @@ from curvcli.curvature.flatten import Layout
 from curvcli.curvature.reverse import only_backwards
 from curvcli.curvature.taps import find_layers
 from curvcli.errors import NumericsError
-from curvcli.jax_internals import inner_jaxprs, plain_where_unknown
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
@@ -49,9 +49,6 @@ those below 1e-6, 1 and 5 of 200 seeds were false alarms on two ReLU networks (`
 BEYOND_DOUBT = 0.1
 """Of the threshold: an error that settles a comparison."""
 
-
-PIECEWISE_LINEAR = ("relu", "relu6", "leaky_relu", "hard_tanh", "hard_sigmoid", "hard_silu", "hard_swish")
-"""Functions of `jax.nn` whose kinks no second derivative sees, by the names that they have in a jaxpr."""
 
 INDEFINITE = 1e-6
 """Relative to its largest eigenvalue: an output Hessian with a Ritz value below minus this is indefinite."""
@@ -106,7 +103,7 @@ def examined(
     """The self-checks, unless they are to be left out, and all warnings of this matrix for this model and loss."""
     checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
     network = network_jaxpr(problem)
-    return checks, [*warnings, *network_notes(network), *matrix_notes(problem, settings, network)]
+    return checks, [*warnings, *network_notes(network), *matrix_notes(problem, settings)]
 
 
 def self_checks(
@@ -180,18 +177,13 @@ def network_notes(network: Any) -> list[str]:
     ]
 
 
-def matrix_notes(problem: Problem, settings: AnalysisSettings, network: Any) -> list[str]:
+def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
     """What a user should know of this matrix for this network and loss, as warnings.
-
-    Parameters
-    ----------
-    network
-        The network's jaxpr.
 
     Notes
     -----
-    Cost: for `kfac` and `ekfac` a trace of the network for one example; for `ggn` with a user's loss 32 products of the
-    output Hessian of 32 examples.
+    Cost: for `hessian` and `residual` a trace of network, loss and regulariser; for `kfac` and `ekfac` one of the
+    network for one example; for `ggn` with a user's loss 32 products of the output Hessian of 32 examples.
     """
     notes = []
     if settings.matrix in FACTORED and (others := find_layers(problem).others):
@@ -200,10 +192,11 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings, network: Any) -> 
             f"{len(others)} parameters fit no layer and have their diagonal in the {settings.matrix}: {shown}"
             + (", …" if len(others) > 3 else "")
         )
-    if settings.matrix in ("hessian", "residual") and _has_kinks(network):
+    if settings.matrix in ("hessian", "residual") and (bends := kinks(problem)):
+        shown = ", ".join(bends[:4]) + (", …" if len(bends) > 4 else "")
         notes.append(
-            f"the network is piecewise linear (ReLU, max-pooling): the {settings.matrix} leaves out its kinks, "
-            "which have no second derivative"
+            f"the loss has kinks or jumps, as a piecewise linear network has ({shown}): the {settings.matrix} leaves "
+            "them out, since they have no second derivative"
         )
     if settings.matrix == "ggn" and not problem.loss.known:
         ratio = _lowest_output_curvature(problem, settings.seed)
@@ -213,29 +206,6 @@ def matrix_notes(problem: Problem, settings: AnalysisSettings, network: Any) -> 
                 "largest): the ggn is indefinite"
             )
     return notes
-
-
-@plain_where_unknown(lambda jaxpr: False)
-def _has_kinks(jaxpr: Any) -> bool:
-    """Whether a piecewise-linear function is plainly there; some that are spelled out by hand are missed."""
-    maker = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "reduce_window_max" or equation.params.get("name") in PIECEWISE_LINEAR:
-            return True
-        if name == "max":
-            constants = [one for one in equation.invars if hasattr(one, "val")]
-            others = [one for one in equation.invars if not hasattr(one, "val")]
-            if constants and others and not np.any(constants[0].val) and not _is_variance(maker.get(others[0])):
-                return True
-        if any(_has_kinks(one) for one in inner_jaxprs(equation)):
-            return True
-    return False
-
-
-def _is_variance(equation: Any) -> bool:
-    """Whether it is E[x²] − E[x]², which normalisation layers keep from rounding below zero by max(·, 0)."""
-    return equation is not None and equation.primitive.name == "sub"
 
 
 def _lowest_output_curvature(problem: Problem, seed: int) -> float:
@@ -279,11 +249,13 @@ def _on_few_examples(problem: Problem, seed: int) -> tuple[float, dict[str, tupl
         threshold = 20 * precision(problem) ** (1 / 3)
         best = partial(_best, scale=scale, threshold=threshold)
         again, once = (sums.objective_and_gradient(problem, layout, layout.unravel(point))[1] for _ in range(2))
-        return _apart(again, once), {
+        errors = {
             "gradient_vs_loss": (_gradient_error(problem, layout, point, best), threshold),
             "product_vs_gradient": (_product_error(problem, layout, point, direction, best), threshold),
-            "per_example": (_mixing(problem, layout, point), threshold),
         }
+        if not problem.batches.coupled:  # there the examples of a batch are meant to depend on each other
+            errors["per_example"] = (_mixing(problem, layout, point), threshold)
+        return _apart(again, once), errors
 
 
 def _mixing(problem: Problem, layout: Layout, point: Array) -> float:

@@ -184,7 +184,7 @@ def _examined(
     for one in found:
         if one.name != "diagonal":
             asked = AnalysisSettings(matrix=one.name, seed=settings.seed, dtype=settings.dtype)
-            warnings += matrix_notes(problem, asked, network)
+            warnings += matrix_notes(problem, asked)
     if problem.regulariser.fn is not None and settings.regulariser and any(one.spectral is not None for one in found):
         warnings.append("the curvature of the regulariser is no part of kfac, ekfac and diagonal, but for l2")
     return checks, warnings

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
 from curvcli.schema.estimate import Eigenvalue
-from curvcli.schema.saddle import Adam, GradientDescent, Mode, SaddleSettings
+from curvcli.schema.saddle import Adam, GradientDescent, LeftOut, Mode, SaddleSettings
 
 Array = Any
 
@@ -36,6 +36,9 @@ SHOWN = 5
 CAPACITY = 96
 PRODUCTS = 400
 """Rows of the basis, and products, for the preconditioned sharpness."""
+
+MOST_NAMED = 4
+"""Arrays that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,15 @@ class AdamState:
         Where the checkpoint has it.
     beta1
         β₁.
+    unseen
+        Entries by parameter path that had no gradient beyond rounding in training: P there says nothing.
     """
 
     preconditioner: Mapping[str, np.ndarray]
     count: int
     learning_rate: float | None = None
     beta1: float = 0.9
+    unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def stability_threshold(learning_rate: float, beta1: float = 0.9) -> float:
@@ -115,12 +121,52 @@ def adam_sharpness(
     settings: SaddleSettings,
     monitor: Monitor,
     warnings: list[str],
-) -> Adam:
-    """λ_max of P^(-1/2) H P^(-1/2) and Adam's threshold. Cost: some 20 to 60 products, at most `PRODUCTS`."""
-    roots = [1 / np.sqrt(np.asarray(state.preconditioner[name], np.float64).reshape(-1)) for name in layout.names]
-    scale = jnp.asarray(np.concatenate(roots), operator.dtype)
+) -> Adam | None:
+    """λ_max of P^(-1/2) H P^(-1/2) and Adam's threshold; None where P is known of no parameter.
+
+    Parameters that training does not see are held fixed: λ_max is that of the block of the others. Cost: some 20 to 60
+    products, at most `PRODUCTS`; twice that where there are such parameters.
+    """
+    scale = np.concatenate(
+        [1 / np.sqrt(np.asarray(state.preconditioner[name], np.float64).reshape(-1)) for name in layout.names]
+    )
+    left_out = [
+        LeftOut(name=name, count=int(mask.sum()), size=mask.size)
+        for name in layout.names
+        if (mask := np.asarray(state.unseen.get(name, False))).any()
+    ]
+    of_all = None
+    if left_out:
+        of_all = _largest(operator, scale, settings, monitor)
+        shapes = zip(layout.names, layout.shapes, strict=True)
+        masks = [np.broadcast_to(state.unseen.get(name, False), shape).reshape(-1) for name, shape in shapes]
+        scale = np.where(np.concatenate(masks), 0.0, scale)
+    if not scale.any():
+        warnings.append("no parameter had a gradient in training beyond rounding: Adam's preconditioner is not known")
+        return None
+    top = _largest(operator, scale, settings, monitor)
+    if not top.converged:
+        warnings.append(f"the preconditioned λ_max has not converged: residual {top.residual:.2g}")
+    if of_all is not None and abs(of_all.value - top.value) > of_all.residual + top.residual:
+        count, told = sum(one.count for one in left_out), ", ".join(one.name for one in left_out[:MOST_NAMED])
+        warnings.append(
+            f"{count} parameters ({told}{', …' if len(left_out) > MOST_NAMED else ''}) had no gradient beyond rounding "
+            "in training, as a bias before BatchNorm has none: Adam's preconditioner there is not known, and they are "
+            f"left out of its λ_max, which is {of_all.value:.3g} with them"
+        )
+    rate = settings.learning_rate or state.learning_rate or None  # a warm-up may store 0
+    threshold = None if rate is None else stability_threshold(rate, state.beta1)
+    return Adam(
+        count=state.count, lambda_max=top, learning_rate=rate, threshold=threshold,
+        stable=None if threshold is None else below(top, threshold), left_out=left_out, lambda_max_of_all=of_all,
+    )  # fmt: skip
+
+
+def _largest(operator: LinearOperator, scale: np.ndarray, settings: SaddleSettings, monitor: Monitor) -> Eigenvalue:
+    """λ_max of D A D, D the diagonal matrix of `scale` [dim]."""
+    roots = jnp.asarray(scale, operator.dtype)
     conditioned = replace(
-        operator, matmat=lambda vectors: _scaled(operator.matmat(_scaled(vectors, scale)), scale), forms=None
+        operator, matmat=lambda vectors: _scaled(operator.matmat(_scaled(vectors, roots)), roots), forms=None
     )
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
     block = min(2, operator.dim)
@@ -132,16 +178,7 @@ def adam_sharpness(
     values, residuals = eigen.true_residuals(conditioned, found.vectors)
     value = float(values[0])
     residual = max(float(residuals[0]), 0.5 * noise(settings) * abs(value))
-    converged = residual <= tolerance(settings) * abs(value)
-    if not converged:
-        warnings.append(f"the preconditioned λ_max has not converged: residual {residual:.2g}")
-    rate = settings.learning_rate or state.learning_rate or None  # a warm-up may store 0
-    threshold = None if rate is None else stability_threshold(rate, state.beta1)
-    top = eigenvalue(value, residual, converged, None)
-    return Adam(
-        count=state.count, lambda_max=top, learning_rate=rate, threshold=threshold,
-        stable=None if threshold is None else below(top, threshold),
-    )  # fmt: skip
+    return eigenvalue(value, residual, residual <= tolerance(settings) * abs(value), None)
 
 
 @jit

@@ -6,19 +6,22 @@ the line beside its quadratic model. All points of all lines are evaluated in on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses import lines, planning
+from curvcli.analyses import line_statistics, lines, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
+from curvcli.analyses.line_statistics import LineStatistics
 from curvcli.analyses.lines import Direction, Finder
 from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import along, build_for
+from curvcli.curvature.batch_norm import Statistics
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.forms import example_forms
 from curvcli.errors import NumericsError
@@ -79,7 +82,11 @@ class Parabola(NamedTuple):
 
 
 def run(
-    problem: Problem, settings: DirectionSettings, given: dict[str, Params], monitor: Monitor
+    problem: Problem,
+    settings: DirectionSettings,
+    given: dict[str, Params],
+    monitor: Monitor,
+    statistics: Mapping[str, Statistics] = MappingProxyType({}),
 ) -> Answer[DirectionResult | Directions]:
     """Derivatives and profiles along the directions asked for.
 
@@ -87,6 +94,8 @@ def run(
     ----------
     given
         Directions from outside the problem, by the text that asks for them.
+    statistics
+        Batch statistics of the checkpoints among them, by the same.
 
     Raises
     ------
@@ -112,8 +121,10 @@ def run(
     natural = [natural_range(one.norm, *local.along(i), value, reach) for i, one in enumerate(found)]
     grids = [lines.grid(settings.bounds(one.index) or natural[i], settings.points) for i, one in enumerate(found)]
 
+    by_line = [line_statistics.chosen(problem, settings, [one], statistics, warnings) for one in found]
+
     def measure(chosen: list[np.ndarray]) -> Measured | None:
-        return _losses(problem, settings, found, chosen, monitor, meter)
+        return _losses(problem, settings, found, chosen, by_line, monitor, meter)
 
     measured = measure(grids)
     origin = value if measured is None else measured.origin
@@ -125,10 +136,10 @@ def run(
     if measured is None:
         warnings.append("the profile was not reached: its losses are null")
     else:
-        radii = _nearer(parabolas, grids, measured, measure)
+        radii = _nearer(parabolas, grids, measured, measure, [one.moves for one in by_line])
         warnings += _remarks(found, parabolas, grids, measured)
     results = [
-        _result(one, local, i, changes[i], grids[i], measured, parabolas[i], radii[i], gradient)
+        _result(one, local, i, changes[i], grids[i], measured, parabolas[i], radii[i], gradient, by_line[i])
         for i, one in enumerate(found)
     ]
     arrays = {}
@@ -260,6 +271,7 @@ def _losses(
     settings: LineSettings,
     found: list[Direction],
     grids: list[np.ndarray],
+    by_line: list[LineStatistics],
     monitor: Monitor,
     meter: Meter,
 ) -> Measured | None:
@@ -267,7 +279,13 @@ def _losses(
     first = lines.reference_points(problem, len(found))
     points = [first, *(np.outer(s, np.eye(len(found) + 1)[i]) for i, s in enumerate(grids))]
     directions = lines.with_nudge(problem, jnp.stack([one.vector for one in found]), settings.seed)
-    losses = along.losses(problem, directions, np.concatenate(points), stop=monitor.stop)
+    rows = None
+    if any(one.moves for one in by_line):
+        rows = _statistics(problem, found, directions, first, grids, by_line, monitor)
+        if rows is None:
+            return None
+        meter.data_passes += sum(one.kind == "recompute" for one in by_line)
+    losses = along.losses(problem, directions, np.concatenate(points), statistics=rows, stop=monitor.stop)
     meter.data_passes += 1
     if losses is None:
         return None
@@ -275,13 +293,39 @@ def _losses(
     return Measured(float(reference[0]), lines.rounding(problem, reference), rows)
 
 
+def _statistics(
+    problem: Problem,
+    found: list[Direction],
+    directions: Array,
+    first: np.ndarray,
+    grids: list[np.ndarray],
+    by_line: list[LineStatistics],
+    monitor: Monitor,
+) -> Statistics | None:
+    """The statistics of the reference points, which are the checkpoint's, and of all grids: [p, ...] by path."""
+    parts = [LineStatistics("fixed", problem, {}).at(directions, first, monitor.stop)]
+    for i, (s, one) in enumerate(zip(grids, by_line, strict=True)):
+        if len(s):
+            parts.append(one.at(directions[i : i + 1], s[:, None], monitor.stop))
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return {name: np.concatenate([part[name] for part in known]) for name in known[0]}
+
+
 def _nearer(
-    parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured, finer: Callable[..., Measured | None]
+    parabolas: list[Parabola],
+    grids: list[np.ndarray],
+    measured: Measured,
+    finer: Callable[..., Measured | None],
+    moves: list[bool],
 ) -> list[tuple[float | None, bool]]:
     """The radius of each model; where it is less than the first step, from points nearer to 0 in a second pass.
 
     Parameters
     ----------
+    moves
+        Whether a line's losses have other statistics than its model, which then has no radius.
     finer
         Takes further grids, one a direction (empty where none is needed), and gives their losses.
     """
@@ -289,11 +333,19 @@ def _nearer(
     def radius(i: int, s: np.ndarray, loss: np.ndarray) -> tuple[float | None, bool]:
         return model_radius(s, loss, parabolas[i].at(s), parabolas[i].origin, measured.noise)
 
-    radii = [radius(i, s, loss) for i, (s, loss) in enumerate(zip(grids, measured.rows, strict=True))]
-    near = [_near(s) if at is None and np.any(s != 0) else s[:0] for s, (at, _) in zip(grids, radii, strict=True)]
+    radii = [
+        (None, False) if moves[i] else radius(i, s, loss)
+        for i, (s, loss) in enumerate(zip(grids, measured.rows, strict=True))
+    ]
+    near = [
+        _near(s) if at is None and not moves[i] and np.any(s != 0) else s[:0]
+        for i, (s, (at, _)) in enumerate(zip(grids, radii, strict=True))
+    ]
     if not any(map(len, near)) or (more := finer(near)) is None:
         return radii
     for i, (s, loss) in enumerate(zip(near, more.rows, strict=True)):
+        if moves[i]:
+            continue
         everywhere, losses = np.r_[grids[i], s], np.r_[measured.rows[i], loss]
         order = np.argsort(everywhere, kind="stable")
         radii[i] = radius(i, everywhere[order], losses[order])
@@ -331,6 +383,7 @@ def _result(
     parabola: Parabola,
     radius: tuple[float | None, bool],
     gradient: Array,
+    statistics: LineStatistics,
 ) -> DirectionResult:
     """One direction as the report has it."""
     loss = lines.finite(np.full(len(s), np.nan) if measured is None else measured.rows[index])
@@ -342,6 +395,7 @@ def _result(
         quadratic_minimum=parabola.minimum,
         profile=Profile(s=s.tolist(), loss=loss, quadratic=parabola.at(s).tolist()),
         noise=None if measured is None else measured.noise, model_radius=radius[0], model_radius_censored=radius[1],
+        batch_stats=statistics.kind,
     )  # fmt: skip
 
 

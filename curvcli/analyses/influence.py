@@ -21,7 +21,7 @@ from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import DENSE_BLOCK
 from curvcli.analyses.study import Given, Study
-from curvcli.analyses.validity import validity
+from curvcli.analyses.validity import caution, validity
 from curvcli.curvature.ntk import outputs_per_example
 from curvcli.curvature.queries import check_labels, check_measure
 from curvcli.errors import MemoryLimitError, UsageError
@@ -78,6 +78,9 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
         found, newton = scoring.of_examples(study)
     valid = validity(study, newton)
     warnings += system.remarks()
+    if (said := caution(valid)) is not None:
+        warnings.append(valid.words)
+        found["top"] = [one.model_copy(update={"caution": said}) for one in found.get("top", [])]
     result = InfluenceResult(
         mode=settings.mode, target=target(study), units=units(problem, settings, given),
         sign=SIGNS["perturb" if settings.perturb else settings.mode],

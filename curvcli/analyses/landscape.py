@@ -5,18 +5,22 @@ The grid is evaluated row by row, each row in one pass over the data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses import direction, lines, planning
+from curvcli.analyses import direction, line_statistics, lines, planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.direction import natural_range
+from curvcli.analyses.line_statistics import LineStatistics
 from curvcli.analyses.lines import Finder
 from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import along, build_for
+from curvcli.curvature.batch_norm import Statistics
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -42,6 +46,7 @@ def run(
     settings: LandscapeSettings,
     given: dict[str, Params],
     monitor: Monitor,
+    statistics: Mapping[str, Statistics] = MappingProxyType({}),
 ) -> Answer[LandscapeResult]:
     """True loss and quadratic model on a line or a plane.
 
@@ -49,6 +54,8 @@ def run(
     ----------
     given
         Directions from outside the problem, by the text that asks for them.
+    statistics
+        Batch statistics of the checkpoints among them, by the same.
 
     Raises
     ------
@@ -57,7 +64,8 @@ def run(
 
     Notes
     -----
-    Cost: a forward pass a point, the data read once a row; two products, and what finding the directions takes.
+    Cost: a forward pass a point (two where batch statistics are recomputed), the data read once a row; two products,
+    and what finding the directions takes.
     """
     lines.check(problem, settings)
     value, gradient = finite_objective(problem)
@@ -84,10 +92,17 @@ def run(
         natural_range(one.norm, float(slope[i]), float(curvature[i]), value, reach) for i, one in enumerate(found)
     ]
     axes = [lines.grid(settings.bounds(i) or natural[i], settings.points) for i in range(len(found))]
-    losses = _evaluated(problem, lines.with_nudge(problem, vectors, settings.seed), axes, monitor, meter, warnings)
+    along_lines = line_statistics.chosen(problem, settings, found, statistics, warnings)
+    nudged = lines.with_nudge(problem, vectors, settings.seed)
+    losses = _evaluated(problem, nudged, axes, along_lines, monitor, meter, warnings)
     origin = losses.origin if losses.origin is not None else value
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    quadratic = origin + steps @ slopes + 0.5 * np.einsum("...i,ij,...j->...", steps, form, steps)
+    # The model is that of J with its statistics fixed, whichever the grid has.
+    quadratic = (
+        (value if along_lines.moves else origin)
+        + steps @ slopes
+        + 0.5 * np.einsum("...i,ij,...j->...", steps, form, steps)
+    )
     between = barrier(axes[0], losses.grid, origin, losses.end) if len(found) == 1 else None
     result = LandscapeResult(
         directions=[
@@ -100,6 +115,7 @@ def run(
         b=axes[1].tolist() if len(found) == 2 else None,
         loss=lines.finite(losses.grid),
         quadratic=quadratic.tolist(),
+        batch_stats=along_lines.kind,
         noise=losses.noise,
         barrier=None if between is None else between.height,
         barrier_above_higher_end=None if between is None else between.above_higher_end,
@@ -159,6 +175,7 @@ def _evaluated(
     problem: Problem,
     vectors: Array,
     axes: list[np.ndarray],
+    statistics: LineStatistics,
     monitor: Monitor,
     meter: Meter,
     warnings: list[str],
@@ -174,10 +191,13 @@ def _evaluated(
         rows = {"weights": reference, **{f"a {i}": points for i, points in enumerate(planes)}}
     values: dict[str, np.ndarray] = {}
     for done, (name, points) in enumerate(rows.items()):
-        losses = along.losses(problem, vectors, points, stop=monitor.stop)
+        at_points = statistics.at(vectors, points, monitor.stop) if statistics.moves else None
+        if statistics.moves and at_points is None:
+            break
+        losses = along.losses(problem, vectors, points, statistics=at_points, stop=monitor.stop)
         if losses is None:
             break
-        meter.data_passes += 1
+        meter.data_passes += 2 if statistics.kind == "recompute" else 1
         values[name] = np.where(np.isfinite(losses), losses, np.nan)
         monitor.progress("losses", done + 1, len(rows), "rows")
     missing = len(rows) - len(values)

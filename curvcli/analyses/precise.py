@@ -38,7 +38,7 @@ def in_float64(problem: Problem, examples: int | None = None) -> Problem:
         inputs, targets, weight = jax.tree.map(lambda leaf: leaf[:size], (inputs, targets, weight))
     weight = np.asarray(weight, "float64")
     mesh = batches.mesh if examples is None else None  # a few are not worth sharing
-    batches = Batches(inputs, targets, weight, size, np.dtype("float64"), mesh)
+    batches = Batches(inputs, targets, weight, size, np.dtype("float64"), mesh, coupled=batches.coupled)
     return replace(problem, params=params, frozen=frozen, batches=batches)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.precise import weights_norm
+from curvcli.analyses.room import beyond
 from curvcli.linalg.gauss import SettledForm
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
@@ -60,13 +61,15 @@ def sampled_decrement(operator: LinearOperator, gradient: np.ndarray, shift: flo
 
 
 def tested(
-    settings: SaddleSettings, loss: float, gradient: np.ndarray, decrement: Decrement, norm: float, weight_size: float
-) -> Stationarity:
-    """Both figures beside what they are held against; `norm` is ‖H‖."""
+    settings: SaddleSettings, loss: float, gradient: np.ndarray, decrement: Decrement, norm: float, weight_size: float,
+    room: float | None,
+) -> Stationarity:  # fmt: skip
+    """Both figures beside what they are held against; `norm` is ‖H‖, `room` how far the loss can fall."""
     tau, scale, size = settings.stationary_tol, norm * weight_size, float(np.linalg.norm(gradient))
     return Stationarity(
         gradient=size / scale if scale else float(size > 0), gradient_tolerance=tau, weight_size=weight_size,
-        decrement=decrement.value, decrement_settled=decrement.settled,
+        decrement=decrement.value, decrement_settled=decrement.settled, loss_above_least=room,
+        model_holds=None if room is None else not beyond(decrement.value, room),
         decrement_tolerance=max(DECREMENT * abs(loss), tau**2 * scale * weight_size),
     )  # fmt: skip
 

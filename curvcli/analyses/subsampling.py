@@ -255,8 +255,9 @@ def _inner(left: Array, right: Array) -> Array:
 
 
 def subsampled(problem: Problem, settings: AnalysisSettings) -> bool:
-    """Whether there is an error to state: the matrix is a mean over some of the examples."""
-    known = problem.subsampled and settings.matrix not in ("ntk", *FACTORED) and problem.batches.num_examples > 1
+    """Whether there is an error to state: the matrix is a mean over some of the examples, each by itself."""
+    apart = settings.matrix not in ("ntk", *FACTORED) and not problem.batches.coupled
+    known = problem.subsampled and apart and problem.batches.num_examples > 1
     return known and _counts(problem, settings) is not None
 
 

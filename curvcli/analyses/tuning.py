@@ -98,7 +98,7 @@ def planned(
     """
     if given is not None:
         return with_way(problem, settings, given, "given")
-    free = settings.batch_size is None
+    free = settings.batch_size is None and not problem.batches.coupled
     if free and timing != "always" and store is not None and (found := store.get()) is not None:
         return with_way(problem, settings, found, "remembered")
     default = default_way(problem, settings)
@@ -183,6 +183,8 @@ def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
     mesh = problem.batches.mesh
     largest = (single if alone else together) * (1 if mesh is None else mesh.size)
     batch_size = min(settings.batch_size or _even(total, largest), total)
+    if problem.batches.coupled:
+        batch_size = problem.batches.batch_size
     application: Literal["vmap", "map"] = "map" if alone else "vmap"
     resized = replace(problem, batches=problem.batches.resized(batch_size))
     kept = _kept_bytes(resized, settings)
@@ -280,8 +282,9 @@ def _larger(way: Way, settings: AnalysisSettings) -> Way | None:
 
 
 def _fits(problem: Problem, settings: AnalysisSettings, way: Way) -> bool:
-    """Whether the batch is no larger than the data, and a block of vectors has the memory."""
-    if way.batch_size > problem.batches.num_examples:
+    """Whether the batch is no larger than the data, or is the problem's own, and a block of vectors has the memory."""
+    batches = problem.batches
+    if way.batch_size > batches.num_examples or (batches.coupled and way.batch_size != batches.batch_size):
         return False
     trial = with_way(problem, settings, way, "measured")
     return working_bytes(trial, settings, problem.dim)(EXPECTED_BLOCK) <= memory_limit(settings.max_memory)

@@ -14,6 +14,7 @@ import scipy.linalg
 
 from curvcli.analyses.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.precise import weights_norm
+from curvcli.analyses.room import beyond, room_to_fall
 from curvcli.analyses.solving import known, scouted, undamped
 from curvcli.analyses.spectrum import noise
 from curvcli.analyses.stationarity import DECREMENT
@@ -46,8 +47,16 @@ def validity(study: Study, newton: Array) -> Validity:
     high = DECREMENT * abs(study.loss)
     negative = low.value < -max(noise(settings) * norm, low.residual if low.value + low.residual >= 0 else 0.0)
     near = decrement <= high or not slope.any()
+    room = room_to_fall(study.problem, study.loss)
+    impossible = known_decrement and beyond(decrement, room)
     if not known_decrement and slope.any():
         verdict, words = "unknown", "how far the weights are from a minimum is not known: that solve has not converged"
+    elif impossible:
+        verdict = "not-at-minimum"
+        words = (
+            f"the quadratic model does not hold: it has a Newton step lower the loss by {decrement:.2g}, which can "
+            f"fall by {room:.3g} at most; scores are those of that model, and say nothing of a network trained again"
+        )
     elif not near:
         verdict = "not-at-minimum"
         words = (
@@ -73,10 +82,23 @@ def validity(study: Study, newton: Array) -> Validity:
                 "response of training itself"
             )
     return Validity(
-        verdict=verdict, words=words, gradient_norm=float(np.linalg.norm(slope)),
+        verdict=verdict, words=words, gradient_norm=float(np.linalg.norm(slope)), loss_above_least=room,
+        model_holds=None if room is None or not known_decrement else not impossible,
         decrement=decrement if known_decrement else None, distance=distance if known_decrement else None,
         lambda_min=low,
     )  # fmt: skip
+
+
+def caution(valid: Validity) -> str | None:
+    """A few words to stand beside every ranking; None at a minimum."""
+    if valid.model_holds is False:
+        return "the quadratic model does not hold here: no prediction of retraining"
+    return {
+        "minimum": None,
+        "not-at-minimum": "the weights are at no minimum: scores of the damped model, not of retraining",
+        "negative-curvature": "the Hessian has negative curvature here: no strict minimum",
+        "unknown": "how far the weights are from a minimum is not known",
+    }[valid.verdict]
 
 
 def _gap(study: Study, hessian: LinearOperator | None, newton: Array) -> float:

@@ -30,6 +30,8 @@ class Evidence:
         Whether some eigenvalue is surely within ±cut.
     all_below
         Whether every eigenvalue is below −cut.
+    falls
+        Whether the loss falls beside the point as gradient and Hessian do not allow.
     """
 
     stationary: bool | None
@@ -41,6 +43,7 @@ class Evidence:
     exact: bool
     null_space: bool
     all_below: bool
+    falls: bool = False
 
 
 def classify(evidence: Evidence) -> Classification:
@@ -57,7 +60,7 @@ def classify(evidence: Evidence) -> Classification:
             return "saddle"
         return "local-maximum" if evidence.all_below else "undecided"
     # A Ritz value is never below λ_min: without the bound, or a residual, a positive one says nothing.
-    if not evidence.bounded:
+    if not evidence.bounded or evidence.falls:
         return "undecided"
     if low.value - low.residual > cut:
         return "minimum-within-tolerance"

@@ -64,11 +64,12 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
         _check_one(request, "state", "holds the state of")
 
     forms: dict[str, Any] = {}
+    said: set[str] = set()
 
     def answer(target: Target) -> Reply:
         from curvcli.cli.render import render
 
-        report, code = _one(request, settings, target, report_class, run, forms)
+        report, code = _one(request, settings, target, report_class, run, forms, said)
         return Reply(report.to_json(), partial(render, report), code)
 
     return answer_each(request, settings, _targets(request), answer)
@@ -215,8 +216,9 @@ def _one(
     report_class: type[Report[Any, Any]],
     run: Run,
     forms: dict[str, Any],
+    said: set[str],
 ) -> tuple[Report[Any, Any], int]:
-    """One report and its exit code."""
+    """One report and its exit code; warnings that an earlier report of the command had are not shown again."""
     from curvcli.analyses.tuning import way_of
     from curvcli.devices import greatest, is_first
 
@@ -252,8 +254,10 @@ def _one(
         profile=profile(clock, loading, seconds) if profiling else None,
     )  # fmt: skip
     if not quiet:
-        for message in warnings:
-            console.warn(message)
+        for message in dict.fromkeys(warnings):
+            if message not in said:
+                console.warn(message)
+        said.update(warnings)
     return report, EXIT_UNTRUSTED if report.untrusted else 0
 
 

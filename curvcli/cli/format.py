@@ -130,13 +130,16 @@ def header(report: Report[Any, Any]) -> Text:
     step = "" if problem.checkpoint.step is None else f" step {problem.checkpoint.step}"
     block = f" ({report.settings.block})" if report.settings.block else ""
     plain = problem.reduction == "mean" and problem.normaliser == problem.data.num_examples
+    used = f"{problem.data.counted} examples"
+    if problem.mode == "batch":
+        used = f"{problem.batches} batches of {problem.batch_size} by their own statistics"
     divisor = "" if plain else f", ÷ {problem.normaliser:g}"
     regulariser = f" + l2 {problem.l2:g}" if problem.l2 else ""
     regulariser += f" + {problem.regulariser}" if problem.regulariser else ""
     return Text(
         f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters "
         f"({report.environment.dtype}){block}\n"
-        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {problem.data.counted} examples · loss "
+        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {used} · loss "
         f"{number(problem.loss_value)}",
         style="dim",
     )

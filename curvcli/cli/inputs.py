@@ -14,9 +14,9 @@ def analyse(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
     """The answer of the analysis of this name, with what it takes beside the problem."""
     run = importlib.import_module(f"curvcli.analyses.{name}").run
     if name in ("direction", "landscape"):
-        given, warnings = given_directions(loaded, settings)
-        answer = run(loaded.problem, settings, given, monitor)
-        answer.warnings[:0] = warnings
+        outside = given_directions(loaded, settings)
+        answer = run(loaded.problem, settings, outside.vectors, monitor, outside.statistics)
+        answer.warnings[:0] = outside.warnings
         return answer
     if name in ("influence", "step"):
         given = (given_influence if name == "influence" else given_step)(loaded, settings)
@@ -27,8 +27,8 @@ def analyse(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
     return run(loaded.problem, settings, monitor)
 
 
-def given_directions(loaded: Loaded, settings: Any) -> tuple[dict[str, Any], list[str]]:
-    """The directions of `--along` that come from files or the user's code, and warnings."""
+def given_directions(loaded: Loaded, settings: Any) -> Any:
+    """The directions of `--along` that come from files or the user's code, with statistics and warnings."""
     from curvcli.loading.directions import read_directions
 
     return read_directions(settings.along, loaded)
@@ -71,7 +71,7 @@ def given_step(loaded: Loaded, settings: Any) -> Any:
     found: dict[str, Any] = {}
     if settings.momentum not in (None, "previous"):
         name = f"array:{settings.momentum}"
-        found["previous"] = read_directions([name], loaded)[0][name]
+        found["previous"] = read_directions([name], loaded).vectors[name]
     if settings.factors_from is not None:
         found["factors"] = read_arrays(Path(settings.factors_from))
     return Given(**found)

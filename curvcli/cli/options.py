@@ -241,8 +241,8 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
 }
 """Settings whose options take text that is understood later, and what stands for it in the help."""
 
-DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "seed", "dtype", "threads", "devices", "shard_params",
-               "distributed")  # fmt: skip
+DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "batch_norm", "seed", "dtype", "threads", "devices",
+               "shard_params", "distributed")  # fmt: skip
 
 
 def _flag(name: str) -> str:

@@ -95,7 +95,11 @@ def report_of(
 def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
     """What the report says of the problem."""
     problem, spec = loaded.problem, loaded.spec
+    coupled = problem.batches.coupled
     return ProblemRecord(
+        mode="batch" if coupled else "eval",
+        batch_size=problem.batches.batch_size if coupled else None,
+        batches=len(problem.batches) if coupled else None,
         checkpoint=loaded.checkpoint,
         model=spec.model.target or "",
         num_params=problem.dim,

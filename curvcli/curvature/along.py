@@ -18,7 +18,8 @@ import numpy as np
 from curvcli import journal
 from curvcli.compiling import jit
 from curvcli.curvature import heads, products, sums
-from curvcli.curvature.flatten import Layout
+from curvcli.curvature.batch_norm import with_statistics
+from curvcli.curvature.flatten import Layout, moved
 from curvcli.curvature.products import Functions
 from curvcli.devices import on_host
 from curvcli.losses import Loss
@@ -28,7 +29,12 @@ Array = Any
 
 
 def losses(
-    problem: Problem, directions: Array, points: np.ndarray, *, stop: Callable[[], Any] = lambda: None
+    problem: Problem,
+    directions: Array,
+    points: np.ndarray,
+    *,
+    statistics: dict[str, np.ndarray] | None = None,
+    stop: Callable[[], Any] = lambda: None,
 ) -> np.ndarray | None:
     """J(w + Σ_i points[:, i] · directions[i]), the regulariser included.
 
@@ -38,6 +44,8 @@ def losses(
         [d, dim].
     points
         [p, d].
+    statistics
+        Batch statistics of every point by path, [p, ...]; None: those of the problem at all of them.
     stop
         Asked before every batch; anything but None gives the work up.
 
@@ -52,11 +60,20 @@ def losses(
 
     Cost: p forward passes, the data read once; one set of parameters and one batch in flight.
     """
-    evaluated = journal.whole(partial(_losses, problem, stop), problem, "losses")
-    return evaluated(directions, points)
+    names = tuple(sorted(statistics or ()))
+    evaluated = journal.whole(partial(_losses, problem, names, stop), problem, "losses", *names)
+    return evaluated(directions, *((statistics or {})[name] for name in names), points)
 
 
-def _losses(problem: Problem, stop: Callable[[], Any], directions: Array, points: np.ndarray) -> np.ndarray | None:
+def _losses(
+    problem: Problem, names: tuple[str, ...], stop: Callable[[], Any], directions: Array, *rows: np.ndarray
+) -> np.ndarray | None:
+    """`losses` with the statistics of these names and the points, in this order, as `rows`."""
+    points, fixed = rows[-1], problem.frozen
+    frozen = [
+        with_statistics(fixed, {name: leaf[i] for name, leaf in zip(names, rows, strict=False)}) if names else fixed
+        for i in range(len(points))
+    ]
     layout, functions = Layout.of(problem.params), sums.functions(problem)
     # Every point is an argument of one program, which does not depend on how many there are.
     along, steps = layout.unravel(directions), list(np.asarray(points, problem.dtype))
@@ -66,7 +83,7 @@ def _losses(problem: Problem, stop: Callable[[], Any], directions: Array, points
             return None
         before = None
         for index in range(len(points)):
-            now = _losses_at(functions, problem.params, problem.frozen, batch, along, steps[index])
+            now = _losses_at(functions, problem.params, frozen[index], batch, along, steps[index])
             # The host stays one point ahead: any further, and every point's intermediate values would be held.
             if before is not None:
                 totals[index - 1] += on_host(before).sum(dtype=np.float64)
@@ -92,8 +109,8 @@ def _regulariser(
         values += 0.5 * l2 * (squares + np.einsum("pi,ij,pj->p", points, v @ v.T, points))
     if fn is not None:
         users = replace(problem, regulariser=Regulariser(0.0, fn))
-        moved = (_moved(problem.params, along, step) for step in steps)
-        values += [float(sums.regulariser_value(users, one)) for one in moved]
+        places = (moved(problem.params, along, step) for step in steps)
+        values += [float(sums.regulariser_value(users, one)) for one in places]
     return values
 
 
@@ -147,12 +164,12 @@ def function_change(problem: Problem, vector: Array) -> tuple[float, float | Non
     Cost: two forward passes.
     """
     layout, functions = Layout.of(problem.params), sums.functions(problem)
-    moved = _moved(problem.params, layout.unravel(vector[None]), np.ones(1, problem.dtype))
+    end = moved(problem.params, layout.unravel(vector[None]), np.ones(1, problem.dtype))
     totals, family = np.zeros(3), problem.loss.family
     for batch in sums.resident(problem.batches):
         z, after = (
             on_host(_outputs(functions, params, problem.frozen, batch)).astype(np.float64)
-            for params in (problem.params, moved)
+            for params in (problem.params, end)
         )
         weight = np.broadcast_to(unit_weight(on_host(batch.weight).astype(np.float64), z.ndim - 1), z.shape[:-1])
         with jax.enable_x64(True):
@@ -179,18 +196,12 @@ def _divergence(family: Loss, z: Array, after: Array) -> Array:
     return family.value(after, expected) - family.value(z, expected)
 
 
-@jit
-def _moved(params: Params, directions: Params, step: Array) -> Params:
-    """w + Σ_i s_i v_i."""
-    return {name: w + jnp.tensordot(step, directions[name], 1) for name, w in params.items()}
-
-
 @jit(static_argnums=0)
 def _losses_at(
     functions: Functions, params: Params, frozen: dict, batch: Batch, directions: Params, step: Array
 ) -> Array:
     """Each example's weighted loss at one point: [b]."""
-    return heads.example_losses(functions, _moved(params, directions, step), frozen, batch)
+    return heads.example_losses(functions, moved(params, directions, step), frozen, batch)
 
 
 @jit(static_argnums=0)

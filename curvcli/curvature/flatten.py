@@ -85,3 +85,9 @@ class Layout:
             params[name] = jnp.reshape(vectors[..., start : start + size], (*lead, *shape))
             start += size
         return params
+
+
+@jit
+def moved(params: Params, directions: Params, step: Array) -> Params:
+    """w + Σ_i s_i v_i, for directions by path [d, ...] and step [d]."""
+    return {name: w + jnp.tensordot(step, directions[name], 1) for name, w in params.items()}

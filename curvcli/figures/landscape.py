@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from curvcli.figures.lines import profile
+from curvcli.figures.lines import about_statistics, profile
 from curvcli.figures.naming import labels, number
 from curvcli.figures.picture import Axis, Mesh, Panel, Rule, Table
 from curvcli.schema.landscape import LandscapeReport, LandscapeResult
@@ -35,6 +35,7 @@ def _line(result: LandscapeResult, name: str) -> Panel:
         rules.append(Rule(1.0, "the other end"))
         if result.barrier and result.barrier_at is not None:
             rules.append(Rule(result.barrier_at, f"barrier {number(result.barrier)}"))
+    said += about_statistics(result.batch_stats)
     return profile(
         f"Along {result.directions[0].direction}" + (f" ({name})" if name else ""), said, result.a, loss, quadratic,
         result.noise, "a, in multiples of the vector", rules,
@@ -59,7 +60,8 @@ def _plane(result: LandscapeResult, name: str) -> Panel:
     return Panel(
         "Loss and quadratic model" + (f" ({name})" if name else ""),
         f"Colours and solid lines are the true loss, dashed lines the quadratic model at the same levels. At these "
-        f"weights, in the middle, J is {number(result.loss_at_weights)}.{cosine}",
+        f"weights, in the middle, J is {number(result.loss_at_weights)}.{cosine}"
+        + about_statistics(result.batch_stats),
         Axis(f"a: {first}"),
         Axis(f"b: {second}"),
         rules=[Rule(0.0, "", "x"), Rule(0.0, "", "y")],

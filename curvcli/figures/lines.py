@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from curvcli.figures.naming import labels, number
 from curvcli.figures.picture import Axis, Numbers, Panel, Region, Rule, Series
 from curvcli.schema.direction import DirectionReport, DirectionResult, Directions
+from curvcli.schema.lines import BATCH_STATS
+
+
+def about_statistics(kind: str | None) -> str:
+    """A sentence on the batch statistics of a picture, empty where the network has none."""
+    if kind is None:
+        return ""
+    model = "" if kind == "fixed" else "; the quadratic model has them held fixed"
+    return f" Batch statistics are {BATCH_STATS[kind]}{model}."
 
 
 def directions(reports: Sequence[DirectionReport]) -> list[Panel]:
@@ -24,7 +33,7 @@ def _direction(one: DirectionResult, name: str) -> Panel:
     if one.model_radius:
         edge = " (the range ends there)" if one.model_radius_censored else ""
         regions = [Region(-one.model_radius, one.model_radius, f"the model is within 10 %{edge}")]
-    radius = (
+    radius = "" if one.batch_stats in ("interpolate", "recompute") else (
         "It fails before the first point." if one.model_radius is None else
         f"Up to |s| = {number(one.model_radius)} the model is within 10 % of what it predicts."
     )  # fmt: skip
@@ -32,7 +41,8 @@ def _direction(one: DirectionResult, name: str) -> Panel:
     low, high = one.profile.s[0], one.profile.s[-1]
     return profile(
         f"Along {one.direction}" + (f" ({name})" if name else ""),
-        f"The unit vector's slope is {number(one.slope)}, its curvature vᵀAv {number(one.rayleigh_quotient)}. {radius}",
+        f"The unit vector's slope is {number(one.slope)}, its curvature vᵀAv {number(one.rayleigh_quotient)}. {radius}"
+        + about_statistics(one.batch_stats),
         one.profile.s, one.profile.loss, one.profile.quadratic, one.noise, "s, in multiples of the vector",
         [rule for rule in rules if low <= rule.value <= high], regions,
     )  # fmt: skip

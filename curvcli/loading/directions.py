@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +26,21 @@ from curvcli.schema.lines import FROM_FILES, Along
 Leaves = dict[str, Any]
 
 
-def read_directions(along: list[str], loaded: Loaded) -> tuple[dict[str, Params], list[str]]:
-    """The directions that come from files or the user's code, by the text that asks for them, and warnings.
+class Outside(NamedTuple):
+    """What comes from outside the problem, by the text that asks for it."""
+
+    vectors: dict[str, Params]  # float64, of the differentiated parameters' shapes
+    statistics: dict[str, Leaves]  # other checkpoints' batch statistics by path, float64: those of their own runs
+    warnings: list[str]
+
+
+def read_directions(along: list[str], loaded: Loaded) -> Outside:
+    """The directions that come from files or the user's code.
 
     Parameters
     ----------
     along
         All that is asked for; what the problem itself defines is passed over.
-
-    Returns
-    -------
-    Vectors as float64 arrays by parameter path, of the differentiated parameters' shapes.
 
     Raises
     ------
@@ -47,16 +51,16 @@ def read_directions(along: list[str], loaded: Loaded) -> tuple[dict[str, Params]
     SpecError
         The user's transformation fails, or is not the identity at s = 0.
     """
-    warnings: list[str] = []
-    readers: dict[str, Callable[[str, Loaded, list[str]], Leaves]] = {
+    outside = Outside({}, {}, [])
+    readers: dict[str, Callable[[str, Loaded, Outside], Leaves]] = {
         "checkpoint": _to_checkpoint, "array": _saved, "tangent": _tangent
     }  # fmt: skip
-    found = {}
     for text in dict.fromkeys(along):
         kind, argument = Along.parse(text)
         if kind in FROM_FILES:
-            found[text] = _checked(text, readers[kind](argument, loaded, warnings), loaded.problem.params)
-    return found, warnings
+            leaves = readers[kind](argument, loaded, outside)
+            outside.vectors[text] = _checked(text, leaves, loaded.problem.params)
+    return outside
 
 
 def _checked(text: str, leaves: Leaves, params: Params) -> Params:
@@ -83,8 +87,8 @@ def _checked(text: str, leaves: Leaves, params: Params) -> Params:
     return vector
 
 
-def _to_checkpoint(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
-    """The difference of another checkpoint's parameters and these."""
+def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
+    """The difference of another checkpoint's parameters and these; its batch statistics, where it has all of them."""
     path, step = argument, None
     head, separator, tail = argument.rpartition("@")
     if separator and _is_count(tail) and not is_there(Path(argument)):
@@ -95,10 +99,17 @@ def _to_checkpoint(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves
     other = {**flatten_tree(rest), **flatten_tree(params)}
     for collection in rest.values():  # as the paths of an nnx model have it
         other.update(flatten_tree(collection))
-    held = flatten_tree(loaded.problem.frozen["collections"])
-    changed = [name for name, leaf in held.items() if name in other and not _equal(other[name], leaf)]
+    held, ours = flatten_tree(loaded.problem.frozen["collections"]), loaded.problem.statistics
+    names = () if ours is None else ours.names
+    if names and all(name in other and np.shape(other[name]) == held[name].shape for name in names):
+        outside.statistics[f"checkpoint:{argument}"] = {
+            name: np.asarray(other[name]).astype(np.float64) for name in names
+        }
+    changed = [
+        name for name, leaf in held.items() if name not in names and name in other and not _equal(other[name], leaf)
+    ]
     if changed:
-        warnings.append(
+        outside.warnings.append(
             f"checkpoint:{argument} has other {changed[0].partition('/')[0]}, which are held at this checkpoint's "
             "values: the loss at s = 1 is not the one that the other checkpoint has by itself"
         )
@@ -120,7 +131,7 @@ def _equal(theirs: Any, ours: Any) -> bool:
     return bool(np.array_equal(np.asarray(theirs).astype(ours.dtype), np.asarray(ours)))
 
 
-def _saved(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
+def _saved(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
     """Arrays by parameter path, as `curv diag --arrays` writes them, or a row of those of `--vectors`."""
     path, row = argument, None
     head, separator, tail = argument.rpartition("#")
@@ -163,7 +174,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
 
 
-def _tangent(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
+def _tangent(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
     """d/ds T(params, s) at s = 0, T being the user's."""
     transform = Targets(Path.cwd(), True, "the command line").load(argument)
     if not callable(transform):
@@ -194,5 +205,7 @@ def _tangent(argument: str, loaded: Loaded, warnings: list[str]) -> Leaves:
             )
     moved = [n for n, w in problem.frozen["params"].items() if w.dtype == problem.dtype and np.any(tangent[n])]
     if moved:
-        warnings.append(f"tangent:{argument} moves {moved[0]} too, which is held fixed: its part outside is left out")
+        outside.warnings.append(
+            f"tangent:{argument} moves {moved[0]} too, which is held fixed: its part outside is left out"
+        )
     return tangent

@@ -19,8 +19,10 @@ import numpy as np
 
 from curvcli.compiling import jit
 from curvcli.errors import SpecError
+from curvcli.loading.batch_norm import floating, intercept_linen, named, statistics_of, switch_nnx
 from curvcli.loading.targets import described
 from curvcli.loading.trees import flatten_tree, nest_tree, with_lists
+from curvcli.problem import BatchStatistics
 from curvcli.schema.spec import ModelSpec
 
 PyTree = Any
@@ -37,6 +39,9 @@ EVALUATION = {
 
 WRITTEN = ("intermediates", "cache", "perturbations")
 """Collections that a linen model writes and no checkpoint holds."""
+
+STATISTICS = "batch_stats"
+"""The collection of a linen model's batch statistics."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Network:
         All parameters by path in the user's own form, for a user's regulariser.
     expected
         Shapes that the model itself has, by path; None where it cannot say.
+    statistics
+        Its batch statistics, if it has any.
     """
 
     kind: str
@@ -65,6 +72,7 @@ class Network:
     call: Callable[[Flat, PyTree, PyTree], Any]
     nest: Callable[[Flat], PyTree]
     expected: Flat | None
+    statistics: BatchStatistics | None = None
 
 
 def make_network(spec: ModelSpec, target: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
@@ -213,7 +221,7 @@ def _advice(what: str, error: BaseException) -> str:
     return "check --model, --model-arg and --inputs against how the checkpoint was trained; --debug shows where"
 
 
-def _call_with(function: Callable[..., Any], inputs: PyTree, extra: dict[str, Any], lead: tuple = ()) -> Any:
+def _call_with(function: Callable[..., Any], inputs: PyTree, extra: Mapping[str, Any], lead: tuple = ()) -> Any:
     """Call with one input, or with several by name where the signature has their names."""
     if isinstance(inputs, dict) and inputs.keys() <= _signature(function).keys():
         return function(*lead, **inputs, **extra)
@@ -233,6 +241,12 @@ def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree)
         # The signature is read off the bound module, so that several named inputs reach their arguments.
         return nn.apply(run, module)({"params": nest_tree(flat), **collections}, x)
 
+    def train(flat: Flat, collections: PyTree, x: PyTree, arguments: Mapping[str, bool]) -> tuple[Any, Flat]:
+        with nn.intercept_methods(intercept_linen):
+            run = nn.apply(lambda bound, value: _call_with(bound, value, arguments), module, mutable=[STATISTICS])
+            outputs, written = run({"params": nest_tree(flat), **collections}, x)
+        return outputs, named(written)
+
     def initialise(key: Any, x: PyTree) -> Any:
         rngs = {"params": key, "dropout": key}
         return nn.meta.unbox(nn.init(lambda bound, value: _call_with(bound, value, extra), module)(rngs, x))
@@ -248,7 +262,14 @@ def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree)
             'save the whole variables dictionary, or name the subtree: [checkpoint] params = "…/params"',
         )
     expected = {**flatten_tree(shapes.get("params", {})), **flatten_tree(needed)}
-    return Network("linen", flatten_tree(params), {name: rest[name] for name in needed}, call, nest_tree, expected)
+    flat, held = flatten_tree(params), {name: rest[name] for name in needed}
+    names = floating({STATISTICS: held[STATISTICS]}) if STATISTICS in held else []
+    statistics = statistics_of(names, train, lambda: extra, _shapes(flat, held, inputs)) if names else None
+    return Network("linen", flat, held, call, nest_tree, expected, statistics)
+
+
+def _shapes(*trees: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees)
 
 
 def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
@@ -298,11 +319,18 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         """Outputs, and the counters and statistics that the call has set."""
         network = nnx.merge(graph, nest(given))
         outputs = _call_with(network, x, _evaluation_arguments(network))
-        after = {"/".join(map(str, path)): one for path, one in nnx.to_flat_state(nnx.state(network))}
-        watched = {
-            name: one.get_value() for name, one in after.items() if isinstance(one, nnx.RngCount | nnx.BatchStat)
-        }
+        watched = variables_of(network, nnx.RngCount | nnx.BatchStat)
         return outputs, {name: value for name, value in watched.items() if value is not given.get(name)}
+
+    def variables_of(network: Any, kinds: Any) -> Flat:
+        after = {"/".join(map(str, path)): one for path, one in nnx.to_flat_state(nnx.state(network))}
+        return {name: one.get_value() for name, one in after.items() if isinstance(one, kinds)}
+
+    def train(flat: Flat, collections: PyTree, x: PyTree, arguments: Mapping[str, bool]) -> tuple[Any, Flat]:
+        network = nnx.merge(graph, nest({**flat, **collections, **streams()}))
+        switch_nnx(network)
+        outputs = _call_with(network, x, arguments)
+        return outputs, variables_of(network, nnx.BatchStat)
 
     def check_evaluation(given: Flat) -> None:
         if not _attempt(lambda: jax.eval_shape(run, given, inputs)[1]):
@@ -321,7 +349,10 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
     differentiated = {path: leaf for path, leaf in stored.items() if path not in fixed | random}
     held = {path: stored[path] for path in fixed}
     check_evaluation({**differentiated, **held, **streams()})
-    return Network("nnx", differentiated, held, call, lambda flat: nnx.to_pure_dict(nest(flat)), expected)
+    names = floating({path: held[path] for path in fixed if isinstance(variables[path][1], nnx.BatchStat)})
+    shapes = _shapes(differentiated, held, inputs)
+    statistics = statistics_of(names, train, lambda: _evaluation_arguments(model), shapes) if names else None
+    return Network("nnx", differentiated, held, call, lambda flat: nnx.to_pure_dict(nest(flat)), expected, statistics)
 
 
 def _apply_function(target: Any, kwargs: dict[str, Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from curvcli.devices import mesh_of, parameter_sharding
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
 from curvcli.loading.access import is_there
 from curvcli.loading.arrays import computed_dtype
+from curvcli.loading.batch_norm import in_training_mode, whole_batches
 from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
 from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.labels import check_mask, fit_targets, row_remarks
@@ -137,10 +138,18 @@ def fitted(spec: ProblemSpec, targets: Any, stored: Checkpoint, data: Dataset, s
         Of the class that fits what is wrong.
     """
     dtype = np.dtype(settings.dtype)
+    coupled, told = settings.batch_norm == "batch", []
+    size = min(settings.batch_size or data.num_examples, data.num_examples)
+    if coupled:
+        data, told = whole_batches(data, size)
     inputs = jax.tree.map(lambda array: _batch_of("inputs", array, dtype), data.inputs)
     network = _network(spec, targets, stored, inputs)
+    network = in_training_mode(network) if coupled else network
     params, fixed = _choose(network.params, settings)
     problem, outputs, warnings = _assemble(spec, targets, network, params, fixed, data, dtype, inputs)
+    if coupled:
+        batches = replace(problem.batches, batch_size=size, coupled=True)
+        problem, warnings = replace(problem, batches=batches), [*warnings, *told]
     if (mesh := mesh_of(settings.devices)) is not None:
         problem = spread(problem, mesh, shard_params=settings.shard_params)
     return Loaded(
@@ -169,7 +178,7 @@ def _parameter_cut(settings: DataSettings) -> Callable[[tuple[int, ...]], Any] |
 
 def functions_of(problem: Problem) -> dict[str, Any]:
     """The functions of a problem: given to another of the same form, what was compiled for one serves both."""
-    return {name: getattr(problem, name) for name in ("predict", "nest", "loss", "regulariser")}
+    return {name: getattr(problem, name) for name in ("predict", "nest", "loss", "regulariser", "statistics")}
 
 
 def _batch_of(what: str, array: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:
@@ -291,7 +300,7 @@ def _assemble(
     problem = Problem(
         arrays, frozen, predict, network.nest, loss,
         Batches(data.inputs, labels, weight, min(PROVISIONAL_BATCH, data.num_examples), dtype),
-        _normaliser(spec.loss.reduction, weight, units), regulariser, data.total,
+        _normaliser(spec.loss.reduction, weight, units), regulariser, data.total, statistics=network.statistics,
     )  # fmt: skip
     if regulariser.fn is not None:
         value = user_code(

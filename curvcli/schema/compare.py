@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate
 from curvcli.schema.report import Report
-from curvcli.schema.settings import FIXED, AnalysisSettings
+from curvcli.schema.settings import BY_EXAMPLES, FIXED, AnalysisSettings
 
 ComparedName = Literal[
     "hessian",
@@ -97,6 +97,13 @@ class CompareSettings(AnalysisSettings):
         if self.laplace is None and (self.prior_precision is not None or self.arrays is not None):
             raise ValueError("--prior-precision and --arrays go with --laplace")
         return self
+
+    @property
+    def rests_on_examples(self) -> str:
+        """Laplace's approximation, or the first of the matrices asked for."""
+        if self.laplace is not None:
+            return "--laplace"
+        return next((f"the matrix {name}" for name in self.matrices if name in (*BY_EXAMPLES, "diagonal")), "")
 
     @property
     def max_probes(self) -> int:

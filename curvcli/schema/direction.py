@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from curvcli.schema.base import Strict
-from curvcli.schema.lines import Line, LineSettings, Undefined
+from curvcli.schema.lines import BatchStats, Line, LineSettings, Undefined
 from curvcli.schema.report import Report
 
 
@@ -51,6 +51,11 @@ class DirectionResult(Line):
     output_change: OutputChange
     quadratic_minimum: float | None = Field(description="s at which the quadratic is least; null if it has no minimum")
     profile: Profile
+    batch_stats: BatchStats | None = Field(
+        default=None,
+        description="statistics of batch normalisation of the losses; null where the network has none, or each batch "
+        "its own; slope, curvature and quadratic model are those with the statistics fixed",
+    )
     noise: float | None = Field(
         ge=0,
         description="differences of losses smaller than this are rounding: twice the largest change of J when all "
@@ -59,7 +64,8 @@ class DirectionResult(Line):
     model_radius: float | None = Field(
         ge=0,
         description="largest r such that for |s| ≤ r the loss is within 10 % of the largest change that the quadratic "
-        "predicts up to there; null if it fails between 0 and the first point, or was not reached",
+        "predicts up to there; null if it fails between 0 and the first point, was not reached, or has other batch "
+        "statistics than the loss",
     )
     model_radius_censored: bool = Field(description="whether the radius is only where the range ends")
 

@@ -114,6 +114,11 @@ class InfluenceSettings(AnalysisSettings):
         return self
 
     @property
+    def rests_on_examples(self) -> str:
+        """Influence is that of each example's own loss."""
+        return "influence"
+
+    @property
     def mode(self) -> Mode:
         """The perturbation."""
         if self.hyper:
@@ -162,6 +167,9 @@ class Ranking(Strict):
 
     query: int | None = Field(description="row of the query; null for self-ranking")
     output: int | None = Field(default=None, description="which output of the query")
+    caution: str | None = Field(
+        default=None, description="why these scores are no prediction of what training would do; null at a minimum"
+    )
     highest: list[Entry]
     lowest: list[Entry] = Field(description="most negative first; empty where scores have no sign")
 
@@ -195,6 +203,13 @@ class Validity(Strict):
     verdict: Literal["minimum", "not-at-minimum", "negative-curvature", "unknown"]
     words: str
     gradient_norm: float = Field(ge=0)
+    loss_above_least: float | None = Field(
+        default=None, description="J less what it can never be below, given the targets; null where that is not known"
+    )
+    model_holds: bool | None = Field(
+        default=None,
+        description="false: the decrement is more than loss_above_least, which no step can reach; null where not known",
+    )
     decrement: float | None = Field(description="½ ∇Jᵀ(C + λI)⁻¹∇J: J less the minimum of its damped quadratic")
     distance: float | None = Field(description="‖(C + λI)⁻¹∇J‖ / ‖w‖: how far that minimum is")
     lambda_min: Eigenvalue = Field(description="of the Hessian, damping left out: the smallest found")

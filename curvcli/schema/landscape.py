@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from curvcli.schema.base import Strict
-from curvcli.schema.lines import Line, LineSettings
+from curvcli.schema.lines import BatchStats, Line, LineSettings
 from curvcli.schema.report import Report
 
 
@@ -40,6 +40,11 @@ class LandscapeResult(Strict):
         description="the true loss; null where it is not finite, or was not reached"
     )
     quadratic: list[float] | list[list[float]] = Field(description="the model of second order at w")
+    batch_stats: BatchStats | None = Field(
+        default=None,
+        description="statistics of batch normalisation of the losses; null where the network has none, or each batch "
+        "its own; slope, curvature and quadratic model are those with the statistics fixed",
+    )
     noise: float | None = Field(
         ge=0,
         description="differences of losses smaller than this are rounding; null where no loss was reached",

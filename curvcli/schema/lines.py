@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Eigenvalue
@@ -34,6 +34,16 @@ RANGES = {
     "tangent": (-1.0, 1.0),
 }
 """Default ranges; those of the others, whose length means nothing, depend on the curvature along them."""
+
+
+BatchStats = Literal["fixed", "interpolate", "recompute"]
+
+BATCH_STATS: dict[str | None, str] = {
+    "fixed": "held at this checkpoint's",
+    "interpolate": "between both checkpoints'",
+    "recompute": "recomputed from the data at each point",
+}
+"""What the statistics of batch normalisation are along a line, in words."""
 
 
 FARTHEST = 1e30
@@ -123,6 +133,20 @@ class LineSettings(AnalysisSettings):
         default_factory=list,
         description="of s, in multiples of the vector; once, or once for each --along (default: by the direction)",
     )
+
+    batch_stats: BatchStats | None = Field(
+        default=None,
+        description="statistics of batch normalisation along the line: fixed; interpolate, between both checkpoints'; "
+        "recompute, from the data at each point (default: recompute towards a checkpoint that has others, else fixed)",
+    )
+
+    @model_validator(mode="after")
+    def _statistics(self) -> LineSettings:
+        if self.batch_stats is not None and self.batch_norm == "batch":
+            raise ValueError("--batch-stats goes with --batch-norm fixed: each batch has its own statistics")
+        if self.batch_stats == "interpolate" and any(one.kind != "checkpoint" for one in self.directions):
+            raise ValueError("--batch-stats interpolate goes with --along checkpoint:PATH, which has the other end's")
+        return self
 
     @field_validator("range")
     @classmethod

@@ -66,7 +66,14 @@ class ProblemRecord(Strict):
     l2: float
     regulariser: str | None = None
     data: DataRecord
-    mode: Literal["eval"] = Field(default="eval", description="dropout off, batch statistics held fixed")
+    mode: Literal["eval", "batch"] = Field(
+        default="eval",
+        description="dropout off; eval: batch statistics held fixed; batch: each batch normalised by its own",
+    )
+    batch_size: int | None = Field(
+        default=None, description="in mode batch: examples of each batch, a part of the objective; else null"
+    )
+    batches: int | None = Field(default=None, description="in mode batch: how many; J is their mean")
     loss_value: float = Field(description="J, the regulariser included")
     spec: ProblemSpec = Field(description="the specification as resolved from flags, environment and curv.toml")
     spec_file: str | None = Field(default=None, description="the curv.toml that was read")

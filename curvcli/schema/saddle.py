@@ -90,6 +90,13 @@ class Stationarity(Strict):
     weight_size: float = Field(gt=0, description="the larger of ‖w‖ and 0.01·√D")
     decrement_settled: bool = Field(description="false: the run ended before the decrement was known")
     decrement: float = Field(ge=0, description="½ ∇Jᵀ(|H| + τ‖H‖I)⁻¹∇J: how far J lies above where its model is flat")
+    loss_above_least: float | None = Field(
+        default=None, description="J less what it can never be below, given the targets; null where that is not known"
+    )
+    model_holds: bool | None = Field(
+        default=None,
+        description="false: the decrement is more than loss_above_least, which no step can reach; null where not known",
+    )
     decrement_tolerance: float = Field(description="the larger of 1e-3·|J| and τ²‖H‖·(size of w)²")
 
 
@@ -120,6 +127,24 @@ class Bound(Strict):
     steps: int = Field(ge=0, description="Lanczos steps it rests on; 0 for dense")
 
 
+class Steepest(Strict):
+    """A fall of the loss that gradient and Hessian do not allow: that of a kink, or of a jump."""
+
+    direction: str
+    sense: Literal[-1, 1] = Field(description="of the unit vector")
+    slope: float = Field(description="loss_change / step: of one side, in the direction's sense")
+    step: float = Field(gt=0, description="the shortest at which it shows")
+    loss_change: float = Field(description="J(w + sense·step·v) − J(w), in float64")
+    allowed: float = Field(le=0, description="the largest change downwards that gradient and Hessian allow there")
+
+
+class Probes(Strict):
+    """The loss itself along both senses of some directions, in float64."""
+
+    directions: int = Field(ge=1)
+    steepest: Steepest | None = Field(description="null where the loss falls nowhere beyond what is allowed")
+
+
 class Mode(Strict):
     """What gradient descent does along one eigenvector, on the quadratic model."""
 
@@ -137,11 +162,26 @@ class GradientDescent(Strict):
     modes: list[Mode] = Field(description="descending by eigenvalue")
 
 
+class LeftOut(Strict):
+    """Parameters of one array that training has given no gradient beyond rounding."""
+
+    name: str
+    count: int = Field(ge=1, description="entries of the array that are left out")
+    size: int = Field(ge=1, description="entries that it has")
+
+
 class Adam(Strict):
     """Sharpness as Adam meets it: λ_max of P^(-1/2) H P^(-1/2) with its preconditioner P."""
 
     count: int = Field(ge=0, description="steps that the state has seen")
-    lambda_max: Eigenvalue
+    lambda_max: Eigenvalue = Field(description="of the block of all parameters but those of left_out")
+    left_out: list[LeftOut] = Field(
+        default_factory=list,
+        description="√ν̂ is at most 100 eps of its root mean square over all parameters: P says nothing there",
+    )
+    lambda_max_of_all: Eigenvalue | None = Field(
+        default=None, description="with the parameters of left_out; null where there are none"
+    )
     learning_rate: float | None
     threshold: float | None = Field(
         description="(2 + 2β₁)/((1 − β₁)·learning rate), 38/lr for β₁ = 0.9: above it Adam's momentum is unstable"
@@ -167,6 +207,9 @@ class SaddleResult(Strict):
     index: Bounded = Field(description="how many eigenvalues are below −tolerance")
     null_space: Bounded = Field(description="how many eigenvalues are within ±tolerance")
     witness: Witness | None = Field(description="null where no step along ±v lowers the loss, or none was tried")
+    probes: Probes | None = Field(
+        default=None, description="asked before a point is called a minimum, or degenerate; null where it is neither"
+    )
     bound: Bound | None = Field(description="null where curvature below it shows, or the run ended too early")
     max_stable_learning_rate: float | None = Field(description="2/λ_max; null if λ_max ≤ 0 or not converged")
     max_stable_learning_rate_interval: tuple[float, float | None] | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curvcli.schema.base import Strict
 
@@ -27,6 +27,11 @@ UNREGULARISED = ("empirical-fisher", "gradient-covariance", "residual", "ntk")
 FACTORED = ("kfac", "ekfac")
 """Matrices whose eigenvalues and eigenvectors are known from their factors."""
 
+BY_EXAMPLES = ("empirical-fisher", "gradient-covariance", *FACTORED)
+"""Matrices that are made of each example's own gradient, or of what its layers see of it alone."""
+
+MIXED = "with the statistics of a batch an example has no loss of its own, which that rests on"
+
 Dtype = Literal["float32", "float64"]
 
 FIXED: Any = {"fixed": True}
@@ -40,6 +45,11 @@ class DataSettings(Strict):
     exclude: list[str] = Field(default_factory=list, description="globs: these parameters are held fixed")
     num_examples: int | None = Field(default=None, ge=1, description="use the first N examples (default: all)")
     batch_size: int | None = Field(default=None, ge=1, description="examples at once (default: chosen by size)")
+    batch_norm: Literal["fixed", "batch"] = Field(
+        default="fixed",
+        description="fixed: by the statistics of the checkpoint; batch: by those of each batch, as in training, on the "
+        "batches of --batch-size, which is then part of the answer",
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="every random draw comes from it")
     dtype: Dtype = Field(default="float32", description="arithmetic of all products")
     threads: int | None = Field(default=None, ge=1, description="CPU threads (default: all cores)")
@@ -59,6 +69,10 @@ class DataSettings(Strict):
 
 class InitSettings(DataSettings):
     """What `curv init` can be told."""
+
+    batch_norm: Literal["fixed"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="fixed", json_schema_extra=FIXED
+    )
 
     pin: bool = Field(
         default=False,
@@ -100,6 +114,17 @@ class AnalysisSettings(DataSettings):
     state: str | None = Field(
         default=None, description="keep what is computed in this folder: killed, the same command goes on from there"
     )
+
+    @model_validator(mode="after")
+    def _examples_apart(self) -> AnalysisSettings:
+        if self.batch_norm == "batch" and (what := self.rests_on_examples):
+            raise ValueError(f"--batch-norm batch does not go with {what}: {MIXED}")
+        return self
+
+    @property
+    def rests_on_examples(self) -> str:
+        """What asks for each example's own gradient, or layers for each example by itself; empty where nothing does."""
+        return f"the matrix {self.matrix}" if self.matrix in BY_EXAMPLES else ""
 
     @property
     def regulariser_included(self) -> bool:

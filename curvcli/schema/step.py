@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from curvcli.schema.base import Strict
 from curvcli.schema.report import Report
-from curvcli.schema.settings import FACTORED, FIXED, AnalysisSettings, MatrixName
+from curvcli.schema.settings import BY_EXAMPLES, FACTORED, FIXED, AnalysisSettings, MatrixName
 
 StepMethod = Literal[
     "newton", "gauss-newton", "natural", "kfac", "ekfac", "hessian-free", "bfgs", "covariance"
@@ -88,6 +88,13 @@ class StepSettings(AnalysisSettings):
         if values.get("matrix", fixed) != fixed:
             raise ValueError(f"--matrix is fixed by the method: {method} takes {fixed}")
         return {**values, "matrix": fixed}
+
+    @property
+    def rests_on_examples(self) -> str:
+        """The method, or its preconditioner, where it is made of layers."""
+        if self.precondition in FACTORED:
+            return f"--precondition {self.precondition}"
+        return f"--method {self.method}" if self.matrix in BY_EXAMPLES else ""
 
     @model_validator(mode="after")
     def _together(self) -> StepSettings:

@@ -11,7 +11,6 @@ import pytest
 
 from curvcli.analyses import diag, eigs, influence, spectrum, trace
 from curvcli.analyses.checks import matrix_notes
-from curvcli.analyses.precise import network_jaxpr
 from curvcli.analyses.preconditioners import running_factors
 from curvcli.analyses.ranking import median_spearman
 from curvcli.analyses.study import Given
@@ -65,10 +64,10 @@ def test_iterations_agree_with_the_factors() -> None:
 def test_parameters_without_a_layer_are_listed() -> None:
     settings = TraceSettings(matrix="kfac", **ASKED)
     problem = linen_problem()
-    notes = matrix_notes(problem, settings, network_jaxpr(problem))
+    notes = matrix_notes(problem, settings)
     assert len(notes) == 1
     assert notes[0].startswith("2 parameters fit no layer and have their diagonal in the kfac: LayerNorm_0/")
-    assert matrix_notes(PROBLEM, settings, network_jaxpr(PROBLEM)) == []
+    assert matrix_notes(PROBLEM, settings) == []
 
 
 def influenced(saved: Any = None, **asked: Any) -> Any:

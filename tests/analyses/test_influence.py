@@ -143,7 +143,7 @@ def test_iterative_solvers_end_where_the_exact_one_does(solver: str) -> None:
     assert max(one.residual for one in queries) <= 2e-10
     assert newton.residual <= 2e-2  # of which the decrement alone is wanted
     assert min(one.iterations for one in found.result.solves) > 1
-    assert found.warnings == []
+    assert found.warnings == [found.result.validity.words]  # these weights are at no minimum
 
 
 @pytest.mark.parametrize("solver", ["cg", "minres", "neumann"])

@@ -346,6 +346,31 @@ def test_adam_meets_the_preconditioned_hessian(network: tuple[Problem, np.ndarra
     assert adam.count == 12
 
 
+def test_adam_leaves_out_what_training_does_not_see(network: tuple[Problem, np.ndarray]) -> None:
+    """As P⁻¹H of the block of the others, whose entries P is known of; with them it is 1/ε times their curvature."""
+    problem, matrix = network
+    scale = np.random.default_rng(0).uniform(0.01, 1, len(matrix))
+    layout = Layout.of(problem.params)
+    name = layout.names[0]
+    unseen = np.zeros(layout.shapes[0], bool)
+    unseen.flat[:2] = True
+    kept = np.arange(len(matrix)) >= 2
+    scale[~kept] = 1e-8
+    adam_state = saddle.descent.AdamState(layout.unravel(jnp.asarray(scale)), 12, 1e-2, unseen={name: unseen})
+    answer = run(problem, adam=adam_state)
+    adam = answer.result.adam
+    conditioned = matrix / np.sqrt(np.outer(scale, scale))
+    truth, of_all = (np.linalg.eigvalsh(one)[-1] for one in (conditioned[np.ix_(kept, kept)], conditioned))
+    assert of_all > 1e4 * truth
+    assert abs(adam.lambda_max.value - truth) <= adam.lambda_max.residual + 1e-10 * truth
+    assert abs(adam.lambda_max_of_all.value - of_all) <= adam.lambda_max_of_all.residual + 1e-10 * of_all
+    assert adam.stable == (truth < 3800)
+    assert [(one.name, one.count, one.size) for one in adam.left_out] == [(name, 2, unseen.size)]
+    assert any(name in warning and "left out" in warning for warning in answer.warnings)
+    nothing = saddle.descent.AdamState(adam_state.preconditioner, 12, unseen=dict.fromkeys(layout.names, np.True_))
+    assert verdict(problem, adam=nothing).adam is None
+
+
 def test_memory() -> None:
     problem = diagonal(LARGE["saddle"])
     with pytest.raises(MemoryLimitError) as caught:

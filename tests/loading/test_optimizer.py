@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from curvcli.analyses.descent import stability_threshold
 from curvcli.errors import DataError, NumericsError
 from curvcli.loading import orbax
-from curvcli.loading.optimizer import preconditioner, read_adam
+from curvcli.loading.optimizer import preconditioner, read_adam, unseen
 from curvcli.loading.trees import flatten_tree
 from tests.loading.layouts import (
     Net,
@@ -120,6 +120,26 @@ def test_the_step_of_optax_is_this_preconditioners(name, steps, tmp_path):
         # Injected numbers are rounded to float32.
         tolerance = 1e-6 if name == "inject" else 64 * eps
         np.testing.assert_allclose(-0.1 * read.mu[path] / diagonal[path], update, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_rounding_alone_are_told_by_the_size_of_all_others(dtype, tmp_path):
+    eps = np.finfo(dtype).eps
+    large = {"kernel": np.full((2, 3), 5.0), "bias": np.array([9 * eps, 0.0, 1e-3])}
+    gradients = {"Dense_0": large, "scale": np.array([1e-3, 20 * eps])}
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), gradients)
+    state = ADAM.init(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PARAMS))
+    for _ in range(3):
+        _, state = ADAM.update(gradients, state)
+    path = msgpack(tmp_path / "a", {"params": PARAMS, "opt_state": state})
+    expected = {"Dense_0/kernel": np.zeros((2, 3), bool), "Dense_0/bias": [True, True, False], "scale": [False, True]}
+    found = unseen(read_adam(path, SHAPES))
+    assert found.keys() == expected.keys()
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(found[name], mask)
+    # Of a block of the parameters the size of all counts, where they are known.
+    block, others = {"Dense_0/bias": (3,)}, ["Dense_0/kernel", "scale", "not/trained"]
+    np.testing.assert_array_equal(unseen(read_adam(path, block, beside=others))["Dense_0/bias"], [True, True, False])
 
 
 def test_defaults_are_those_of_optax(tmp_path):

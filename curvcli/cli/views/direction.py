@@ -8,6 +8,7 @@ from rich.text import Text
 from curvcli.cli.format import Part, eigenvalue, failed, header, number, shortened, spent, table
 from curvcli.cli.plot_text import line_plot
 from curvcli.schema.direction import DirectionReport, DirectionResult
+from curvcli.schema.lines import BATCH_STATS
 
 MOST = 12
 """Directions that are shown in the table of several."""
@@ -37,6 +38,8 @@ def _headline(report: DirectionReport, result: DirectionResult) -> str:
 
 
 def _radius(result: DirectionResult) -> str:
+    if result.batch_stats in ("interpolate", "recompute"):
+        return f"batch statistics {BATCH_STATS[result.batch_stats]}"
     if result.model_radius is None:
         return "no radius of the quadratic model"
     bound = "at least to" if result.model_radius_censored else "to"
@@ -53,6 +56,8 @@ def _facts(report: DirectionReport, result: DirectionResult) -> Table:
         ("third derivative", number(result.third_derivative)),
         ("outputs move by", f"{number(change.rms)} (rms), at most {number(change.max)} (example {change.example})"),
     ]  # fmt: skip
+    if result.batch_stats is not None:
+        rows.append(("batch statistics", BATCH_STATS[result.batch_stats]))
     if result.quadratic_minimum is not None:
         rows.append(("quadratic least at", f"s = {number(result.quadratic_minimum)}"))
     if result.eigenvalue is not None:

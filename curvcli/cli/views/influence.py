@@ -17,7 +17,9 @@ def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
     parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
     parts += [Text(result.validity.words), table(_facts(result)), Text("")]
     for ranking in result.top[:MOST_QUERIES]:
-        parts += [Text(_title(ranking), style="bold"), _entries(ranking), Text("")]
+        parts += [Text(_title(ranking), style="bold")]
+        parts += [] if ranking.caution is None else [Text(f"! {ranking.caution}", style="bold red")]
+        parts += [_entries(ranking), Text("")]
     if len(result.top) > MOST_QUERIES:
         parts += [Text(f"… {len(result.top) - MOST_QUERIES} rankings more in the JSON report"), Text("")]
     if result.responses is not None:

@@ -8,6 +8,7 @@ from rich.text import Text
 from curvcli.cli.format import Part, failed, header, number, shortened, spent, table
 from curvcli.cli.plot_text import line_plot, shade_map
 from curvcli.schema.landscape import LandscapeReport, LandscapeResult
+from curvcli.schema.lines import BATCH_STATS
 
 
 def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
@@ -43,6 +44,8 @@ def _facts(result: LandscapeResult) -> list[tuple[str, str]]:
     if result.end_loss is not None:
         rows.append(("loss at s = 1", number(result.end_loss)))
         rows.append(("above the higher end", number(result.barrier_above_higher_end or 0.0)))
+    if result.batch_stats is not None:
+        rows.append(("batch statistics", BATCH_STATS[result.batch_stats]))
     if result.cosine is not None:
         rows.append(("cosine of A and B", f"{result.cosine:.3g}"))
     return rows

@@ -45,11 +45,12 @@ def _bound(result: SaddleResult) -> str:
 def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
     test = result.stationarity
     said = {True: "stationary", False: "not stationary", None: "not known"}[result.stationary]
+    beyond = ", more than the loss can fall: the quadratic model does not hold" if test.model_holds is False else ""
     rows = [
         (
             "gradient",
             f"{number(result.gradient_norm)}, {test.gradient:.1e} of ‖H‖·‖w‖ (allowed {test.gradient_tolerance:.0e}); "
-            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}): {said}",
+            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}){beyond}: {said}",
         ),
         ("λ_max", eigenvalue(result.lambda_max)),
         ("λ_min", eigenvalue(result.lambda_min)),
@@ -62,6 +63,10 @@ def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
     if result.witness is not None:
         rows.append(("witness", f"a step of {number(result.witness.step)} changes the loss by "
                      f"{number(result.witness.loss_change)}"))  # fmt: skip
+    if result.probes is not None and (fall := result.probes.steepest) is not None:
+        where = f"along {'-' if fall.sense < 0 else ''}{fall.direction}"
+        rows.append(("the loss falls", f"slope {number(fall.slope)} {where}, a step of"
+                     f" {number(fall.step)} changes it by {number(fall.loss_change)}"))  # fmt: skip
     rows += [
         ("negative", count(result.index)),
         ("near zero", f"{count(result.null_space)} (within ±{number(result.tolerance)})"),
@@ -103,7 +108,13 @@ def _factor(rate: float) -> str:
 
 def _adam(adam: Adam) -> str:
     said = f"Adam after {adam.count} steps: preconditioned λ_max {eigenvalue(adam.lambda_max)}"
-    if adam.threshold is None:
-        return said
-    where = {True: "below", False: "above", None: "perhaps below"}[adam.stable]
-    return f"{said}, {where} its threshold {number(adam.threshold)}"
+    if adam.threshold is not None:
+        where = {True: "below", False: "above", None: "perhaps below"}[adam.stable]
+        said += f", {where} its threshold {number(adam.threshold)}"
+    if adam.lambda_max_of_all is not None:
+        arrays = ", ".join(f"{one.name} ({one.count} of {one.size})" for one in adam.left_out)
+        said += (
+            f"\nwithout parameters that had no gradient in training: {arrays}; with them "
+            f"{eigenvalue(adam.lambda_max_of_all)}"
+        )
+    return said
