@@ -19,7 +19,7 @@ import numpy as np
 
 from curvcli.curvature.sums import regulariser_arguments, regulariser_function
 from curvcli.curvature.work import abstract_batch
-from curvcli.jax_internals import inner_jaxprs, is_literal, plain_where_unknown
+from curvcli.jax_internals import inner_jaxprs, is_literal, plain_where_unknown, scan_sizes
 from curvcli.problem import Problem
 
 FOLDED = ("abs", "sign", "max", "min", "clamp", "rem")
@@ -157,7 +157,7 @@ def _inside(jaxpr: Any, parents: list[Node], label: str) -> list[Node]:
 
 def _repeated(equation: Any, body: Any, parents: list[Node], label: str) -> list[Node]:
     """A loop's outputs, from two turns: by the second all that depends on the parameters does."""
-    consts, carried = equation.params["num_consts"], equation.params["num_carry"]
+    consts, carried = scan_sizes(equation)
     carry, rows = parents[consts : consts + carried], parents[consts + carried :]
     outs: list[Node] = []
     for _ in range(2):
