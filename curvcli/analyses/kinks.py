@@ -9,6 +9,7 @@ function of one variable, whose second differences say whether its slope jumps.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,9 @@ SIGNS_KEPT = (
 SMALL = 1e-2
 """A bound up to here on what cannot be negative guards against rounding, and divisions by zero."""
 
+LONGEST = 24
+"""Operations between an activation's variable and its kink."""
+
 REACH, FINE, COARSE = 12.0, 1e-3, 1e-2
 """Values of an activation's variable that are looked at, and two distances of second differences."""
 
@@ -65,6 +69,7 @@ class Node:
     equation: Any = None
     label: str = ""  # what a user knows it by
     children: list[Node] = field(default_factory=list)
+    place: int = field(default_factory=itertools.count().__next__)  # after its parents'
 
 
 @plain_where_unknown(lambda problem: [])
@@ -140,7 +145,7 @@ def _nodes(equation: Any, parents: list[Node], label: str) -> list[Node]:
     if name == "scan":
         return _repeated(equation, inner[0], parents, label)
     if name == "while" or not inner:
-        shown = label or equation.primitive.name
+        shown = label or ("where" if name in COMPARED else name)
         return [_node(name, parents, equation, shown) for _ in range(count)]
     called = _called(equation, inner[0])
     if called in SMOOTH:
@@ -266,32 +271,29 @@ def _unscaled(node: Node) -> Node:
 
 
 def _is_smooth_activation(node: Node) -> bool:
-    """Whether all that is computed entry by entry from the one array that this operation goes back to is smooth.
+    """Whether all that is computed entry by entry from one array that this operation goes back to is smooth.
 
     The ends of that computation are looked at as functions of one variable.
     """
-    root = _root(node)
-    if root is None:
-        return False
-    inside = {root, *_inside_of(root)}
-    reached = _downstream(node, inside)
-    ends = [one for one in reached if not one.children or any(child not in inside for child in one.children)]
-    return bool(ends) and all(_has_no_jump(root, one) for one in ends)
+    for root in _roots(node):
+        inside = {root, *_inside_of(root)}
+        reached = _downstream(node, inside)
+        ends = [one for one in reached if not one.children or any(child not in inside for child in one.children)]
+        if ends and all(_has_no_jump(root, one) for one in ends):
+            return True
+    return False
 
 
-def _root(node: Node) -> Node | None:
-    """The last array, upwards, of which this is computed entry by entry, all else being known numbers."""
-    order, seen = [node], {node}
-    for one in order:
-        if one.name in ENTRYWISE:
-            for parent in one.parents:
-                if parent.depends and parent not in seen:
-                    seen.add(parent)
-                    order.append(parent)
-                elif not parent.depends and parent.value is None:
-                    return None
-    leaves = [one for one in order if one.name not in ENTRYWISE]
-    return leaves[0] if len(leaves) == 1 and leaves[0] is not node else None
+def _roots(node: Node) -> Iterator[Node]:
+    """The arrays, upwards, of each of which alone this is computed entry by entry, all else being known numbers."""
+    front = {node}
+    for _ in range(LONGEST):
+        last = max(front, key=lambda one: one.place)
+        if last.name not in ENTRYWISE or any(not one.depends and one.value is None for one in last.parents):
+            return
+        front = front - {last} | {one for one in last.parents if one.depends}
+        if len(front) == 1:
+            yield from front
 
 
 def _inside_of(root: Node) -> list[Node]:
