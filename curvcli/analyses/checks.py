@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.causes import likely_cause
-from curvcli.analyses.precise import in_float64, network_jaxpr, precision
+from curvcli.analyses.precise import network_jaxpr, precision
 from curvcli.compiling import jit
 from curvcli.curvature import build, outputs, sums
 from curvcli.curvature.flatten import Layout
@@ -29,7 +29,7 @@ from curvcli.errors import NumericsError
 from curvcli.linalg.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.problem import Problem, Regulariser
+from curvcli.problem import Problem, Regulariser, in_float64
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
+from curvcli.devices import on_host
 from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
@@ -119,8 +120,9 @@ def adam_sharpness(
     """λ_max of P^(-1/2) H P^(-1/2) and Adam's threshold. Cost: some 20 to 60 products, at most `PRODUCTS`."""
     roots = [1 / np.sqrt(np.asarray(state.preconditioner[name], np.float64).reshape(-1)) for name in layout.names]
     scale = jnp.asarray(np.concatenate(roots), operator.dtype)
-    conditioned = replace(
-        operator, matmat=lambda vectors: _scaled(operator.matmat(_scaled(vectors, scale)), scale), forms=None
+    conditioned = operator.with_products(
+        lambda vectors: _scaled(operator.matmat(_scaled(vectors, scale)), scale),
+        precise=_scaled_on_host(operator.precise, np.concatenate(roots)),
     )
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
     block = min(2, operator.dim)
@@ -142,6 +144,11 @@ def adam_sharpness(
         count=state.count, lambda_max=top, learning_rate=rate, threshold=threshold,
         stable=None if threshold is None else below(top, threshold),
     )  # fmt: skip
+
+
+def _scaled_on_host(precise: Any, scale: np.ndarray) -> Any:
+    """The same scaling of products in float64."""
+    return None if precise is None else lambda vectors: scale * precise(scale * on_host(vectors).astype(np.float64))
 
 
 @jit

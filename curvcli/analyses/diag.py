@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from curvcli.analyses import planning, pruning
+from curvcli.analyses import planning, pruning, rounding
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import (
@@ -95,7 +95,10 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
         saliency = pruning.saliencies(problem, settings, found)
         if settings.prune is not None:
             prune = pruning.trial(problem, settings, operator, found, value, gradient, block, meter)
-    layers = _layers(names, segments, found, settings.confidence, level)
+    sampling = found.samples > 0
+    error = rounding.measured(operator, settings.seed) if sampling else rounding.Rounding(0.0, operator.dim)
+    arithmetic = operator.dtype if sampling or operator.known is not None else np.dtype("float64")
+    layers = _layers(names, segments, found, settings.confidence, level, error, float(np.finfo(arithmetic).eps))
     if subsampled(problem, settings):
         errors = layer_stderr(problem, settings, segments)
         layers = [
@@ -277,29 +280,40 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _layers(names: list[str], segments: Segments, found: Found, confidence: float, level: float) -> list[LayerDiagonal]:
+def _layers(
+    names: list[str],
+    segments: Segments,
+    found: Found,
+    confidence: float,
+    level: float,
+    error: rounding.Rounding,
+    eps: float,
+) -> list[LayerDiagonal]:
+    """The layers' means; `error` is the rounding of products where these were sampled, `eps` that of exact entries."""
     layout, layers = Ranges.of(segments), []
     factors = quantiles(found, level)
     for index, (name, part, law) in enumerate(zip(names, segments, found.sums, strict=True)):
         value = np.concatenate([found.value[a:b] for a, b in part])
         stderr = np.concatenate([found.stderr[a:b] for a, b in part])
+        # Of a mean: what rounding may change the sum by, over the number of entries.
+        margin = error.trace(len(value)) / len(value) + rounding.OWN * eps * _rms(value)
         factor = max(float(f) for f, owner in zip(factors, layout.owner, strict=True) if owner == index)
         layers.append(
             LayerDiagonal(
-                name=name, dim=len(value), mean=as_estimate(law, 1 / len(value), found, confidence, level),
+                name=name, dim=len(value), mean=as_estimate(law, 1 / len(value), found, confidence, level, margin),
                 min=float(value.min()), max=float(value.max()), stderr=_rms(stderr), factor=factor,
             )
         )  # fmt: skip
     return layers
 
 
-def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: float) -> Estimate:
-    """A sum times `scale` as an estimate."""
+def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: float, margin: float) -> Estimate:
+    """A sum times `scale` as an estimate, its interval longer by `margin` at both ends."""
     if not found.samples:
-        return Estimate.exact(law.value * scale, confidence)
+        return rounding.widened(Estimate.exact(law.value * scale, confidence), margin)
     low, high = student_interval(law, level)
     return Estimate(
-        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale, high * scale),
+        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale - margin, high * scale + margin),
         confidence=confidence, samples=found.samples, method=found.method,
     )  # fmt: skip
 

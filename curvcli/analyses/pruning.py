@@ -5,13 +5,13 @@ Source: LeCun, Denker and Solla (1990), *Optimal brain damage*.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.rounding import exact
 from curvcli.curvature import build, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import on_host
@@ -131,9 +131,10 @@ def _predicted(
 ) -> Estimate:
     """½ Σ H_ii w_i² over the pruned weights (`weights`, zero elsewhere), that is ½ tr WHW with W = diag w."""
     if not found.samples:
-        return Estimate.exact(0.5 * float(curvature(settings, found) @ weights**2), settings.confidence)
+        terms = 0.5 * curvature(settings, found) * weights**2
+        return exact(float(terms.sum()), settings.confidence, float(np.linalg.norm(terms)), len(terms))
     scale = jnp.asarray(weights, operator.dtype)[None]
-    scaled = replace(operator, matmat=lambda v: scale * (operator.matmat(scale * v) - settings.damping * scale * v))
+    scaled = operator.with_products(lambda v: scale * (operator.matmat(scale * v) - settings.damping * scale * v))
     key = jax.random.fold_in(jax.random.key(settings.seed), FRESH)
     sampler = Sampler(scaled, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
     sampler.draw(PROBES)

@@ -114,8 +114,7 @@ class System:
     @property
     def operator(self) -> LinearOperator:
         """C + λI."""
-        matmat, damping = self.matrix.matmat, self.damping
-        return self.matrix.with_products(lambda v: matmat(v) + damping * v)
+        return self.matrix.shifted(self.damping)
 
     def solve(self, rhs: Array, names: Sequence[str], *, one_record: bool = False) -> Array:
         """s [k, D] for right-hand sides [k, D].
@@ -168,17 +167,18 @@ class System:
         shifted, b = self.values + self.damping, np.asarray(rhs, np.float64)
         cut = noise(self.settings) * float(np.abs(self.values).max(initial=0.0))
         inverse = np.where(np.abs(shifted) > cut, 1 / np.where(shifted == 0, 1.0, shifted), 0.0)
-        x = ((b @ self.vectors) * inverse) @ self.vectors.T
-        residual = b - ((x @ self.vectors) * shifted) @ self.vectors.T
-        sizes = np.linalg.norm(b, axis=1)
-        relative = np.divide(np.linalg.norm(residual, axis=1), sizes, out=np.zeros_like(sizes), where=sizes > 0)
-        status = ["converged" if one <= max(self.settings.tol, 1e-10) else "least-squares" for one in relative]
-        count, lowest = len(b), float(shifted.min())
-        zero = np.zeros(count, int)
-        norm = np.full(count, float(np.abs(shifted).max()))
-        return Solution(
-            jnp.asarray(x, self.matrix.dtype), status, relative, zero, np.full(count, lowest), norm  # type: ignore[arg-type]
-        )  # fmt: skip
+        along, sizes = b @ self.vectors, np.linalg.norm(b, axis=1)
+        x = jnp.asarray((along * inverse) @ self.vectors.T, self.matrix.dtype)
+        starts = range(0, len(b), self.at_once)
+        measured = [residual(self.operator, rhs[i : i + self.at_once], x[i : i + self.at_once])[1] for i in starts]
+        relative, tol = np.concatenate(measured), max(self.settings.tol, 1e-10)
+        outside = np.linalg.norm(along[:, inverse == 0], axis=1) > tol * sizes
+        status: list[Status] = [
+            "least-squares" if cut else "converged" if size <= 2 * tol else "not-converged"
+            for cut, size in zip(outside, relative, strict=True)
+        ]
+        count, lowest, norm = len(b), float(shifted.min()), float(np.abs(shifted).max())
+        return Solution(x, status, relative, np.zeros(count, int), np.full(count, lowest), np.full(count, norm))
 
     def _recalled(self, rhs: Array, tols: np.ndarray) -> Solution:
         """All systems, those left out that a run with fewer of them has solved (`curvcli.journal`)."""

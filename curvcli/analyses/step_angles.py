@@ -91,16 +91,13 @@ def _solve(
     curved = bare and problem.regulariser.fn is not None
     if candidate.spectral is not None and not curved:
         return _closed(candidate.spectral, settings, np.asarray(gradient, np.float64), shift)
-    matmat, operator = candidate.operator.matmat, candidate.operator
-    curvature = sums.regulariser_products(problem, Layout.of(problem.params)) if curved else None
-    added = damping if curved else shift
-
-    def shifted(vectors: Array) -> Array:
-        out = matmat(vectors) + added * vectors
-        return out if curvature is None else out + curvature(vectors)
-
-    psd = operator.psd and not curved
-    system = operator.with_products(shifted, psd=psd)
+    operator = candidate.operator
+    if curved:
+        matmat, curvature = operator.matmat, sums.regulariser_products(problem, Layout.of(problem.params))
+        assert curvature is not None
+        system = operator.with_products(lambda v: matmat(v) + damping * v + curvature(v), psd=False)
+    else:
+        system = operator.shifted(shift)
     rhs, steps = -gradient[None], min(settings.cg_steps, 4 * operator.dim)
     solver, answer = "minres", None
     if system.psd and shift > 0:

@@ -7,22 +7,24 @@ Adding a matrix means adding a row here, a vector field in `products.py` (or wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from curvcli import journal
 from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
 from curvcli.curvature.work import abstract_batch
-from curvcli.devices import on_every
+from curvcli.devices import on_every, on_host
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
-from curvcli.problem import Batch, Problem
+from curvcli.problem import Batch, Problem, in_float64
 from curvcli.schema.settings import FACTORED, UNREGULARISED, AnalysisSettings
 
 Array = Any
@@ -165,8 +167,40 @@ def build(
         forms = journal.whole(forms, problem, "forms", *what)
     return LinearOperator(
         journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms,
-        mesh=problem.batches.mesh,
+        mesh=problem.batches.mesh, precise=_in_float64(problem, name, damping, with_regulariser, mc_samples, seed),
     )  # fmt: skip
+
+
+def _in_float64(
+    problem: Problem, name: str, damping: float, with_regulariser: bool, mc_samples: int, seed: int
+) -> Callable[[Any], np.ndarray] | None:
+    """The products of a matrix in float64, on the host; None where that is the problem's own arithmetic.
+
+    The float64 problem is made when the first product is asked for. It takes no more memory than the products that
+    were planned for: the batches are half as large, and large data are read anew at every pass.
+    """
+    if problem.dtype == np.float64:
+        return None
+
+    @cache
+    def operator() -> LinearOperator:
+        precise = in_float64(problem)
+        batches = replace(precise.batches, streamed=precise.batches.streamed or precise.batches.nbytes > HELD_BYTES)
+        half = -(-batches.batch_size // 2)
+        precise = replace(precise, batches=batches.resized(half), way=replace(precise.way, kept_bytes=0))
+        arguments = {"damping": damping, "with_regulariser": with_regulariser, "mc_samples": mc_samples, "seed": seed}
+        return build(precise, name, **arguments)
+
+    def matmat(vectors: Any) -> np.ndarray:
+        rows = on_host(vectors).astype(np.float64)
+        with jax.enable_x64(True):
+            return on_host(operator().matmat(jnp.asarray(rows)))
+
+    return matmat
+
+
+HELD_BYTES = 256 << 20
+"""Data in float64 up to this size are put on the device beside those of the analysis."""
 
 
 def dimension(problem: Problem, name: str) -> int:

@@ -25,13 +25,22 @@ class Meter:
             self.data_passes += 1
             return timed("products", operator.matmat, vectors)
 
+        exactly = operator.precise
+
+        def precise(vectors: Any) -> Any:
+            assert exactly is not None
+            self.products += len(vectors)
+            self.data_passes += 1
+            return timed("products", exactly, vectors)
+
+        counted = replace(operator, matmat=matmat, precise=None if exactly is None else precise)
         of_pairs = operator.forms
         if of_pairs is None:
-            return replace(operator, matmat=matmat)
+            return counted
 
         def forms(vectors: Any) -> Any:
             self.forms += len(vectors)
             self.data_passes += 1
             return timed("products", of_pairs, vectors)
 
-        return replace(operator, matmat=matmat, forms=forms)
+        return replace(counted, forms=forms)

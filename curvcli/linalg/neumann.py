@@ -5,7 +5,7 @@ Slower than conjugate gradients on every positive definite matrix; here to compa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -170,8 +170,7 @@ def solve(
         A product is not finite.
     """
     if damping:
-        matmat, shift = operator.matmat, scale * damping
-        operator = replace(operator, matmat=lambda vectors: matmat(vectors) + shift * vectors, forms=None)
+        operator = operator.shifted(scale * damping)
     return solved(Neumann(rhs, scale, tol, max_steps), operator, monitor)
 
 
