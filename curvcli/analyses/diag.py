@@ -31,6 +31,7 @@ from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
+from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.problem import Problem
@@ -204,8 +205,9 @@ def sampled(
 
     Returns what is found, the error probability of its intervals, and why this method.
     """
+    in_units, unit = normalised(operator)
     sampler = Sampler(
-        operator, jax.random.key(settings.seed), segments,
+        in_units, jax.random.key(settings.seed), segments,
         at_once=plan.at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
@@ -214,7 +216,7 @@ def sampled(
     if method == "auto":
         method, reason = _choose(sampler, budget)
     while True:
-        found = _estimate(sampler, method, budget)
+        found = _estimate(sampler, method, budget).scaled(unit.value)
         if settings.rtol is None:
             level = alpha
             break

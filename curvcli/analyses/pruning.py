@@ -20,6 +20,7 @@ from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
+from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import student_interval
 from curvcli.problem import Problem
@@ -135,11 +136,12 @@ def _predicted(
         return exact(float(terms.sum()), settings.confidence, float(np.linalg.norm(terms)), len(terms))
     scale = jnp.asarray(weights, operator.dtype)[None]
     scaled = operator.with_products(lambda v: scale * (operator.matmat(scale * v) - settings.damping * scale * v))
+    in_units, unit = normalised(scaled)
     key = jax.random.fold_in(jax.random.key(settings.seed), FRESH)
-    sampler = Sampler(scaled, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
+    sampler = Sampler(in_units, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
     sampler.draw(PROBES)
     meter.products -= sampler.padding
-    (law,) = sampler.hutchinson().sums
+    (law,) = sampler.hutchinson().scaled(unit.value).sums
     low, high = student_interval(law, 1 - settings.confidence)
     return Estimate(
         value=0.5 * law.value, stderr=0.5 * law.stderr, interval=(0.5 * low, 0.5 * high),

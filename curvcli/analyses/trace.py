@@ -31,6 +31,7 @@ from curvcli.linalg import quadratic
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
+from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.linalg.trace import Found, Tracer
@@ -167,21 +168,22 @@ def sampled(
 
     Cost: at most `probes` products, in blocks of `at_once`.
     """
+    in_units, unit = normalised(operator)
     tracer = Tracer(
-        operator, jax.random.key(settings.seed), segments,
+        in_units, jax.random.key(settings.seed), segments,
         at_once=at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
     forms, fewest = None, FEWEST_FORMS.get(method, settings.max_probes + 1)
     if not settings.layers and operator.forms and at_once >= quadratic.LEAST and settings.max_probes >= fewest:
-        forms = quadratic.Forms(operator, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
+        forms = quadratic.Forms(in_units, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
     alpha, look, before = 1 - settings.confidence, 1, None
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
     chosen, reason = method, f"--method {method} was asked for"
     while True:
         if chosen == "auto":
             chosen, reason = _choose(tracer, budget, settings.max_probes)
-        found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget)
+        found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget).scaled(unit.value)
         level = alpha if settings.rtol is None else spent(alpha, look)
         trace = _as_estimate(found.trace, found, settings, level, operator)
         monitor.known(f"trace {trace}")

@@ -198,7 +198,10 @@ def _norms(functions: Functions, params: Params, frozen: dict, batch: Batch) -> 
     def norm(one: Batch) -> Array:
         single = jax.tree.map(lambda leaf: leaf[None], one)
         objective = lambda p: outputs.weighted_loss(loss, predict(p, frozen, single.inputs), single)  # noqa: E731
-        squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(jax.grad(objective)(params))]
-        return jnp.sqrt(sum(squares))
+        leaves = jax.tree.leaves(jax.grad(objective)(params))
+        # In units of the largest entry, whose square float32 may not hold.
+        peak = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+        unit = jnp.where(peak > 0, peak, 1)
+        return unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
 
     return jax.vmap(norm)(batch)

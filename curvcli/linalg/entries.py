@@ -38,6 +38,11 @@ class Found(NamedTuple):
     sums: list[Law]  # of each segment's entries
     samples: int
 
+    def scaled(self, unit: float) -> Found:
+        """Of the matrix times a unit."""
+        sums = [law.scaled(unit) for law in self.sums]
+        return self._replace(value=unit * self.value, stderr=unit * self.stderr, sums=sums)
+
 
 class Ranges(NamedTuple):
     """Ranges of the vector, in order, and the segment that each belongs to."""
