@@ -26,10 +26,11 @@ from curvcli.analyses.dense import (
 from curvcli.analyses.subsampling import layer_stderr, subsampled
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
-from curvcli.errors import NumericsError, UsageError
+from curvcli.errors import UsageError
 from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
@@ -90,7 +91,7 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     else:
         found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings, meter)
     if not np.all(np.isfinite(found.value)):
-        raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
+        raise not_finite(operator.dtype)
     saliency, prune = None, None
     if settings.matrix in pruning.CURVATURES:
         saliency = pruning.saliencies(problem, settings, found)

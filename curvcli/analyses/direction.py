@@ -20,7 +20,7 @@ from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import along, build_for
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.forms import example_forms
-from curvcli.errors import NumericsError
+from curvcli.errors import NumericsError, suggest_float64
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
@@ -125,7 +125,7 @@ def run(
         warnings.append("the profile was not reached: its losses are null")
     else:
         radii = _nearer(parabolas, grids, measured, measure)
-        warnings += _remarks(found, parabolas, grids, measured)
+        warnings += _remarks(found, parabolas, grids, measured, problem.dtype)
     results = [
         _result(one, local, i, changes[i], grids[i], measured, parabolas[i], radii[i], gradient)
         for i, one in enumerate(found)
@@ -175,7 +175,8 @@ def derivatives(
         curvature = np.einsum("kd,kd->k", images, np.asarray(units, np.float64))
     found = Local(data[:, 0] + rest[:, 0], curvature, hessian, ggn, data[:, 2] + rest[:, 2])
     if not all(np.all(np.isfinite(one)) for one in found):
-        raise NumericsError("a derivative along the direction is not finite", "try --dtype float64")
+        hint = suggest_float64(problem.dtype, "check the model and the loss at these weights")
+        raise NumericsError("a derivative along the direction is not finite", hint)
     return found
 
 
@@ -300,12 +301,12 @@ def _nearer(
 
 
 def _remarks(
-    found: list[Direction], parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured
+    found: list[Direction], parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured, dtype: Any
 ) -> list[str]:
     """Warnings where a profile says little."""
     remarks = [
-        f"{one.name}: the quadratic changes the loss by no more than rounding over this range: widen --range, "
-        "or use --dtype float64"
+        f"{one.name}: the quadratic changes the loss by no more than rounding over this range: "
+        + suggest_float64(dtype, "widen --range")
         for one, parabola, s in zip(found, parabolas, grids, strict=True)
         if np.max(np.abs(parabola.at(s) - parabola.origin)) <= measured.noise
     ]

@@ -129,7 +129,7 @@ class Ground:
         else:
             found = np.asarray(operator.matmat(jnp.asarray(rows / scale, self.problem.dtype)), np.float64)
         if not np.all(np.isfinite(found)):
-            raise not_finite()
+            raise not_finite(operator.dtype)
         return scale * found
 
     def product(self, operator: LinearOperator, damping: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -19,6 +19,7 @@ from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import along, build_for
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
 from curvcli.schema.inspect import Forecast
@@ -79,7 +80,7 @@ def run(
     form = 0.5 * (images @ exact.T + exact @ images.T)
     slopes = exact @ np.asarray(gradient, np.float64)
     if not np.all(np.isfinite(form)):
-        raise NumericsError("the curvature along the directions is not finite", "try --dtype float64")
+        raise not_finite(problem.dtype)
     reach = weights_norm(problem)
     slope, curvature = slopes / norms, np.diag(form) / norms**2
     natural = [

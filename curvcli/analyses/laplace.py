@@ -39,7 +39,7 @@ from curvcli.analyses.dense import (
 from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import leverage, queries, sums
 from curvcli.curvature.ntk import example_outputs
-from curvcli.errors import SpecError, UsageError
+from curvcli.errors import SpecError, UsageError, suggest_float64
 from curvcli.linalg import cg
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -339,7 +339,7 @@ def _roots(
     if max(residuals) > 2 * settings.tol:
         warnings.append(
             f"the solves behind the predictive variance have relative residuals up to {max(residuals):.2g} (asked for "
-            f"{settings.tol:.2g}): use more --cg-steps, or --dtype float64"
+            f"{settings.tol:.2g}): " + suggest_float64(problem.dtype, "allow more --cg-steps")
         )
 
 

@@ -291,6 +291,11 @@ def is_dense(problem: Problem, settings: InfluenceSettings) -> bool:
     return settings.solver == "dense" or (settings.solver == "auto" and problem.dim <= DENSE_DIM)
 
 
+def chooses_by_all(problem: Problem, settings: InfluenceSettings) -> bool:
+    """Whether λ is chosen from all eigenvalues of C: it is the same whatever the solver, and C small enough."""
+    return settings.damping == "auto" and problem.dim <= DENSE_DIM
+
+
 def undamped(problem: Problem, settings: InfluenceSettings, name: str) -> LinearOperator:
     """The matrix of this name, without λ."""
     return build(problem, name, with_regulariser=settings.regulariser, seed=settings.seed)
@@ -314,17 +319,21 @@ def prepare(
 
     Notes
     -----
-    Cost: D products where C is written out, else those of `scouted`; some passes over the data for a preconditioner.
+    Cost: D products where C is written out, or λ is chosen for a small C (up to 1500 parameters), else those of
+    `scouted`; some passes over the data for a preconditioner.
     """
-    values = vectors = root = None
-    if is_dense(problem, settings):
+    values = vectors = root = low = None
+    dense, whole = is_dense(problem, settings), chooses_by_all(problem, settings)
+    if dense or whole:
         values, vectors = scipy.linalg.eigh(written_out(matrix, min(DENSE_BLOCK, matrix.dim), monitor))
-        extent = Extent(
-            known(float(values[0]), float(np.abs(values).max()), settings), float(values[-1]), float(values.mean())
-        )
+        low = known(float(values[0]), float(np.abs(values).max()), settings)
+    if values is not None and low is not None and (whole or settings.damping != "auto"):
+        extent = Extent(low, float(values[-1]), float(values.mean()))
     else:
         extent = scouted(matrix, settings, monitor)
     damping, choice = choose_damping(problem, settings, extent)
+    if not dense:
+        values = vectors = None
     if values is not None:
         solver: SolverName = "dense"
     elif settings.solver == "auto":
@@ -341,7 +350,7 @@ def prepare(
     elif settings.factors_from is not None and kronecker is None:
         warnings.append(f"--factors-from: the solver is {solver}, and the factors are not used; ask for --solver cg")
     return System(
-        problem, matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
+        problem, matrix, solver, choice, damping, low or extent.low, settings, monitor, at_once, warnings,
         values, vectors, root, kronecker if solver in FACTORED else None,
     )  # fmt: skip
 
@@ -372,8 +381,8 @@ def known(value: float, norm: float, settings: InfluenceSettings) -> Eigenvalue:
 
 
 def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent) -> tuple[float, DampingChoice]:
-    """λ as given; else 0 where the regulariser makes C regular, a tenth of C's mean eigenvalue where not, and as much
-    more as lifts a negative one above zero."""
+    """λ as given; else 0 where the regulariser makes C regular, or a small C is; a tenth of C's mean eigenvalue where
+    not, and as much more as lifts a negative one above zero. It does not depend on the solver."""
     low, high = extent.low.value, extent.high
     said = {"lambda_max": high, "lambda_min": low, "mean": extent.mean}
     if settings.damping != "auto":
@@ -382,7 +391,7 @@ def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent
     l2 = problem.regulariser.l2 if settings.regulariser_included else 0.0
     if l2 > floor and low > 0.5 * l2:
         return 0.0, DampingChoice(chosen="auto", reason=f"l2 = {l2:g} makes C regular", **said)
-    if is_dense(problem, settings) and low > REGULAR * floor:
+    if chooses_by_all(problem, settings) and low > REGULAR * floor:
         return 0.0, DampingChoice(chosen="auto", reason=f"C is regular (λ_min {low:.2g})", **said)
     lift = -1.1 * low if low < -floor else 0.0
     damping = SHARE * abs(extent.mean) + lift
@@ -411,11 +420,12 @@ def vectors_at_once(problem: Problem, settings: InfluenceSettings, rows: int) ->
         return planning.MemoryPlan(min(max(rows, 1), BLOCK), plan.bytes + 16 * rows * problem.dim)
     factored = settings.solver in FACTORED or settings.precondition in FACTORED
     factors = factor_rows(problem, preconditioners.recipe_of(settings)) if factored else 0
+    whole = 24 * problem.dim // problem.dtype.itemsize if chooses_by_all(problem, settings) else 0
     return planning.plan_vectors(
         problem,
         settings,
         problem.dim,
-        rows=2 * rows + STEPS * SCOUTS + factors,
+        rows=2 * rows + STEPS * SCOUTS + factors + whole,
         block=min(max(rows, 1), BLOCK),
         growing=planning.Growing("solve for {} at once: fewer --queries, or --samples", rows, 2),
     )

@@ -118,7 +118,7 @@ class BlockCg:
         image = operator.matmat(state.p)
         forms, gram, stretch = (np.asarray(one, np.float64) for one in _forms(state.p, image))
         if not np.all(np.isfinite(forms)):
-            raise not_finite()
+            raise not_finite(operator.dtype)
         curvature, directions, rounding = _curvatures(forms, gram, eps)
         norm = max(state.norm, float(stretch.max()), float(np.abs(curvature).max(initial=0.0)))
         rounding = rounding * norm

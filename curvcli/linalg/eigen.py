@@ -273,7 +273,7 @@ def true_residuals(operator: LinearOperator, vectors: Array, block: int = 1) -> 
     pairs = [_pair(operator, vectors[start : start + block], block) for start in range(0, len(vectors), block)]
     values, residuals = (np.concatenate([np.asarray(pair[side], np.float64) for pair in pairs]) for side in (0, 1))
     if not np.all(np.isfinite(values + residuals)):
-        raise not_finite()
+        raise not_finite(operator.dtype)
     return values, residuals
 
 

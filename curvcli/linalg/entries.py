@@ -114,7 +114,7 @@ class Moments:
         found = _block(self.layout.ends, tests, images)
         mean, squares, gram, cross = (np.asarray(one, np.float64) for one in found)
         if not np.all(np.isfinite(squares)):
-            raise not_finite()
+            raise not_finite(images.dtype)
         b, n = len(tests), self.count
         delta = mean - self.mean
         self.mean += delta * (b / (n + b))

@@ -86,7 +86,7 @@ class Neumann:
         x, term, moved, *measured = _add(state.x, state.term, image, scale, jnp.asarray(running))
         curvature, stretch, following = (np.asarray(one, np.float64) for one in measured)
         if not np.all(np.isfinite(stretch + following)):
-            raise not_finite()
+            raise not_finite(operator.dtype)
         lowest = np.where(running, np.minimum(state.lowest, curvature), state.lowest)
         norm = np.where(running, np.maximum(state.norm, stretch), state.norm)
         residuals = np.where(np.asarray(moved), following, state.residuals)

@@ -33,7 +33,7 @@ class Unit:
         def divided(vectors: Array) -> Array:
             images = function(vectors)
             if not self.known:
-                self.value, self.known = power_of_two(float(_peak(images))), True
+                self.value, self.known = power_of_two(float(_peak(images)), images.dtype), True
             return images * jnp.asarray(1 / self.value, images.dtype)
 
         return divided
@@ -46,7 +46,7 @@ def normalised(operator: LinearOperator) -> tuple[LinearOperator, Unit]:
     return replace(operator, matmat=unit.divides(operator.matmat), forms=forms, known=None, precise=None), unit
 
 
-def power_of_two(size: float) -> float:
+def power_of_two(size: float, dtype: Any) -> float:
     """The power of two above a magnitude, as a unit; 1 for 0.
 
     Raises
@@ -55,7 +55,7 @@ def power_of_two(size: float) -> float:
         It is no number.
     """
     if not np.isfinite(size):
-        raise not_finite()
+        raise not_finite(dtype)
     return float(np.exp2(np.frexp(size)[1])) if size else 1.0
 
 

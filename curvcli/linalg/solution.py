@@ -66,7 +66,7 @@ def residual(operator: LinearOperator, rhs: Array, x: Array) -> tuple[Array, np.
         difference = exact - operator.precise(x)
         left, sizes, norms = jnp.asarray(difference, rhs.dtype), *(_lengths(rows) for rows in (difference, exact))
     if not np.all(np.isfinite(sizes)):
-        raise not_finite()
+        raise not_finite(rhs.dtype)
     return left, np.divide(sizes, norms, out=np.zeros_like(sizes), where=norms > 0)
 
 

@@ -99,7 +99,7 @@ class Together:
 
     def _told(self, images: list[Array], rows: Array) -> tuple[np.ndarray, np.ndarray]:
         """V Vᵀ, and V M Vᵀ for every M, in float64; each matrix, and each pair, in a unit of its own on the device."""
-        units = np.array([power_of_two(float(peak)) for peak in _peaks(images)])
+        units = np.array([power_of_two(float(peak), rows.dtype) for peak in _peaks(images)])
         common = np.array([max(units[i], units[j]) for i, j in self.pairs])
         inner, forms = _forms(rows, images, *(jnp.asarray(1 / one, rows.dtype) for one in (units, common)))
         scale = np.concatenate([units, units**2, common**2])

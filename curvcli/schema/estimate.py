@@ -11,7 +11,7 @@ class Interval(Strict):
     """Shared by every uncertain number: where the true value is said to lie."""
 
     value: float
-    interval: tuple[float, float] = Field(description="[low, high], for the examples used")
+    interval: tuple[float, float] = Field(description="[low, high], for the examples used, rounding included")
     data_stderr: float | None = Field(
         default=None, ge=0, description="standard error that comes from the examples left out; null where all are used"
     )
@@ -56,6 +56,8 @@ class Beyond(Strict):
 class Eigenvalue(Interval):
     """An eigenvalue from iteration: the matrix has an eigenvalue in [value − residual, value + residual]."""
 
-    residual: float = Field(ge=0, description="‖Ay − θy‖ for the unit vector y, rounding included")
+    residual: float = Field(
+        ge=0, description="‖Ay − θy‖ for the unit vector y, by a product in float64: the rounding of others is in it"
+    )
     converged: bool = Field(description="whether the residual met the tolerance asked for")
     beyond: Beyond | None = Field(default=None, description="for extremes: what may have been missed")
