@@ -79,14 +79,15 @@ def along(operator: LinearOperator, vectors: Array, images: Array | None = None)
 
 
 def measured(operator: LinearOperator, seed: int) -> Rounding:
-    """From `PROBES` random vectors: so many products, and as many in float64; none where those are the run's own.
+    """From `PROBES` random vectors, or what is known: so many products, and as many in float64, which are none where
+    those are the run's own.
 
     Raises
     ------
     NumericsError
         The products have no digit left: they are beyond the numbers of their type.
     """
-    return Rounding(_root_mean_squares(operator, seed)[0], operator.dim)
+    return Rounding(max(_root_mean_squares(operator, seed)[0], operator.floor), operator.dim)
 
 
 def relative(operator: LinearOperator, seed: int) -> float:
@@ -101,15 +102,23 @@ def _root_mean_squares(operator: LinearOperator, seed: int) -> tuple[float, floa
         return 0.0, 0.0
     key = jax.random.fold_in(jax.random.key(seed), STREAM)
     probes = sphere(key, 0, min(PROBES, operator.dim), operator.dim, operator.dtype)
-    exact = operator.precise(probes)
-    errors = on_host(operator.matmat(probes)).astype(np.float64) - exact
-    error, size = (float(np.sqrt(np.mean(np.square(np.linalg.norm(one, axis=1))))) for one in (errors, exact))
-    if not error <= LOST * size:
+    exact, images = operator.precise(probes), on_host(operator.matmat(probes)).astype(np.float64)
+    error, size, own = (
+        float(np.sqrt(np.mean(np.square(np.linalg.norm(one, axis=1))))) for one in (images - exact, exact, images)
+    )
+    # A matrix that is zero but for rounding has products of that size; one that is too small for the type has none.
+    smallest = float(np.finfo(operator.dtype).tiny / np.finfo(operator.dtype).eps)
+    if not error <= LOST * size and not smallest <= own < np.inf:
         raise NumericsError(
             f"products of the matrix lose all digits in {operator.dtype}: of size {size:.1g}, they are {error:.1g} off",
             "use --dtype float64",
         )
     return error, size
+
+
+def least_residual(operator: LinearOperator, noise: float, norm: float) -> float:
+    """The residual below which an eigenvalue is not known: `noise` is relative to ‖A‖ = `norm`."""
+    return max(0.5 * noise * norm, operator.floor)
 
 
 def widened(estimate: Estimate, margin: float) -> Estimate:

@@ -232,7 +232,7 @@ def refined_extremes(
     found = []
     for side, name in enumerate(("λ_min", "λ_max")):
         # A residual below the noise of a product is not knowledge.
-        residual = max(float(residuals[side]), 0.5 * noise(settings) * norm)
+        residual = max(float(residuals[side]), rounding.least_residual(operator, noise(settings), norm))
         converged = residual <= tolerance(settings) * norm
         if not converged:
             advice = _advice(settings, residual, norm, stopped=monitor.stop() is not None)
@@ -321,7 +321,7 @@ def _dense(
     """The result where every eigenvalue is known; and the vectors [2, dim] of λ_min and λ_max."""
     values, weights = spectrum.values, spectrum.copies / operator.dim
     norm = float(np.abs(values).max())
-    least = 0.5 * noise(settings) * norm
+    least = rounding.least_residual(operator, noise(settings), norm)
     low, high = (
         eigenvalue(float(values[end]), residual, residual <= tolerance(settings) * norm, float(values[end]) + beyond)
         for end, residual, beyond in ((0, least, -least), (-1, max(spectrum.residual, least), least))
@@ -332,6 +332,7 @@ def _dense(
     dtype = operator.dtype if side.name == "factors" else "float64"
     total = float(spectrum.copies @ values)
     trace = rounding.exact(total, settings.confidence, size, operator.dim, dtype)
+    trace = rounding.widened(trace, operator.dim * operator.floor)
     result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
     return result.model_copy(update={"written_out": side.name}), spectrum.ends
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -350,7 +349,7 @@ def _dense(
     for start, rows in rows_written_out(operator, block, monitor):
         diagonal[start : start + len(rows)] = diagonal_of(start, rows)
         square += float(np.square(rows).sum())
-    return _exact(settings, diagonal, square, names, segments, "parameters", reason)
+    return _exact(settings, diagonal, square, names, segments, "parameters", reason, floor=operator.floor)
 
 
 def _from_outputs(
@@ -378,10 +377,15 @@ def _exact(
     side: Literal["parameters", "outputs", "factors"],
     reason: str,
     dtype: Any = "float64",
+    floor: float = 0.0,
 ) -> TraceResult:
-    """The result where the diagonal and ‖A‖_F² are known, to the digits of a type."""
+    """The result where the diagonal and ‖A‖_F² are known, to the digits of a type, or to `floor` in an entry."""
     size = math.sqrt(square)
-    exact = partial(rounding.exact, confidence=settings.confidence, size=size, dtype=dtype)
+
+    def exact(value: float, dim: int) -> Estimate:
+        found = rounding.exact(value, settings.confidence, size, dim, dtype)
+        return rounding.widened(found, dim * floor)
+
     layers = []
     for name, part in zip(names, segments, strict=False):
         dim, total = sum(b - a for a, b in part), float(sum(diagonal[a:b].sum() for a, b in part))

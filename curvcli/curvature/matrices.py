@@ -142,12 +142,14 @@ def build(
         known = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=with_regulariser).damped(damping)
         return known.operator()
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
-    data_forms = None
+    data_forms, floor = None, 0.0
     if row.field is None:
         data_term = ntk.kernel_products(problem, layout, batches)
     else:
         extra = extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
         data_term = sums.sum_products(row.field, problem, layout, batches, normaliser(problem, name), *extra)
+        if name == "gradient-covariance":  # ḡ ḡᵀ is taken off
+            floor = float(np.finfo(np.float64).eps) * _squared_norm(*extra)
         data_forms = pairs.pair_forms(problem, name, layout, batches, normaliser(problem, name), *extra)
     regularised = with_regulariser and name not in UNREGULARISED
     regulariser = sums.regulariser_products(problem, layout) if regularised else None
@@ -167,8 +169,13 @@ def build(
         forms = journal.whole(forms, problem, "forms", *what)
     return LinearOperator(
         journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms,
-        mesh=problem.batches.mesh, precise=_in_float64(problem, name, damping, with_regulariser, mc_samples, seed),
+        mesh=problem.batches.mesh, floor=floor,
+        precise=_in_float64(problem, name, damping, with_regulariser, mc_samples, seed),
     )  # fmt: skip
+
+
+def _squared_norm(vector: Array) -> float:
+    return float(np.sum(np.square(on_host(vector).astype(np.float64))))
 
 
 def _in_float64(

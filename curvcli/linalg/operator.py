@@ -54,6 +54,9 @@ class LinearOperator:
     precise
         The products of the same matrix in float64, [k, dim] -> [k, dim] on the host, where `dtype` is narrower: for
         residuals and for matrices that are written out. None where `matmat` is the most precise product that there is.
+    floor
+        What the most precise products of unit vectors may be off by however small the matrix is: rounding of terms that
+        cancel in it.
     """
 
     matmat: Callable[[Array], Array]
@@ -64,6 +67,7 @@ class LinearOperator:
     known: Known | None = None
     mesh: Mesh | None = None
     precise: Callable[[Any], np.ndarray] | None = None
+    floor: float = 0.0
 
     def with_products(self, matmat: Callable[[Array], Array], **changed: Any) -> LinearOperator:
         """Another matrix of the same size and place; of it, no more is known than its products."""

@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 
 from benchmarks.reliability_checks import alarms, relu_problem
+from curvcli.analyses import eigs, trace
 from curvcli.analyses.checks import self_checks
 from curvcli.curvature import build
+from curvcli.linalg.iterate import Silent
 from curvcli.losses import user_loss
 from curvcli.problem import Problem
+from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.trace import TraceSettings
 from tests.problems import make_problem, mlp, mlp_params, mlp_problem
 
 
@@ -163,6 +167,12 @@ def test_a_matrix_that_is_zero_but_for_rounding_is_no_fault(dtype: str) -> None:
     """The covariance of one gradient, or of copies of it; H − G where every example is fitted; a linear loss."""
     alone = mlp_problem(sizes=(20, 30, 5), count=1, dtype=dtype, batch_size=1)
     assert not checked(alone, "gradient-covariance")
+    for method in ("dense", "hutchinson"):
+        asked = TraceSettings(matrix="gradient-covariance", dtype=dtype, method=method, probes=8)  # type: ignore[arg-type]
+        low, high = trace.run(alone, asked, Silent()).result.trace.interval
+        assert low <= 0 <= high < 1e-4
+    pairs = eigs.run(alone, EigsSettings(matrix="gradient-covariance", dtype=dtype, k=2), Silent())  # type: ignore[arg-type]
+    assert all(one.interval[0] <= 0 <= one.interval[1] for one in pairs.result.eigenvalues)
     copies = mlp_problem(sizes=(20, 30, 5), count=16, dtype=dtype)
     batches = copies.batches
     same = {"inputs": np.repeat(batches.inputs[:1], 16, 0), "targets": np.repeat(batches.targets[:1], 16, 0)}
