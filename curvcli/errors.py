@@ -30,6 +30,15 @@ class CurvWarning(UserWarning):
     """A self-check failed: the result that comes back is not to be relied on."""
 
 
+def suggest_float64(dtype: object, otherwise: str) -> str:
+    """A hint that begins with --dtype float64, where the run is not in float64 already.
+
+    >>> suggest_float64("float32", "check the loss"), suggest_float64("float64", "check the loss")
+    ('use --dtype float64, or check the loss', 'check the loss')
+    """
+    return otherwise if str(dtype) == "float64" else f"use --dtype float64, or {otherwise}"
+
+
 class UsageError(CurvError):
     """The command line itself is wrong: an option's value, or options that exclude each other."""
 

@@ -80,6 +80,9 @@ class Loss:
         return self if self.known else self.likelihood
 
 
+DRAWN = "float32"
+"""Type of the random numbers behind drawn labels, in any arithmetic: the draws of a seed are those of one matrix."""
+
 # The pseudo-gradients are p − y with the cancelling digits kept: at the label drawn, p_y − 1 is −(the others' sum).
 
 
@@ -88,7 +91,7 @@ def _squared_error(z: Array, t: Array) -> Array:
 
 
 def _normal_draw(key: Array, z: Array) -> Array:
-    return jax.random.normal(key, z.shape, z.dtype)
+    return jax.random.normal(key, z.shape, DRAWN).astype(z.dtype)
 
 
 def _minus(z: Array, dz: Array) -> Array:
@@ -157,7 +160,7 @@ def _softmax_hessian_product(z: Array, t: Array | None, dz: Array) -> Array:
 
 
 def _softmax_draw(key: Array, z: Array) -> Array:
-    drawn = _is_at(z, jax.random.categorical(key, z)[..., None])
+    drawn = _is_at(z, jax.random.categorical(key, z.astype(DRAWN))[..., None])
     others = jnp.where(drawn, 0, _softmax(z))
     return jnp.where(drawn, -jnp.sum(others, axis=-1, keepdims=True), others)
 
@@ -192,7 +195,7 @@ def _sigmoid_root(z: Array, noise: Array) -> Array:
 
 
 def _sigmoid_draw(key: Array, z: Array) -> Array:
-    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(z))
+    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(z).astype(DRAWN))
     return jnp.where(drawn, -jax.nn.sigmoid(-z), jax.nn.sigmoid(z))
 
 
@@ -203,7 +206,7 @@ def _poisson(z: Array, t: Array) -> Array:
 
 
 def _poisson_draw(key: Array, z: Array) -> Array:
-    return jnp.exp(z) - jax.random.poisson(key, jnp.exp(z)).astype(z.dtype)
+    return jnp.exp(z) - jax.random.poisson(key, jnp.exp(z).astype(DRAWN)).astype(z.dtype)
 
 
 LOSSES: dict[str, Loss] = {

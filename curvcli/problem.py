@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -301,6 +302,30 @@ def spread(problem: Problem, mesh: Mesh, *, shard_params: bool = False) -> Probl
     params, frozen = jax.tree.map(put, (problem.params, problem.frozen))
     batches = replace(problem.batches, mesh=mesh)
     return replace(problem, params=params, frozen=frozen, batches=batches.resized(batches.batch_size))
+
+
+def in_float64(problem: Problem, examples: int | None = None) -> Problem:
+    """The problem with everything that floats in float64; to be used under `jax.enable_x64(True)`.
+
+    Parameters
+    ----------
+    examples
+        Only the first ones, in one batch.
+    """
+
+    def cast(leaf: Any) -> Any:
+        return jnp.asarray(leaf, "float64") if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    params, frozen = jax.tree.map(cast, (problem.params, problem.frozen))
+    batches, size = problem.batches, problem.batches.batch_size
+    inputs, targets, weight = batches.inputs, batches.targets, batches.weight
+    if examples is not None:
+        size = min(examples, batches.num_examples)
+        inputs, targets, weight = jax.tree.map(lambda leaf: leaf[:size], (inputs, targets, weight))
+    weight = np.asarray(weight, "float64")
+    mesh = batches.mesh if examples is None else None  # a few are not worth sharing
+    batches = Batches(inputs, targets, weight, size, np.dtype("float64"), mesh, coupled=batches.coupled)
+    return replace(problem, params=params, frozen=frozen, batches=batches)
 
 
 def unit_weight(weight: Any, ndim: int) -> Any:

@@ -11,6 +11,7 @@ from curvcli.analyses.ranking import LEAST_CLEAN, auc, median_spearman
 from curvcli.analyses.study import Study
 from curvcli.curvature import leverage, queries
 from curvcli.curvature.responses import entries
+from curvcli.linalg.lanczos import normalise
 from curvcli.problem import Problem
 from curvcli.schema.influence import Baseline
 
@@ -19,7 +20,8 @@ Array = Any
 
 def for_queries(study: Study, strengths: np.ndarray, gradients: Array) -> list[Baseline]:
     """Beside the rankings of queries [R, N], whose gradients are [R, D]. Cost: a pass, and a gradient an example."""
-    pieces = [piece[""] for piece in entries(study.problem, "remove", gradients, study.at_once)]
+    # Rankings do not depend on the lengths, whose products may be below the smallest number of float32.
+    pieces = [piece[""] for piece in entries(study.problem, "remove", normalise(gradients)[0], study.at_once)]
     study.meter.data_passes += 1
     dot = np.concatenate(pieces, axis=1)
     loss, norm = _of_examples(study, study.problem)

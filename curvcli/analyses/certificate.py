@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from curvcli.analyses.precise import in_float64
 from curvcli.curvature import along, build
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import on_host
-from curvcli.problem import Problem
+from curvcli.problem import Problem, in_float64
 from curvcli.schema.saddle import Certificate, Witness
 
 Array = Any
@@ -77,19 +76,6 @@ def examine(problem: Problem, vector: np.ndarray, norm: float, weight_size: floa
         certified = curvature + error < 0 and agrees
         certificate = Certificate(curvature=curvature, error=error, second_difference=second)
         return Examined(certificate, certified, witness)
-
-
-def product_noise(problem: Problem, vectors: Array, products: Array) -> float:
-    """The largest difference of products with unit vectors [k, dim] from the same in float64: [k, dim] products."""
-    with jax.enable_x64(True):
-        precise = in_float64(problem)
-        # One at a time: a product of a single vector is compiled for the certificate anyway.
-        operator = build(precise, "hessian")
-        errors = [
-            np.linalg.norm(np.asarray(operator.matmat(jnp.asarray(v, "float64")[None])[0]) - np.asarray(p, np.float64))
-            for v, p in zip(np.asarray(vectors), np.asarray(products), strict=True)
-        ]
-    return float(max(errors))
 
 
 def moved(problem: Problem, vector: np.ndarray, step: float) -> dict[str, np.ndarray]:

@@ -19,18 +19,20 @@ import numpy as np
 
 from curvcli.analyses.causes import likely_cause
 from curvcli.analyses.kinks import kinks
-from curvcli.analyses.precise import in_float64, network_jaxpr, precision
+from curvcli.analyses.precise import network_jaxpr, precision
 from curvcli.compiling import jit
 from curvcli.curvature import build, outputs, queries, sums
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.forms import example_forms
 from curvcli.curvature.reverse import only_backwards
 from curvcli.curvature.taps import find_layers
-from curvcli.errors import NumericsError
-from curvcli.linalg.lanczos import Lanczos
+from curvcli.devices import on_host
+from curvcli.errors import NumericsError, suggest_float64
+from curvcli.linalg.lanczos import Lanczos, not_finite
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import all_finite, largest, norm, row_dots, row_norms
-from curvcli.problem import Problem, Regulariser
+from curvcli.problem import Problem, Regulariser, in_float64
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 
@@ -45,6 +47,12 @@ STEPS = (1e-4, 1e-5, 1e-3, 1e-6, 1e-2, 1e-7, 1e-8, 1e-9)
 """Lengths of the differences relative to the weights; the best agreement counts, since a ReLU's kinks spoil long ones
 and rounding spoils short ones. The most likely first: the others are tried where it leaves a doubt. Without
 those below 1e-6, 1 and 5 of 200 seeds were false alarms on two ReLU networks (`benchmarks/reliability_checks.py`)."""
+
+CANCELLING = 1 / 32
+"""Of the terms that cancel in a product: what the thresholds are relative to where the product itself is nothing."""
+
+ROUNDING = 8
+"""Times eps: rounding of a loss, or of a gradient, whose differences are taken."""
 
 BEYOND_DOUBT = 0.1
 """Of the threshold: an error that settles a comparison."""
@@ -73,12 +81,12 @@ def finite_objective(problem: Problem) -> tuple[float, Array]:
             )
         raise NumericsError(
             f"the loss is {value} at these weights",
-            "check the data and the model's outputs, or use --dtype float64",
+            suggest_float64(problem.dtype, "check the data and the model's outputs"),
         )
     if not all_finite(gradient):
         raise NumericsError(
             "the gradient of the loss is not finite at these weights",
-            "check the model for divisions and square roots at zero, or use --dtype float64",
+            suggest_float64(problem.dtype, "check the model for divisions and square roots at zero"),
         )
     return value, gradient
 
@@ -132,22 +140,31 @@ def self_checks(
     vectors = sphere(key, 0, count, operator.dim, operator.dtype)
     first, second = (_in_blocks(operator, vectors, block) for _ in range(2))
     if not all_finite(first):
-        raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
+        raise not_finite(operator.dtype)
     ends = jnp.array([0, count - 1])
     single = _in_blocks(operator if operator.by_another is None else operator.by_another(), vectors[ends], 1)
-    size = float(norm(first)) / count**0.5 or 1.0
+    # In units of the largest entry, whose square float32 may not hold.
+    unit = float(largest(first)) or 1.0
+    first, second, single = first / unit, second / unit, single / unit
+    size = float(norm(first)) / count**0.5
     eps = float(np.finfo(operator.dtype).eps)
     # A network may hold a layer in float32 whatever the arithmetic of the analysis.
     eps32 = float(np.finfo(np.float32).eps)
     inner = max(eps, min(precision(problem), eps32)) if eps < eps32 else eps
 
     drawn, apart = _on_few_examples(problem, settings.seed)
-    values = {
-        "deterministic": (max(float(norm(first - second)) / size, drawn), 100 * eps),
-        "block": (float(largest(row_norms(first[ends] - single))) / size, 1e3 * eps),
-        "symmetric": (abs(float(np.subtract(*row_dots(first[:2], vectors[1::-1])))) / size, 1e3 * inner),
-        **apart,
+    # Of unit vectors, and what each error may be in units of their images.
+    errors = {
+        "deterministic": (float(norm(first - second)), 100 * eps),
+        "block": (float(largest(row_norms(first[ends] - single))), 1e3 * eps),
+        "symmetric": (abs(float(np.subtract(*row_dots(first[:2], vectors[1::-1])))), 1e3 * inner),
     }
+    if any(error > threshold * size for error, threshold in errors.values()):
+        # A matrix near zero has errors of the size of what cancelled in it.
+        size = max(size, CANCELLING * _terms(problem, settings, vectors[-1:]) / unit)
+    values = {name: (error / (size or 1.0), threshold) for name, (error, threshold) in errors.items()}
+    values["deterministic"] = max(values["deterministic"][0], drawn), values["deterministic"][1]
+    values |= apart
     checks = {
         name: Check(passed=bool(value <= threshold), value=value, threshold=threshold)
         for name, (value, threshold) in values.items()
@@ -165,6 +182,25 @@ def self_checks(
 def _in_blocks(operator: LinearOperator, vectors: Array, block: int) -> Array:
     """Products of so many vectors at a time."""
     return jnp.concatenate([operator.matmat(vectors[i : i + block]) for i in range(0, len(vectors), block)])
+
+
+def _terms(problem: Problem, settings: AnalysisSettings, vectors: Array) -> float:
+    """The size of the terms that the products with unit vectors [1, dim] are sums of, where terms may cancel.
+
+    Of gradients that are centred: ‖ḡ‖², which is taken off. Of a Hessian, or of the part of it that the GGN leaves out:
+    the GGN's product, the shares of the examples, and the regulariser's.
+
+    Cost: a gradient, or a product and a quadratic form of every example.
+    """
+    if settings.matrix == "gradient-covariance":
+        layout = Layout.of(problem.params)
+        mean = sums.mean_gradient(problem, layout, sums.resident(problem.batches))
+        return float(np.sum(np.square(on_host(mean).astype(np.float64))))
+    if settings.matrix not in ("hessian", "residual"):
+        return 0.0
+    image = on_host(build(problem, "ggn", with_regulariser=False).matmat(vectors)).astype(np.float64)
+    shares = np.abs(example_forms(problem, settings.matrix, vectors))
+    return float(np.linalg.norm(image) + shares.mean() + problem.regulariser.l2)
 
 
 def network_notes(network: Any) -> list[str]:
@@ -246,12 +282,15 @@ def _on_few_examples(problem: Problem, seed: int) -> tuple[float, dict[str, tupl
         scale = float(norm(weights)) or 1.0
         # Not at w itself: at a minimum the gradient is rounding, and says nothing of the model.
         point = weights + 0.01 * scale * away
-        threshold = 20 * precision(problem) ** (1 / 3)
+        eps = precision(problem)
+        threshold = 20 * eps ** (1 / 3)
+        # What rounding leaves of a difference quotient over the first step, relative to the size of what is subtracted.
+        rounding = ROUNDING * eps / (STEPS[0] * scale)
         best = partial(_best, scale=scale, threshold=threshold)
         again, once = (sums.objective_and_gradient(problem, layout, layout.unravel(point))[1] for _ in range(2))
         errors = {
-            "gradient_vs_loss": (_gradient_error(problem, layout, point, best), threshold),
-            "product_vs_gradient": (_product_error(problem, layout, point, direction, best), threshold),
+            "gradient_vs_loss": (_gradient_error(problem, layout, point, rounding, best), threshold),
+            "product_vs_gradient": (_product_error(problem, layout, point, direction, rounding, best), threshold),
         }
         if not problem.batches.coupled:  # there the examples of a batch are meant to depend on each other
             errors["per_example"] = (_mixing(problem, layout, point), threshold)
@@ -285,7 +324,7 @@ def _apart(one: Any, other: Any) -> float:
     return apart if np.isfinite(apart) else float(np.finfo("float64").max)
 
 
-def _gradient_error(problem: Problem, layout: Layout, point: Array, best: Best) -> float:
+def _gradient_error(problem: Problem, layout: Layout, point: Array, rounding: float, best: Best) -> float:
     """∇J·u against (J(w + hu) − J(w − hu)) / 2h along the gradient's own direction u, relative; best of several h."""
     _, gradient = sums.objective_and_gradient(problem, layout, layout.unravel(point))
     length = float(norm(gradient))
@@ -299,12 +338,15 @@ def _gradient_error(problem: Problem, layout: Layout, point: Array, best: Best) 
             sums.objective_and_gradient(problem, layout, layout.unravel(point + sign * step * unit))[0]
             for sign in (1, -1)
         )
-        return abs((ahead - behind) / (2 * step) - length) / length
+        off = abs((ahead - behind) / (2 * step) - length)
+        return 0.0 if off <= rounding * max(abs(ahead), abs(behind)) else off / length
 
     return best(error)
 
 
-def _product_error(problem: Problem, layout: Layout, point: Array, direction: Array, best: Best) -> float:
+def _product_error(
+    problem: Problem, layout: Layout, point: Array, direction: Array, rounding: float, best: Best
+) -> float:
     """H v against (∇J(w + hv) − ∇J(w − hv)) / 2h, relative; best of several h. Of the Hessian, whatever the matrix."""
     moved = replace(problem, params=layout.unravel(point))
     product = build(moved, "hessian").matmat(direction[None])[0]
@@ -315,7 +357,10 @@ def _product_error(problem: Problem, layout: Layout, point: Array, direction: Ar
             for sign in (1, -1)
         )
         difference = (ahead - behind) / (2 * step)
-        return _apart(difference, product)
+        # Of a curvature that is zero nothing is left but the rounding of the gradients.
+        largest = max(float(jnp.linalg.norm(one)) for one in (ahead, behind))
+        within = float(jnp.linalg.norm(difference - product)) <= rounding * largest
+        return 0.0 if within else _apart(difference, product)
 
     return best(error)
 

@@ -25,6 +25,7 @@ from curvcli.analyses.eigs import EigsPlan, Pairs
 from curvcli.analyses.laplace import laplace, plan_laplace
 from curvcli.analyses.precise import network_jaxpr
 from curvcli.analyses.reading import Reader
+from curvcli.analyses.rounding import relative as relative_rounding
 from curvcli.analyses.spectrum import eigenvalue, tolerance
 from curvcli.analyses.step_angles import step_angles
 from curvcli.errors import MemoryLimitError
@@ -92,11 +93,13 @@ def run(problem: Problem, settings: CompareSettings, monitor: Monitor) -> Answer
     if plan.method == "dense":
         found = [diagonalised(one, monitor) for one in found]
     tops = [_top_pairs(problem, settings, one, monitor, warnings) for one in found]
+    rounding = [0.0] * len(found)
     if plan.method == "dense":
         look = _dense_look(found, settings)
     else:
-        look = _sampled_look(found, tops, settings, plan.at_once, monitor, meter, warnings)
-    reader = Reader(settings, look.level, look.together, found)
+        rounding = [relative_rounding(one.operator, settings.seed) for one in found]
+        look = _sampled_look(found, tops, rounding, settings, plan.at_once, monitor, meter, warnings)
+    reader = Reader(settings, look.level, look.together, found, rounding)
     traces = {one.name: reader.trace(i) for i, one in enumerate(found)}
     reference = next((name for name in PREFERRED if name in traces), choice.names[0])
     result = CompareResult(
@@ -255,6 +258,7 @@ def _dense_look(found: list[Candidate], settings: CompareSettings) -> Look:
 def _sampled_look(
     found: list[Candidate],
     tops: list[Pairs],
+    rounding: list[float],
     settings: CompareSettings,
     at_once: int,
     monitor: Monitor,
@@ -287,7 +291,7 @@ def _sampled_look(
         if settings.rtol is None:
             return Look(together, alpha)
         level = spent(alpha, number)
-        margin = Reader(settings, level, together, found).widest()
+        margin = Reader(settings, level, together, found, rounding).widest()
         if margin <= settings.rtol or not together.rest:
             return Look(together, level)
         if together.drawn >= settings.max_probes or monitor.stop():

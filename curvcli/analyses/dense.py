@@ -1,4 +1,4 @@
-"""Small matrices, written out row by row: exact answers.
+"""Small matrices, written out row by row: exact answers, by products in float64 whatever the arithmetic asked for.
 
 A matrix Jᵀ C J is written out on the side that is smaller: parameters, or outputs of all examples.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from curvcli.analyses import planning
@@ -18,7 +19,7 @@ from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_rows
-from curvcli.problem import Problem
+from curvcli.problem import Problem, in_float64
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 DENSE_DIM = 1500
@@ -76,9 +77,9 @@ def plan_outputs(problem: Problem, settings: AnalysisSettings, rows: int) -> pla
         It does not fit.
     """
     whole = planning.plan_dense(rows, 1, settings.max_memory).bytes
-    itemsize = problem.dtype.itemsize
+    itemsize = 8  # float64 whatever the arithmetic asked for
     block = int(np.clip(PULLED_BYTES // (4 * problem.dim * itemsize), 1, min(DENSE_BLOCK, rows)))
-    held = -(-(whole + 16 * problem.dim) // (rows * itemsize))
+    held = -(-(whole + 16 * problem.dim) // (rows * problem.dtype.itemsize))
     return planning.plan_vectors(problem, settings, rows, rows=held, block=block)
 
 
@@ -111,15 +112,16 @@ def outputs_written_out(
     NumericsError
         An entry is not finite.
     """
-    gram = build_gram(problem, settings)
-    kernel, diagonal = np.empty((gram.rows, gram.rows)), np.full(problem.dim, gram.shift)
-    for start, rows, squares in gram.blocks(block):
-        _check_finite(rows)
-        kernel[start : start + len(rows)] = rows
-        diagonal += squares
-        meter.products += len(rows)
-        meter.data_passes += 1
-        monitor.progress("writing the outputs' side out", start + len(rows), gram.rows)
+    with jax.enable_x64(True):
+        gram = build_gram(in_float64(problem), settings)
+        kernel, diagonal = np.empty((gram.rows, gram.rows)), np.full(problem.dim, gram.shift)
+        for start, rows, squares in gram.blocks(block):
+            _check_finite(rows)
+            kernel[start : start + len(rows)] = rows
+            diagonal += squares
+            meter.products += len(rows)
+            meter.data_passes += 1
+            monitor.progress("writing the outputs' side out", start + len(rows), gram.rows)
     return OutputSide(gram, 0.5 * (kernel + kernel.T), diagonal)
 
 

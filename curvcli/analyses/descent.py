@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
+from curvcli.devices import on_host
 from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.operator import LinearOperator
@@ -165,8 +166,9 @@ def adam_sharpness(
 def _largest(operator: LinearOperator, scale: np.ndarray, settings: SaddleSettings, monitor: Monitor) -> Eigenvalue:
     """λ_max of D A D, D the diagonal matrix of `scale` [dim]."""
     roots = jnp.asarray(scale, operator.dtype)
-    conditioned = replace(
-        operator, matmat=lambda vectors: _scaled(operator.matmat(_scaled(vectors, roots)), roots), forms=None
+    conditioned = operator.with_products(
+        lambda vectors: _scaled(operator.matmat(_scaled(vectors, roots)), roots),
+        precise=_scaled_on_host(operator.precise, scale),
     )
     key = jax.random.fold_in(jax.random.key(settings.seed), 3)
     block = min(2, operator.dim)
@@ -179,6 +181,11 @@ def _largest(operator: LinearOperator, scale: np.ndarray, settings: SaddleSettin
     value = float(values[0])
     residual = max(float(residuals[0]), 0.5 * noise(settings) * abs(value))
     return eigenvalue(value, residual, residual <= tolerance(settings) * abs(value), None)
+
+
+def _scaled_on_host(precise: Any, scale: np.ndarray) -> Any:
+    """The same scaling of products in float64."""
+    return None if precise is None else lambda vectors: scale * precise(scale * on_host(vectors).astype(np.float64))
 
 
 @jit

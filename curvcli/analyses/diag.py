@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from curvcli.analyses import planning, pruning
+from curvcli.analyses import planning, pruning, rounding
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import (
@@ -26,11 +26,13 @@ from curvcli.analyses.dense import (
 from curvcli.analyses.subsampling import DataError, layer_errors, subsampled, widened
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
-from curvcli.errors import NumericsError, UsageError
+from curvcli.errors import UsageError
 from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.lanczos import not_finite
 from curvcli.linalg.meter import Meter
+from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.problem import Problem
@@ -86,13 +88,16 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     else:
         found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings, meter)
     if not np.all(np.isfinite(found.value)):
-        raise NumericsError("a product of the matrix is not finite", "try --dtype float64, or check the model and loss")
+        raise not_finite(operator.dtype)
     saliency, prune = None, None
     if settings.matrix in pruning.CURVATURES:
         saliency = pruning.saliencies(problem, settings, found)
         if settings.prune is not None:
             prune = pruning.trial(problem, settings, operator, found, value, gradient, block, meter)
-    layers = _layers(names, segments, found, settings.confidence, level)
+    sampling = found.samples > 0
+    error = rounding.measured(operator, settings.seed) if sampling else rounding.Rounding(0.0, operator.dim)
+    arithmetic = operator.dtype if sampling or operator.known is not None else np.dtype("float64")
+    layers = _layers(names, segments, found, settings.confidence, level, error, float(np.finfo(arithmetic).eps))
     if subsampled(problem, settings):
         errors = (
             DataError(*(one / sum(stop - start for start, stop in part) for one in error))
@@ -201,8 +206,9 @@ def sampled(
 
     Returns what is found, the error probability of its intervals, and why this method.
     """
+    in_units, unit = normalised(operator)
     sampler = Sampler(
-        operator, jax.random.key(settings.seed), segments,
+        in_units, jax.random.key(settings.seed), segments,
         at_once=plan.at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
@@ -211,7 +217,7 @@ def sampled(
     if method == "auto":
         method, reason = _choose(sampler, budget)
     while True:
-        found = _estimate(sampler, method, budget)
+        found = _estimate(sampler, method, budget).scaled(unit.value)
         if settings.rtol is None:
             level = alpha
             break
@@ -277,29 +283,40 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _layers(names: list[str], segments: Segments, found: Found, confidence: float, level: float) -> list[LayerDiagonal]:
+def _layers(
+    names: list[str],
+    segments: Segments,
+    found: Found,
+    confidence: float,
+    level: float,
+    error: rounding.Rounding,
+    eps: float,
+) -> list[LayerDiagonal]:
+    """The layers' means; `error` is the rounding of products where these were sampled, `eps` that of exact entries."""
     layout, layers = Ranges.of(segments), []
     factors = quantiles(found, level)
     for index, (name, part, law) in enumerate(zip(names, segments, found.sums, strict=True)):
         value = np.concatenate([found.value[a:b] for a, b in part])
         stderr = np.concatenate([found.stderr[a:b] for a, b in part])
+        # Of a mean: what rounding may change the sum by, over the number of entries.
+        margin = error.trace(len(value)) / len(value) + rounding.OWN * eps * _rms(value)
         factor = max(float(f) for f, owner in zip(factors, layout.owner, strict=True) if owner == index)
         layers.append(
             LayerDiagonal(
-                name=name, dim=len(value), mean=as_estimate(law, 1 / len(value), found, confidence, level),
+                name=name, dim=len(value), mean=as_estimate(law, 1 / len(value), found, confidence, level, margin),
                 min=float(value.min()), max=float(value.max()), stderr=_rms(stderr), factor=factor,
             )
         )  # fmt: skip
     return layers
 
 
-def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: float) -> Estimate:
-    """A sum times `scale` as an estimate."""
+def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: float, margin: float) -> Estimate:
+    """A sum times `scale` as an estimate, its interval longer by `margin` at both ends."""
     if not found.samples:
-        return Estimate.exact(law.value * scale, confidence)
+        return rounding.widened(Estimate.exact(law.value * scale, confidence), margin)
     low, high = student_interval(law, level)
     return Estimate(
-        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale, high * scale),
+        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale - margin, high * scale + margin),
         confidence=confidence, samples=found.samples, method=found.method,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from curvcli.curvature import along, build_for
 from curvcli.curvature.batch_norm import Statistics
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.forms import example_forms
-from curvcli.errors import NumericsError
+from curvcli.errors import NumericsError, suggest_float64
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
@@ -137,7 +137,7 @@ def run(
         warnings.append("the profile was not reached: its losses are null")
     else:
         radii = _nearer(parabolas, grids, measured, measure, [one.moves for one in by_line])
-        warnings += _remarks(found, parabolas, grids, measured)
+        warnings += _remarks(found, parabolas, grids, measured, problem.dtype)
     results = [
         _result(one, local, i, changes[i], grids[i], measured, parabolas[i], radii[i], gradient, by_line[i])
         for i, one in enumerate(found)
@@ -187,7 +187,8 @@ def derivatives(
         curvature = np.einsum("kd,kd->k", images, np.asarray(units, np.float64))
     found = Local(data[:, 0] + rest[:, 0], curvature, hessian, ggn, data[:, 2] + rest[:, 2])
     if not all(np.all(np.isfinite(one)) for one in found):
-        raise NumericsError("a derivative along the direction is not finite", "try --dtype float64")
+        hint = suggest_float64(problem.dtype, "check the model and the loss at these weights")
+        raise NumericsError("a derivative along the direction is not finite", hint)
     return found
 
 
@@ -353,12 +354,12 @@ def _nearer(
 
 
 def _remarks(
-    found: list[Direction], parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured
+    found: list[Direction], parabolas: list[Parabola], grids: list[np.ndarray], measured: Measured, dtype: Any
 ) -> list[str]:
     """Warnings where a profile says little."""
     remarks = [
-        f"{one.name}: the quadratic changes the loss by no more than rounding over this range: widen --range, "
-        "or use --dtype float64"
+        f"{one.name}: the quadratic changes the loss by no more than rounding over this range: "
+        + suggest_float64(dtype, "widen --range")
         for one, parabola, s in zip(found, parabolas, grids, strict=True)
         if np.max(np.abs(parabola.at(s) - parabola.origin)) <= measured.noise
     ]

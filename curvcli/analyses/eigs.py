@@ -17,6 +17,7 @@ from curvcli.analyses import planning
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, plan_factors, written_out
+from curvcli.analyses.rounding import least_residual
 from curvcli.analyses.spectrum import noise, tolerance
 from curvcli.analyses.subsampling import Side, eigenvalue_errors, images, subsampled, widened
 from curvcli.curvature import build_for, dimension
@@ -204,7 +205,7 @@ def _lanczos(
     values, residuals = eigen.true_residuals(operator, found.vectors, block)
     order = np.argsort(-values, kind="stable")
     # A residual below the noise of a product is not knowledge.
-    residuals = np.maximum(residuals, 0.5 * noise(settings) * norm)[order]
+    residuals = np.maximum(residuals, least_residual(operator, noise(settings), norm))[order]
     vectors = found.vectors[jnp.asarray(order)]
     return Pairs(values[order], residuals, vectors, norm, state.width, state.starts, state.restarts)
 
@@ -224,7 +225,7 @@ def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor
         "both": np.r_[descending[: k - k // 2], descending[operator.dim - k // 2 :]],
         "magnitude": np.sort(np.argsort(-np.abs(values), kind="stable")[:k])[::-1],
     }[settings.which]
-    residuals = np.full(k, 0.5 * noise(settings) * norm)
+    residuals = np.full(k, least_residual(operator, noise(settings), norm))
     return Pairs(values[chosen], residuals, vectors_at(chosen).astype(operator.dtype), norm, block)
 
 

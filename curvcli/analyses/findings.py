@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses import certificate, descent, stationarity
+from curvcli.analyses import descent, stationarity
 from curvcli.analyses.dense import written_out
 from curvcli.analyses.precise import coarsest
+from curvcli.analyses.rounding import along as rounding_along
 from curvcli.analyses.spectrum import NEAR_ZERO, eigenvalue, noise, refined_extremes
 from curvcli.errors import NumericsError
 from curvcli.linalg import bounds, density, slq
@@ -69,7 +70,7 @@ def from_all(
     norm, eps = _resolvable(float(np.abs(values).max()), settings), coarsest(problem)
     rounding = _rounding(settings, eps) * norm
     ends = jnp.asarray(vectors[:, [0, -1]].T, operator.dtype)
-    floor = _noise_floor(problem, operator, settings, ends, rounding, eps)
+    floor = _noise_floor(operator, settings, ends, rounding, eps)
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     low, high = (
         eigenvalue(float(values[end]), rounding, True, float(values[end]) + beyond)
@@ -117,7 +118,7 @@ def from_samples(
     bound, outside = _bound(collected, settings, dim, rounding)
     low, high = (_told(one, end, rounding) for one, end in zip((low, high), outside, strict=True))
     norm = max([found_norm, *(abs(end.bound) for end in outside if end is not None)])
-    floor = _noise_floor(problem, operator, settings, ends, rounding, eps)
+    floor = _noise_floor(operator, settings, ends, rounding, eps)
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     quadrature, measures = slq.quadrature(collected, key, operator), collected.measures
     index, null_space = (
@@ -188,13 +189,11 @@ def _rounding(settings: SaddleSettings, eps: float) -> float:
     return 0.5 * noise(settings) * max(eps / float(np.finfo(settings.dtype).eps), 1.0)
 
 
-def _noise_floor(
-    problem: Problem, operator: LinearOperator, settings: SaddleSettings, ends: Array, rounding: float, eps: float
-) -> float:
+def _noise_floor(operator: LinearOperator, settings: SaddleSettings, ends: Array, rounding: float, eps: float) -> float:
     """Rounding of products along both ends: measured against float64, or what that of the coarsest type may be."""
     if settings.dtype == "float64" or is_coarse(settings, eps):
         return rounding
-    return certificate.product_noise(problem, ends, operator.matmat(ends))
+    return float(rounding_along(operator, ends).max())
 
 
 def _resolvable(norm: float, settings: SaddleSettings) -> float:

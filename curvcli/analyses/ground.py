@@ -111,13 +111,26 @@ class Ground:
         """The length of w that counts."""
         return size_of(self.problem)
 
-    def images(self, rows: np.ndarray, operator: LinearOperator | None = None) -> np.ndarray:
-        """Products of the model, or another matrix, with rows [k, D]. Raises NumericsError where one is not finite."""
+    def images(self, rows: np.ndarray, operator: LinearOperator | None = None, *, judge: bool = False) -> np.ndarray:
+        """Products of the model, or another matrix, with rows [k, D]; those to judge by are in float64.
+
+        Rows are scaled by powers of two on their way: a residual is as small as the gradient, and its products with a
+        matrix of that size would be below the smallest number of float32.
+
+        Raises
+        ------
+        NumericsError
+            A product is not finite.
+        """
         operator = operator or self.model
-        found = np.asarray(operator.matmat(jnp.asarray(rows, self.problem.dtype)), np.float64)
+        scale = np.exp2(np.frexp(np.max(np.abs(rows), axis=1, keepdims=True, initial=0.0))[1])
+        if judge:
+            found = operator.images(rows / scale)
+        else:
+            found = np.asarray(operator.matmat(jnp.asarray(rows / scale, self.problem.dtype)), np.float64)
         if not np.all(np.isfinite(found)):
-            raise not_finite()
-        return found
+            raise not_finite(operator.dtype)
+        return scale * found
 
     def product(self, operator: LinearOperator, damping: float) -> Callable[[np.ndarray], np.ndarray]:
         """v ↦ (A + λI) v for vectors [D]."""

@@ -81,7 +81,7 @@ def _solved(study: Study, parts: list[Problem], names: list[str]) -> tuple[np.nd
     own = lambda vectors: jnp.concatenate([one(vectors[i : i + 1]) for i, one in enumerate(alone)])  # noqa: E731
     second = own(study.system.solve(right, names))
     whole = study.system.operator
-    rest = replace(whole, matmat=lambda vectors: whole.matmat(vectors) - own(vectors), psd=False, forms=None)
+    rest = whole.with_products(lambda vectors: whole.matmat(vectors) - own(vectors), psd=False)
     newton = minres.solve(rest, right, tol=settings.tol, max_steps=settings.max_probes, monitor=study.monitor)
     return np.asarray(second, np.float64), np.asarray(newton.x, np.float64), newton.status
 

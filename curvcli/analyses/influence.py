@@ -102,6 +102,8 @@ def forecast(problem: Problem, settings: InfluenceSettings, given: Given) -> tup
     block = min(DENSE_BLOCK, problem.dim)
     written = -(-problem.dim // block) * block
     looks = solving.SCOUTS * own_steps + (matrices - 1) * solving.STEPS
+    if solving.chooses_by_all(problem, settings):
+        looks += written - solving.SCOUTS * own_steps
     products = matrices * written if dense else round(solves * each) + looks
     passes = (
         -(-products // plan.at_once)

@@ -58,7 +58,7 @@ def judge(here: Ground, proposal: Proposal, damping: float, previous: np.ndarray
     """
     settings, gradient = here.settings, here.gradient
     rows = proposal.r[None] if previous is None else np.stack([proposal.r, previous])
-    images = here.images(rows)
+    images = here.images(rows, judge=True)
     # λ of the covariance is measured in squares of gradients: it is no curvature of J.
     own = 0.0 if settings.method == "covariance" else damping
     damped = images + own * rows
@@ -83,7 +83,7 @@ def judge(here: Ground, proposal: Proposal, damping: float, previous: np.ndarray
     if settings.method in ITERATIVE and settings.method != "covariance":
         residual = float(np.linalg.norm(damped[0] + gradient)) / (here.slope or 1.0)
         solve = solve.model_copy(update={"residual": residual})
-        if solve.status == "converged" and residual > 2 * settings.tol and solve.solver == "cg":
+        if solve.status == "converged" and residual > 2 * settings.tol:
             solve = solve.model_copy(update={"status": "not-converged"})
     return Judgement(delta, after, judged, solve, proposal, alpha, momentum, rescaled)
 

@@ -23,6 +23,7 @@ from curvcli.curvature import along, build_for
 from curvcli.curvature.batch_norm import Statistics
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
 from curvcli.schema.inspect import Forecast
@@ -79,14 +80,16 @@ def run(
             f"--along {undefined[0].direction}: {undefined[0].reason}", "ask for another direction, such as random"
         )
     vectors = jnp.stack([one.vector for one in found])
-    # Always two, the shape that the self-checks have compiled.
-    images = np.asarray(operator.matmat(jnp.resize(vectors, (2, problem.dim)))[: len(found)], np.float64)
-    exact = np.asarray(vectors, np.float64)
+    # Of unit vectors: a gradient may be so short that its products are below the smallest number of float32. Always
+    # two, the shape that the self-checks have compiled.
+    norms, exact = np.array([one.norm for one in found]), np.asarray(vectors, np.float64)
+    units = jnp.resize(jnp.asarray(exact / norms[:, None], problem.dtype), (2, problem.dim))
+    images = norms[:, None] * np.asarray(operator.matmat(units)[: len(found)], np.float64)
     form = 0.5 * (images @ exact.T + exact @ images.T)
     slopes = exact @ np.asarray(gradient, np.float64)
     if not np.all(np.isfinite(form)):
-        raise NumericsError("the curvature along the directions is not finite", "try --dtype float64")
-    norms, reach = np.array([one.norm for one in found]), weights_norm(problem)
+        raise not_finite(problem.dtype)
+    reach = weights_norm(problem)
     slope, curvature = slopes / norms, np.diag(form) / norms**2
     natural = [
         natural_range(one.norm, float(slope[i]), float(curvature[i]), value, reach) for i, one in enumerate(found)

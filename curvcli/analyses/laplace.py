@@ -15,6 +15,7 @@ to classification networks*; Ritter, Botev and Barber (2018) for K-FAC; Immer, K
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
@@ -25,7 +26,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from curvcli.analyses import planning
+from curvcli.analyses import planning, rounding
 from curvcli.analyses.candidates import Diagonalised, Spectral, operator_of
 from curvcli.analyses.dense import (
     DENSE_BLOCK,
@@ -39,7 +40,7 @@ from curvcli.analyses.precise import weights_norm
 from curvcli.curvature import leverage, queries, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.ntk import example_outputs
-from curvcli.errors import SpecError, UsageError
+from curvcli.errors import SpecError, UsageError, suggest_float64
 from curvcli.linalg import cg
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -49,7 +50,7 @@ from curvcli.linalg.quadrature import Function, Quadrature
 from curvcli.linalg.slq import Collected, Slq, quadrature
 from curvcli.linalg.statistics import Law, student_interval
 from curvcli.losses import LOSSES
-from curvcli.problem import Problem, unit_weight
+from curvcli.problem import Problem, in_float64, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.settings import AnalysisSettings
@@ -255,6 +256,8 @@ def _sums(
 ) -> tuple[Literal["dense", "outputs", "factors", "sampled"], Sums]:
     """Σ log(1 + c/s) and Σ c/(c + s) over the eigenvalues c of C, s = τ/M."""
 
+    dense = isinstance(spectral, Diagonalised)
+
     def logs(values: np.ndarray) -> np.ndarray:
         return np.log1p(np.maximum(values, 0) / shift)
 
@@ -262,10 +265,16 @@ def _sums(
         return np.maximum(values, 0) / (np.maximum(values, 0) + shift)
 
     def exact(values: np.ndarray) -> Sums:
-        return Sums(*(Estimate.exact(float(f(values).sum()), settings.confidence) for f in (logs, shares)))
+        size = float(np.abs(values).max(initial=0.0))
+        noise = rounding.OWN * size * float(np.finfo(np.float64 if spectral is None or dense else operator.dtype).eps)
+        found = []
+        for f in (logs, shares):
+            margin = float(np.abs(f(values + noise) - f(values)).sum())
+            found.append(rounding.widened(Estimate.exact(float(f(values).sum()), settings.confidence), margin))
+        return Sums(*found)
 
     if spectral is not None:
-        return "dense" if isinstance(spectral, Diagonalised) else "factors", exact(spectral.eigenvalues())
+        return "dense" if dense else "factors", exact(spectral.eigenvalues())
     side = smaller_side(problem, _plain(settings))
     if side.name == "outputs" and side.rows <= DENSE_DIM:
         block = plan_outputs(problem, settings, side.rows).at_once
@@ -280,7 +289,14 @@ def _sums(
             break
         Slq(steps, "full", True).round(operator, key, count, collected, monitor, PROBES * steps)
     quad = quadrature(collected, key, operator)
-    return "sampled", Sums(*(_converged(collected, quad, f, settings) for f in (logs, shares)))
+    noise = rounding.measured(operator, settings.seed).each
+
+    def told(f: Function) -> Estimate:
+        # What rounding changes, to first order: all eigenvalues moved by that of a random vector.
+        moved = quad.dim * abs(float(quad.mean(lambda values: f(values + noise) - f(values))[0]))
+        return rounding.widened(_converged(collected, quad, f, settings), rounding.MARGIN * moved)
+
+    return "sampled", Sums(told(logs), told(shares))
 
 
 def _converged(collected: Collected, quad: Quadrature, f: Function, settings: CompareSettings) -> Estimate:
@@ -353,11 +369,11 @@ def _roots(
         count = min(at_once, total - first)
         if root is not None:
             rows = np.eye(count, dim, first) if exact else dim**0.5 * sphere(key, first, count, dim, dtype)
-            yield jnp.asarray(root(rows), dtype)
+            yield np.asarray(root(rows), np.float64) if exact else jnp.asarray(root(rows), dtype)
         else:
             # x = (C + sI)⁻¹ y has the covariance (C + sI)⁻¹ if y has C + sI.
             drawn = leverage.draw(problem, "ggn", shift, settings.seed, first, count)
-            system = operator.with_products(lambda v: operator.matmat(v) + shift * v, psd=True)
+            system = operator.shifted(shift, psd=True)
             solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.cg_steps, monitor=monitor)
             residuals.append(float(np.max(solved.residuals)))
             yield solved.x / normaliser**0.5
@@ -367,7 +383,7 @@ def _roots(
     if max(residuals) > 2 * settings.tol:
         warnings.append(
             f"the solves behind the predictive variance have relative residuals up to {max(residuals):.2g} (asked for "
-            f"{settings.tol:.2g}): use more --cg-steps, or --dtype float64"
+            f"{settings.tol:.2g}): " + suggest_float64(problem.dtype, "allow more --cg-steps")
         )
 
 
@@ -378,19 +394,22 @@ def _predictive(
     weights = _output_weights(problem)
     counted = weights.reshape(len(weights), -1) > 0
     total, means = np.zeros(counted.shape), []
-    for vectors in roots:
-        start, sizes = 0, np.zeros(len(vectors))
-        for slopes in queries.batch_slopes(problem, problem.batches, "output", vectors):
-            squares, rows = np.square(slopes), slice(start, start + slopes.shape[1])
-            total[rows] += squares.sum(axis=0)
-            sizes += squares[:, counted[rows]].sum(axis=1)
-            start += slopes.shape[1]
-        means += (sizes / counted.sum()).tolist()
+    # What is exact is so to the digits of float64: a root that is written out, and the outputs' derivatives along it.
+    with jax.enable_x64(True) if exact else contextlib.nullcontext():
+        asked = in_float64(problem) if exact else problem
+        for vectors in roots:
+            start, sizes = 0, np.zeros(len(vectors))
+            for slopes in queries.batch_slopes(asked, asked.batches, "output", jnp.asarray(vectors)):
+                squares, rows = np.square(slopes), slice(start, start + slopes.shape[1])
+                total[rows] += squares.sum(axis=0)
+                sizes += squares[:, counted[rows]].sum(axis=1)
+                start += slopes.shape[1]
+            means += (sizes / counted.sum()).tolist()
     samples = 0 if exact else len(means)
     variances = total if exact else total / samples
     shown = variances[counted]
     if exact:
-        mean = Estimate.exact(float(shown.mean()), settings.confidence)
+        mean = rounding.exact(float(shown.mean()), settings.confidence, float(shown.mean()), problem.dim)
     else:
         law = Law(float(np.mean(means)), float(np.std(means, ddof=1)) / samples**0.5, samples - 1)
         low, high = student_interval(law, 1 - settings.confidence)

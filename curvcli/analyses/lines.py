@@ -16,7 +16,7 @@ from curvcli.compiling import jit
 from curvcli.curvature import curves_the_loss
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.taps import find_layers
-from curvcli.errors import MemoryLimitError, NumericsError, UsageError
+from curvcli.errors import MemoryLimitError, NumericsError, UsageError, suggest_float64
 from curvcli.linalg import minres
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
@@ -166,7 +166,7 @@ class Finder:
             elif status == "not-converged":
                 spent = self._newton.iterations[0] >= steps
                 cure = "allow more with --probes, or use --damping" if spent else (
-                    "this is rounding: use --dtype float64, or --damping"
+                    "this is rounding: " + suggest_float64(self.settings.dtype, "use --damping")
                 )  # fmt: skip
                 self.warnings.append(
                     f"newton has not converged after {self._newton.iterations[0]} products: relative residual "

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 
 from curvcli.analyses.ranking import Ranker, Strength, moves, moves_labels, strength
+from curvcli.analyses.rounding import exact
 from curvcli.analyses.spectrum import noise
 from curvcli.analyses.study import Study
 from curvcli.curvature import leverage as pulling
@@ -224,7 +225,8 @@ def _total(root: InverseRoot, confidence: float) -> Estimate | None:
     if root.energies is None:
         return None
     if not root.samples:
-        return Estimate.exact(float(root.energies.sum()), confidence)
+        size = float(np.linalg.norm(root.energies))
+        return exact(float(root.energies.sum()), confidence, size, len(root.energies))
     mean, stderr = float(root.energies.mean()), float(root.energies.std(ddof=1) / root.samples**0.5)
     width = float(scipy.stats.t.ppf(0.5 + confidence / 2, root.samples - 1)) * stderr
     return Estimate(

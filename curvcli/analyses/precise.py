@@ -1,4 +1,4 @@
-"""A problem in float64, whatever the arithmetic of the analysis: for what hangs on the last digits."""
+"""What a problem computes, read off its equations: the types of its arithmetic, a digest of its code."""
 
 from __future__ import annotations
 
@@ -15,31 +15,7 @@ from curvcli.curvature import heads, sums
 from curvcli.curvature.work import abstract_batch
 from curvcli.devices import on_host
 from curvcli.jax_internals import equations, plain_where_unknown
-from curvcli.problem import Batch, Batches, Params, Problem
-
-
-def in_float64(problem: Problem, examples: int | None = None) -> Problem:
-    """The problem with everything that floats in float64; to be used under `jax.enable_x64(True)`.
-
-    Parameters
-    ----------
-    examples
-        Only the first ones, in one batch.
-    """
-
-    def cast(leaf: Any) -> Any:
-        return jnp.asarray(leaf, "float64") if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    params, frozen = jax.tree.map(cast, (problem.params, problem.frozen))
-    batches, size = problem.batches, problem.batches.batch_size
-    inputs, targets, weight = batches.inputs, batches.targets, batches.weight
-    if examples is not None:
-        size = min(examples, batches.num_examples)
-        inputs, targets, weight = jax.tree.map(lambda leaf: leaf[:size], (inputs, targets, weight))
-    weight = np.asarray(weight, "float64")
-    mesh = batches.mesh if examples is None else None  # a few are not worth sharing
-    batches = Batches(inputs, targets, weight, size, np.dtype("float64"), mesh, coupled=batches.coupled)
-    return replace(problem, params=params, frozen=frozen, batches=batches)
+from curvcli.problem import Batch, Params, Problem, in_float64
 
 
 def network_jaxpr(problem: Problem) -> Any:

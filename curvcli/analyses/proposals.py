@@ -265,7 +265,7 @@ def curvature_along_gradient(here: Ground, matrix: LinearOperator) -> float:
     if not here.slope:
         return 1.0
     unit = here.gradient / here.slope
-    image = here.images(unit[None], matrix)[0]
+    image = here.images(unit[None], matrix, judge=True)[0]
     form, length = float(unit @ image), float(np.linalg.norm(image))
     return form if form > here.eps * length else length or 1.0
 

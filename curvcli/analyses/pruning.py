@@ -5,13 +5,13 @@ Source: LeCun, Denker and Solla (1990), *Optimal brain damage*.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.rounding import exact
 from curvcli.curvature import build, sums
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import on_host
@@ -20,6 +20,7 @@ from curvcli.linalg.diagonal import Sampler
 from curvcli.linalg.entries import Found
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
+from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import student_interval
 from curvcli.problem import Problem
@@ -131,14 +132,16 @@ def _predicted(
 ) -> Estimate:
     """½ Σ H_ii w_i² over the pruned weights (`weights`, zero elsewhere), that is ½ tr WHW with W = diag w."""
     if not found.samples:
-        return Estimate.exact(0.5 * float(curvature(settings, found) @ weights**2), settings.confidence)
+        terms = 0.5 * curvature(settings, found) * weights**2
+        return exact(float(terms.sum()), settings.confidence, float(np.linalg.norm(terms)), len(terms))
     scale = jnp.asarray(weights, operator.dtype)[None]
-    scaled = replace(operator, matmat=lambda v: scale * (operator.matmat(scale * v) - settings.damping * scale * v))
+    scaled = operator.with_products(lambda v: scale * (operator.matmat(scale * v) - settings.damping * scale * v))
+    in_units, unit = normalised(scaled)
     key = jax.random.fold_in(jax.random.key(settings.seed), FRESH)
-    sampler = Sampler(scaled, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
+    sampler = Sampler(in_units, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
     sampler.draw(PROBES)
     meter.products -= sampler.padding
-    (law,) = sampler.hutchinson().sums
+    (law,) = sampler.hutchinson().scaled(unit.value).sums
     low, high = student_interval(law, 1 - settings.confidence)
     return Estimate(
         value=0.5 * law.value, stderr=0.5 * law.stderr, interval=(0.5 * low, 0.5 * high),

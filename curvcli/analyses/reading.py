@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from curvcli.analyses.candidates import Candidate
+from curvcli.analyses.candidates import Candidate, Diagonalised
+from curvcli.analyses.rounding import OWN, exact, widened
 from curvcli.analyses.spectrum import noise
 from curvcli.linalg.statistics import Law, student_interval
 from curvcli.linalg.together import Together
@@ -23,12 +25,15 @@ class Reader:
     ----------
     level
         Error probability of an interval.
+    rounding
+        Of the products of each matrix relative to its Frobenius norm, measured.
     """
 
     settings: CompareSettings
     level: float
     together: Together
     found: list[Candidate]
+    rounding: list[float]
 
     @property
     def _exact(self) -> bool:
@@ -37,28 +42,33 @@ class Reader:
     def trace(self, i: int) -> Estimate:
         """tr A_i."""
         if (spectral := self.found[i].spectral) is not None:
-            return Estimate.exact(float(spectral.eigenvalues().sum()), self.settings.confidence)
+            values, dim = spectral.eigenvalues(), self.together.dim
+            size = float(np.linalg.norm(values))
+            return exact(float(values.sum()), self.settings.confidence, size, dim, self._arithmetic(i))
         law = self.together.trace(i)
         size = math.sqrt(self.together.dim * float(self.together.values()[self.together.square(i)]))
-        return self._estimate(law, student_interval(law, self.level), noise(self.settings) * size)
+        return self._estimate(law, student_interval(law, self.level), self._noise(i) * size)
 
     def norm(self, i: int) -> Estimate:
         """‖A_i‖_F."""
         if (spectral := self.found[i].spectral) is not None:
-            return Estimate.exact(float(np.linalg.norm(spectral.eigenvalues())), self.settings.confidence)
-        return self._positive(self.together.norm(self.together.square(i)), None)
+            size = float(np.linalg.norm(spectral.eigenvalues()))
+            return exact(size, self.settings.confidence, size, self.together.dim, self._arithmetic(i))
+        return self._positive(self.together.norm(self.together.square(i)), None, i)
 
     def distance(self, i: int, j: int) -> Estimate:
         """‖A_i − A_j‖_F."""
         values = self.together.values()
         largest = max(values[self.together.square(i)], values[self.together.square(j)])
-        return self._positive(self.together.norm(self.together.distance(i, j)), math.sqrt(largest))
+        return self._positive(self.together.norm(self.together.distance(i, j)), math.sqrt(largest), i, j)
 
     def relative(self, i: int, j: int) -> Estimate | None:
         """‖A_i − A_j‖_F/‖A_i‖_F; None for A_i = 0."""
         values = self.together.values()
         own, other = values[self.together.square(i)], values[self.together.square(j)]
-        return None if own == 0 else self._positive(self.together.relative(i, j), math.sqrt(max(own, other) / own))
+        if own == 0:
+            return None
+        return self._positive(self.together.relative(i, j), math.sqrt(max(own, other) / own), i, j)
 
     def alignment(self, i: int, j: int) -> Estimate | None:
         """⟨A_i, A_j⟩/(‖A_i‖ ‖A_j‖); None where one of them is 0."""
@@ -72,7 +82,7 @@ class Reader:
             # Fisher's z: near ±1 the error is to one side.
             wide = law._replace(value=math.atanh(law.value), stderr=law.stderr / (1 - law.value**2))
             low, high = (math.tanh(end) for end in student_interval(wide, self.level))
-        found = self._estimate(law, (low, high), noise(self.settings))
+        found = self._estimate(law, (low, high), self._noise(i, j))
         return found.model_copy(update={"interval": (max(found.interval[0], -1.0), min(found.interval[1], 1.0))})
 
     def widest(self) -> float:
@@ -81,12 +91,22 @@ class Reader:
         intervals = [one.interval for i, j in pairs if (one := self.relative(i, j)) is not None]
         return max((0.5 * (high - low) for low, high in intervals), default=0.0)
 
-    def _positive(self, law: Law, scale: float | None) -> Estimate:
+    def _noise(self, *places: int) -> float:
+        """Rounding of the products of some of the matrices relative to ‖A‖_F, at its largest."""
+        if self._exact:
+            return max(OWN * float(np.finfo(self._arithmetic(i)).eps) for i in places)
+        return max(noise(self.settings), *(self.rounding[i] for i in places))
+
+    def _arithmetic(self, i: int) -> Any:
+        """The type whose rounding is in what is known of a matrix: one written out has that of float64."""
+        return np.float64 if isinstance(self.found[i].spectral, Diagonalised) else self.found[i].operator.dtype
+
+    def _positive(self, law: Law, scale: float | None, *places: int) -> Estimate:
         """An interval that is even in the logarithm: ratios and roots of squares are skewed upwards.
 
         `scale` is what the value is the difference of: the size that its rounding belongs to.
         """
-        rounding = noise(self.settings) * (law.value if scale is None else scale)
+        rounding = self._noise(*places) * (law.value if scale is None else scale)
         low = high = law.value
         if law.value and law.stderr:
             low, high = student_interval(law._replace(value=0.0, stderr=law.stderr / law.value), self.level)
@@ -96,7 +116,7 @@ class Reader:
 
     def _estimate(self, law: Law, interval: tuple[float, float], rounding: float) -> Estimate:
         if self._exact:
-            return Estimate.exact(law.value, self.settings.confidence)
+            return widened(Estimate.exact(law.value, self.settings.confidence), rounding)
         return Estimate(
             value=law.value, stderr=law.stderr, interval=(interval[0] - rounding, interval[1] + rounding),
             confidence=self.settings.confidence, samples=self.together.drawn, method="common probes",

@@ -28,7 +28,7 @@ import numpy as np
 
 from curvcli import journal
 from curvcli.analyses.agreement import agreement
-from curvcli.analyses.precise import in_float64, precision
+from curvcli.analyses.precise import precision
 from curvcli.analyses.stationarity import size_of
 from curvcli.curvature import build, queries, sums
 from curvcli.curvature.flatten import Layout
@@ -37,7 +37,7 @@ from curvcli.devices import on_host
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.trust_region import Minimum, Point, minimise
-from curvcli.problem import Batch, Batches, Problem, PyTree
+from curvcli.problem import Batch, Batches, Problem, PyTree, in_float64
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.verification import Control, Refit, Verification
 

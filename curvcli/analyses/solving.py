@@ -114,8 +114,7 @@ class System:
     @property
     def operator(self) -> LinearOperator:
         """C + λI."""
-        matmat, damping = self.matrix.matmat, self.damping
-        return self.matrix.with_products(lambda v: matmat(v) + damping * v)
+        return self.matrix.shifted(self.damping)
 
     def solve(self, rhs: Array, names: Sequence[str], *, one_record: bool = False) -> Array:
         """s [k, D] for right-hand sides [k, D].
@@ -168,17 +167,18 @@ class System:
         shifted, b = self.values + self.damping, np.asarray(rhs, np.float64)
         cut = noise(self.settings) * float(np.abs(self.values).max(initial=0.0))
         inverse = np.where(np.abs(shifted) > cut, 1 / np.where(shifted == 0, 1.0, shifted), 0.0)
-        x = ((b @ self.vectors) * inverse) @ self.vectors.T
-        residual = b - ((x @ self.vectors) * shifted) @ self.vectors.T
-        sizes = np.linalg.norm(b, axis=1)
-        relative = np.divide(np.linalg.norm(residual, axis=1), sizes, out=np.zeros_like(sizes), where=sizes > 0)
-        status = ["converged" if one <= max(self.settings.tol, 1e-10) else "least-squares" for one in relative]
-        count, lowest = len(b), float(shifted.min())
-        zero = np.zeros(count, int)
-        norm = np.full(count, float(np.abs(shifted).max()))
-        return Solution(
-            jnp.asarray(x, self.matrix.dtype), status, relative, zero, np.full(count, lowest), norm  # type: ignore[arg-type]
-        )  # fmt: skip
+        along, sizes = b @ self.vectors, np.linalg.norm(b, axis=1)
+        x = jnp.asarray((along * inverse) @ self.vectors.T, self.matrix.dtype)
+        starts = range(0, len(b), self.at_once)
+        measured = [residual(self.operator, rhs[i : i + self.at_once], x[i : i + self.at_once])[1] for i in starts]
+        relative, tol = np.concatenate(measured), max(self.settings.tol, 1e-10)
+        outside = np.linalg.norm(along[:, inverse == 0], axis=1) > tol * sizes
+        status: list[Status] = [
+            "least-squares" if cut else "converged" if size <= 2 * tol else "not-converged"
+            for cut, size in zip(outside, relative, strict=True)
+        ]
+        count, lowest, norm = len(b), float(shifted.min()), float(np.abs(shifted).max())
+        return Solution(x, status, relative, np.zeros(count, int), np.full(count, lowest), np.full(count, norm))
 
     def _recalled(self, rhs: Array, tols: np.ndarray) -> Solution:
         """All systems, those left out that a run with fewer of them has solved (`curvcli.journal`)."""
@@ -291,6 +291,11 @@ def is_dense(problem: Problem, settings: InfluenceSettings) -> bool:
     return settings.solver == "dense" or (settings.solver == "auto" and problem.dim <= DENSE_DIM)
 
 
+def chooses_by_all(problem: Problem, settings: InfluenceSettings) -> bool:
+    """Whether λ is chosen from all eigenvalues of C: it is the same whatever the solver, and C small enough."""
+    return settings.damping == "auto" and problem.dim <= DENSE_DIM
+
+
 def undamped(problem: Problem, settings: InfluenceSettings, name: str) -> LinearOperator:
     """The matrix of this name, without λ."""
     return build(problem, name, with_regulariser=settings.regulariser, seed=settings.seed)
@@ -314,17 +319,21 @@ def prepare(
 
     Notes
     -----
-    Cost: D products where C is written out, else those of `scouted`; some passes over the data for a preconditioner.
+    Cost: D products where C is written out, or λ is chosen for a small C (up to 1500 parameters), else those of
+    `scouted`; some passes over the data for a preconditioner.
     """
-    values = vectors = root = None
-    if is_dense(problem, settings):
+    values = vectors = root = low = None
+    dense, whole = is_dense(problem, settings), chooses_by_all(problem, settings)
+    if dense or whole:
         values, vectors = scipy.linalg.eigh(written_out(matrix, min(DENSE_BLOCK, matrix.dim), monitor))
-        extent = Extent(
-            known(float(values[0]), float(np.abs(values).max()), settings), float(values[-1]), float(values.mean())
-        )
+        low = known(float(values[0]), float(np.abs(values).max()), settings)
+    if values is not None and low is not None and (whole or settings.damping != "auto"):
+        extent = Extent(low, float(values[-1]), float(values.mean()))
     else:
         extent = scouted(matrix, settings, monitor)
     damping, choice = choose_damping(problem, settings, extent)
+    if not dense:
+        values = vectors = None
     if values is not None:
         solver: SolverName = "dense"
     elif settings.solver == "auto":
@@ -341,7 +350,7 @@ def prepare(
     elif settings.factors_from is not None and kronecker is None:
         warnings.append(f"--factors-from: the solver is {solver}, and the factors are not used; ask for --solver cg")
     return System(
-        problem, matrix, solver, choice, damping, extent.low, settings, monitor, at_once, warnings,
+        problem, matrix, solver, choice, damping, low or extent.low, settings, monitor, at_once, warnings,
         values, vectors, root, kronecker if solver in FACTORED else None,
     )  # fmt: skip
 
@@ -372,8 +381,8 @@ def known(value: float, norm: float, settings: InfluenceSettings) -> Eigenvalue:
 
 
 def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent) -> tuple[float, DampingChoice]:
-    """λ as given; else 0 where the regulariser makes C regular, a tenth of C's mean eigenvalue where not, and as much
-    more as lifts a negative one above zero."""
+    """λ as given; else 0 where the regulariser makes C regular, or a small C is; a tenth of C's mean eigenvalue where
+    not, and as much more as lifts a negative one above zero. It does not depend on the solver."""
     low, high = extent.low.value, extent.high
     said = {"lambda_max": high, "lambda_min": low, "mean": extent.mean}
     if settings.damping != "auto":
@@ -382,7 +391,7 @@ def choose_damping(problem: Problem, settings: InfluenceSettings, extent: Extent
     l2 = problem.regulariser.l2 if settings.regulariser_included else 0.0
     if l2 > floor and low > 0.5 * l2:
         return 0.0, DampingChoice(chosen="auto", reason=f"l2 = {l2:g} makes C regular", **said)
-    if is_dense(problem, settings) and low > REGULAR * floor:
+    if chooses_by_all(problem, settings) and low > REGULAR * floor:
         return 0.0, DampingChoice(chosen="auto", reason=f"C is regular (λ_min {low:.2g})", **said)
     lift = -1.1 * low if low < -floor else 0.0
     damping = SHARE * abs(extent.mean) + lift
@@ -411,11 +420,12 @@ def vectors_at_once(problem: Problem, settings: InfluenceSettings, rows: int) ->
         return planning.MemoryPlan(min(max(rows, 1), BLOCK), plan.bytes + 16 * rows * problem.dim)
     factored = settings.solver in FACTORED or settings.precondition in FACTORED
     factors = factor_rows(problem, preconditioners.recipe_of(settings)) if factored else 0
+    whole = 24 * problem.dim // problem.dtype.itemsize if chooses_by_all(problem, settings) else 0
     return planning.plan_vectors(
         problem,
         settings,
         problem.dim,
-        rows=2 * rows + STEPS * SCOUTS + factors,
+        rows=2 * rows + STEPS * SCOUTS + factors + whole,
         block=min(max(rows, 1), BLOCK),
         growing=planning.Growing("solve for {} at once: fewer --queries, or --samples", rows, 2),
     )

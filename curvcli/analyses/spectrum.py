@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses import krylov_memory, planning
+from curvcli.analyses import krylov_memory, planning, rounding
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import (
@@ -31,6 +31,7 @@ from curvcli.analyses.subsampling import eigenvalue_errors, images, subsampled, 
 from curvcli.analyses.tuning import product_seconds
 from curvcli.curvature import build_for, curves_the_loss, dimension
 from curvcli.curvature.gram import Gram
+from curvcli.devices import on_host
 from curvcli.linalg import bounds, density, eigen, krylov, slq
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.meter import Meter
@@ -170,8 +171,13 @@ def _sampled(
         further=further,
         beyond=_beyond(operator, collected) if full else (None, None),  # the theorem: of exact arithmetic
     )
-    quadrature = slq.quadrature(collected, key, operator)
-    return _result(operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks)), ends
+    quadrature, error = slq.quadrature(collected, key, operator), rounding.measured(operator, settings.seed)
+    largest = float(rounding.along(operator, ends).max())
+    trace = rounding.widened(trace, error.trace())
+    result = _result(
+        operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks), largest, error.norm
+    )
+    return result, ends
 
 
 def look_schedule(probes: int, rtol: float | None) -> list[int]:
@@ -226,7 +232,7 @@ def refined_extremes(
     found = []
     for side, name in enumerate(("λ_min", "λ_max")):
         # A residual below the noise of a product is not knowledge.
-        residual = max(float(residuals[side]), 0.5 * noise(settings) * norm)
+        residual = max(float(residuals[side]), rounding.least_residual(operator, noise(settings), norm))
         converged = residual <= tolerance(settings) * norm
         if not converged:
             advice = _advice(settings, residual, norm, stopped=monitor.stop() is not None)
@@ -292,19 +298,21 @@ def _from_outputs(
     values, vectors = scipy.linalg.eigh(kernel)
     values = gram.shift + np.r_[0.0, np.maximum(values, 0)]  # positive semi-definite but for rounding
     copies = np.r_[problem.dim - gram.rows, np.ones(gram.rows, int)]
-    top = _pulled_back(gram, vectors[:, -1:].T, meter)
+    top = _pulled_back(gram, vectors[:, -1:].T, operator.dtype, meter)
     # Every form of an example vanishes on the null space, as on the zero vector that stands for it.
-    residual = float(jax.numpy.linalg.norm(operator.matmat(top) - values[-1] * top))  # of the matrix's own product
+    image = operator.images(top)  # the matrix's own product
+    residual = float(np.linalg.norm(image - values[-1] * np.asarray(top, np.float64)))
     return Written(values, copies, jax.numpy.concatenate([jax.numpy.zeros_like(top), top]), residual)
 
 
-def _pulled_back(gram: Gram, vectors: np.ndarray, meter: Meter) -> Any:
+def _pulled_back(gram: Gram, vectors: np.ndarray, dtype: Any, meter: Meter) -> Any:
     """Unit eigenvectors of the matrix from those of its output side; zeros where the matrix is."""
     meter.products += len(vectors)
     meter.data_passes += 1
-    pulled = gram.pull(vectors.astype(gram.dtype))
-    size = jax.numpy.linalg.norm(pulled, axis=1, keepdims=True)
-    return pulled / jax.numpy.where(size > 0, size, 1)
+    with jax.enable_x64(True):
+        pulled = on_host(gram.pull(vectors))
+    size = np.linalg.norm(pulled, axis=1, keepdims=True)
+    return jax.numpy.asarray(pulled / np.where(size > 0, size, 1), dtype)
 
 
 def _dense(
@@ -313,14 +321,18 @@ def _dense(
     """The result where every eigenvalue is known; and the vectors [2, dim] of λ_min and λ_max."""
     values, weights = spectrum.values, spectrum.copies / operator.dim
     norm = float(np.abs(values).max())
-    rounding = 0.5 * noise(settings) * norm
+    least = rounding.least_residual(operator, noise(settings), norm)
     low, high = (
         eigenvalue(float(values[end]), residual, residual <= tolerance(settings) * norm, float(values[end]) + beyond)
-        for end, residual, beyond in ((0, rounding, -rounding), (-1, max(spectrum.residual, rounding), rounding))
+        for end, residual, beyond in ((0, least, -least), (-1, max(spectrum.residual, least), least))
     )
     measure = bounds.Measure(values, weights, np.zeros(len(values)))
     quadrature = Exact(operator.dim, [values], [weights], [NO_OUTLIERS])
-    trace = Estimate.exact(float(spectrum.copies @ values), settings.confidence)
+    size = math.sqrt(spectrum.copies @ np.square(values))
+    dtype = operator.dtype if side.name == "factors" else "float64"
+    total = float(spectrum.copies @ values)
+    trace = rounding.exact(total, settings.confidence, size, operator.dim, dtype)
+    trace = rounding.widened(trace, operator.dim * operator.floor)
     result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
     return result.model_copy(update={"written_out": side.name}), spectrum.ends
 
@@ -367,18 +379,28 @@ def _result(
     high: Eigenvalue,
     trace: Estimate,
     looks: int,
+    largest: float = 0.0,
+    spread: float = 0.0,
 ) -> SpectrumResult:
-    """Everything that is read from the quadrature and the extremes."""
-    cut = NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value))
+    """Everything that is read from the quadrature and the extremes.
+
+    Parameters
+    ----------
+    largest, spread
+        Rounding of the products: along the extremes' vectors, and in the Frobenius norm.
+    """
+    cut = max(NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value)), largest)
     if method == "dense":
         values, copies = measures[0].nodes, np.rint(operator.dim * measures[0].weights)
-        frobenius = Estimate.exact(math.sqrt(copies @ np.square(values)), settings.confidence)
+        size = math.sqrt(copies @ np.square(values))
+        frobenius = rounding.widened(Estimate.exact(size, settings.confidence), trace.interval[1] - trace.value)
         negative, near_zero = (
-            Bounded.exact(float(copies[within].sum() / operator.dim), settings.confidence)
-            for within in (values < -cut, np.abs(values) <= cut)
+            Bounded.exact(float(copies[counted].sum() / operator.dim), settings.confidence)
+            for counted in (values < -cut, np.abs(values) <= cut)
         )
     else:
         frobenius = _square_root(quadrature.estimate(np.square, settings.confidence, method, operator.dim, looks))
+        frobenius = rounding.widened(frobenius, spread)
         below = -np.nextafter(cut, np.inf)
         negative = (
             Bounded.exact(0.0, settings.confidence)  # a theorem, not a measurement

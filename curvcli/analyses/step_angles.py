@@ -11,6 +11,7 @@ from curvcli.analyses.solving import SHARE
 from curvcli.analyses.spectrum import noise
 from curvcli.curvature import sums
 from curvcli.curvature.flatten import Layout
+from curvcli.errors import suggest_float64
 from curvcli.linalg import cg, minres
 from curvcli.linalg.iterate import Monitor
 from curvcli.problem import Problem
@@ -60,7 +61,7 @@ def step_angles(
         norm = float(np.linalg.norm(step))
         units.append(step / norm if norm else step)
         steps.append(Step(name=one.name, norm=norm, gradient_cosine=_cosine(units[-1], down / size), solve=solve))
-    _warn(steps, [noise(settings) * one.norm for one in solved], warnings)
+    _warn(steps, [noise(settings) * one.norm for one in solved], settings.dtype, warnings)
     pairs = [
         StepPair(a=one.name, b=other.name, cosine=_cosine(units[i], units[j]), norm_ratio=one.norm / other.norm)
         for i, one in enumerate(steps)
@@ -91,16 +92,13 @@ def _solve(
     curved = bare and problem.regulariser.fn is not None
     if candidate.spectral is not None and not curved:
         return _closed(candidate.spectral, settings, np.asarray(gradient, np.float64), shift)
-    matmat, operator = candidate.operator.matmat, candidate.operator
-    curvature = sums.regulariser_products(problem, Layout.of(problem.params)) if curved else None
-    added = damping if curved else shift
-
-    def shifted(vectors: Array) -> Array:
-        out = matmat(vectors) + added * vectors
-        return out if curvature is None else out + curvature(vectors)
-
-    psd = operator.psd and not curved
-    system = operator.with_products(shifted, psd=psd)
+    operator = candidate.operator
+    if curved:
+        matmat, curvature = operator.matmat, sums.regulariser_products(problem, Layout.of(problem.params))
+        assert curvature is not None
+        system = operator.with_products(lambda v: matmat(v) + damping * v + curvature(v), psd=False)
+    else:
+        system = operator.shifted(shift)
     rhs, steps = -gradient[None], min(settings.cg_steps, 4 * operator.dim)
     solver, answer = "minres", None
     if system.psd and shift > 0:
@@ -135,14 +133,15 @@ def _closed(spectral: Spectral, settings: CompareSettings, gradient: np.ndarray,
     return Solved(step[0], told, float(np.abs(values).max(initial=0.0)))
 
 
-def _warn(steps: list[Step], rounding: list[float], warnings: list[str]) -> None:
+def _warn(steps: list[Step], rounding: list[float], dtype: str, warnings: list[str]) -> None:
     """Steps that are not what they seem."""
     for one, least in zip(steps, rounding, strict=True):
         solve = one.solve
         if solve.status != "converged":
             warnings.append(
                 f"the step of {one.name} is not solved for ({solve.status}, relative residual {solve.residual:.2g}): "
-                "its angles are those of what was found; use more --cg-steps, more --damping, or --dtype float64"
+                "its angles are those of what was found; "
+                + suggest_float64(dtype, "allow more --cg-steps, or more --damping")
             )
         if solve.lowest_curvature < -least:
             uphill = ", and uphill" if one.gradient_cosine < 0 else ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from curvcli.analyses import planning
+from curvcli.analyses import planning, rounding
 from curvcli.analyses.answer import Answer
 from curvcli.analyses.checks import examined, finite_objective
 from curvcli.analyses.dense import (
@@ -31,6 +30,7 @@ from curvcli.linalg import quadratic
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
+from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import Law, spent, student_interval
 from curvcli.linalg.trace import Found, Tracer
@@ -76,7 +76,9 @@ def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[T
     if method == "dense" and operator.known is not None:
         values, diagonal = operator.known.eigenvalues(), operator.known.diagonal_entries()
         reason = "the eigenvalues are products of those of the factors"
-        result = _exact(settings, diagonal, float(values @ values), names, segments, "factors", reason)
+        result = _exact(
+            settings, diagonal, float(values @ values), names, segments, "factors", reason, dtype=operator.dtype
+        )
     elif method == "dense" and side.name == "outputs":
         result = _from_outputs(problem, settings, names, segments, plan.at_once, monitor, meter)
     elif method == "dense":
@@ -165,21 +167,22 @@ def sampled(
 
     Cost: at most `probes` products, in blocks of `at_once`.
     """
+    in_units, unit = normalised(operator)
     tracer = Tracer(
-        operator, jax.random.key(settings.seed), segments,
+        in_units, jax.random.key(settings.seed), segments,
         at_once=at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
     forms, fewest = None, FEWEST_FORMS.get(method, settings.max_probes + 1)
     if not settings.layers and operator.forms and at_once >= quadratic.LEAST and settings.max_probes >= fewest:
-        forms = quadratic.Forms(operator, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
+        forms = quadratic.Forms(in_units, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
     alpha, look, before = 1 - settings.confidence, 1, None
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
     chosen, reason = method, f"--method {method} was asked for"
     while True:
         if chosen == "auto":
             chosen, reason = _choose(tracer, budget, settings.max_probes)
-        found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget)
+        found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget).scaled(unit.value)
         level = alpha if settings.rtol is None else spent(alpha, look)
         trace = _as_estimate(found.trace, found, settings, level, operator)
         monitor.known(f"trace {trace}")
@@ -201,17 +204,18 @@ def sampled(
     _without_padding(meter, tracer, forms)
     if forms is not None and forms.drawn:
         reason += f"; {forms.drawn} samples are quadratic forms alone, half a product each"
-    layers = [
-        LayerTrace(
-            name=name, dim=sum(b - a for a, b in part), trace=_as_estimate(law, found, settings, level, operator)
-        )
-        for name, part, law in zip(names, segments, found.parts, strict=False)
-    ]
+    error, layers = rounding.measured(operator, settings.seed), []
+    for name, part, law in zip(names, segments, found.parts, strict=False):
+        dim = sum(b - a for a, b in part)
+        estimate = rounding.widened(_as_estimate(law, found, settings, level, operator), error.trace(dim))
+        layers.append(LayerTrace(name=name, dim=dim, trace=estimate))
     if found.method != chosen:
         reason += f"; stopped before that, the answer is that of {found.method}"
     return TraceResult(
-        dim=operator.dim, method=found.method, reason=reason, trace=trace, layers=layers,  # type: ignore[arg-type]
-        frobenius_norm=_frobenius(found, settings, level, operator), more=_more(trace, found.products, settings),
+        dim=operator.dim, method=found.method, reason=reason,  # type: ignore[arg-type]
+        trace=rounding.widened(trace, error.trace()), layers=layers,
+        frobenius_norm=rounding.widened(_frobenius(found, settings, level, operator), error.norm),
+        more=_more(trace, found.products, settings),
     )  # fmt: skip
 
 
@@ -293,9 +297,9 @@ def _narrow(estimate: Estimate, rtol: float) -> bool:
 def _as_estimate(law: Law, found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
     """A law as an estimate, its interval widened by the rounding of the products."""
     low, high = student_interval(law, level)
-    rounding = _rounding(found, operator)
+    margin = _rounding(found, operator)
     return Estimate(
-        value=law.value, stderr=law.stderr, interval=(low - rounding, high + rounding), confidence=settings.confidence,
+        value=law.value, stderr=law.stderr, interval=(low - margin, high + margin), confidence=settings.confidence,
         samples=found.probes, method=found.method,
     )  # fmt: skip
 
@@ -309,10 +313,10 @@ def _frobenius(found: Found, settings: TraceSettings, level: float, operator: Li
     """√ of the estimate of ‖A‖_F², its interval mapped along: a monotone map keeps the coverage."""
     value = math.sqrt(max(found.square.value, 0.0))
     low, high = (math.sqrt(max(end, 0.0)) for end in found.square.interval(level))
-    rounding = 4 * float(np.finfo(operator.dtype).eps) * value
+    margin = 4 * float(np.finfo(operator.dtype).eps) * value
     return Estimate(
         value=value, stderr=found.square.stderr / (2 * value) if value else 0.0,
-        interval=(max(low - rounding, 0.0), high + rounding), confidence=settings.confidence,
+        interval=(max(low - margin, 0.0), high + margin), confidence=settings.confidence,
         samples=found.probes, method=found.method,
     )  # fmt: skip
 
@@ -345,7 +349,7 @@ def _dense(
     for start, rows in rows_written_out(operator, block, monitor):
         diagonal[start : start + len(rows)] = diagonal_of(start, rows)
         square += float(np.square(rows).sum())
-    return _exact(settings, diagonal, square, names, segments, "parameters", reason)
+    return _exact(settings, diagonal, square, names, segments, "parameters", reason, floor=operator.floor)
 
 
 def _from_outputs(
@@ -372,18 +376,24 @@ def _exact(
     segments: Segments,
     side: Literal["parameters", "outputs", "factors"],
     reason: str,
+    dtype: Any = "float64",
+    floor: float = 0.0,
 ) -> TraceResult:
-    """The result where the diagonal and ‖A‖_F² are known."""
-    exact = partial(Estimate.exact, confidence=settings.confidence)
-    layers = [
-        LayerTrace(
-            name=name, dim=sum(b - a for a, b in part), trace=exact(float(sum(diagonal[a:b].sum() for a, b in part)))
-        )
-        for name, part in zip(names, segments, strict=False)
-    ]  # fmt: skip
+    """The result where the diagonal and ‖A‖_F² are known, to the digits of a type, or to `floor` in an entry."""
+    size = math.sqrt(square)
+
+    def exact(value: float, dim: int) -> Estimate:
+        found = rounding.exact(value, settings.confidence, size, dim, dtype)
+        return rounding.widened(found, dim * floor)
+
+    layers = []
+    for name, part in zip(names, segments, strict=False):
+        dim, total = sum(b - a for a, b in part), float(sum(diagonal[a:b].sum() for a, b in part))
+        layers.append(LayerTrace(name=name, dim=dim, trace=exact(total, dim=dim)))
     return TraceResult(
-        dim=len(diagonal), method="dense", written_out=side, reason=reason, trace=exact(float(diagonal.sum())),
-        layers=layers, more=[], frobenius_norm=exact(math.sqrt(square)),
+        dim=len(diagonal), method="dense", written_out=side, reason=reason,
+        trace=exact(float(diagonal.sum()), dim=len(diagonal)),
+        layers=layers, more=[], frobenius_norm=exact(size, dim=len(diagonal)),
     )  # fmt: skip
 
 

@@ -205,6 +205,10 @@ def _sizes(functions: Functions, params: Params, frozen: dict, batch: Batch) -> 
         single = jax.tree.map(lambda leaf: leaf[None], one)
         objective = lambda p: outputs.weighted_loss(loss, predict(p, frozen, single.inputs), single)  # noqa: E731
         value, gradient = jax.value_and_grad(objective)(params)
-        return value, jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+        leaves = jax.tree.leaves(gradient)
+        # In units of the largest entry, whose square float32 may not hold.
+        peak = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+        unit = jnp.where(peak > 0, peak, 1)
+        return value, unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
 
     return jax.vmap(sizes)(batch)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from curvcli import journal
 from curvcli.curvature import ntk, outputs, pairs, products, sums
@@ -19,11 +21,11 @@ from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
 from curvcli.curvature.likelihood import check_output_hessian
 from curvcli.curvature.work import abstract_batch
-from curvcli.devices import on_every
+from curvcli.devices import on_every, on_host
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
-from curvcli.problem import Batch, Problem, Way
+from curvcli.problem import Batch, Problem, Way, in_float64
 from curvcli.schema.settings import FACTORED, UNREGULARISED, AnalysisSettings
 
 Array = Any
@@ -143,12 +145,14 @@ def build(
         known = kfac(problem, recipe, corrected=name == "ekfac", with_regulariser=with_regulariser).damped(damping)
         return known.operator()
     layout, row, batches = Layout.of(problem.params), MATRICES[name], sums.resident(problem.batches)
-    data_forms = None
+    data_forms, floor = None, 0.0
     if row.field is None:
         data_term = ntk.kernel_products(problem, layout, batches)
     else:
         extra = extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
         data_term = sums.sum_products(row.field, problem, layout, batches, normaliser(problem, name), *extra)
+        if name == "gradient-covariance":  # ḡ ḡᵀ is taken off
+            floor = float(np.finfo(np.float64).eps) * _squared_norm(*extra)
         data_forms = pairs.pair_forms(problem, name, layout, batches, normaliser(problem, name), *extra)
     regularised = with_regulariser and name not in UNREGULARISED
     regulariser = sums.regulariser_products(problem, layout) if regularised else None
@@ -171,9 +175,46 @@ def build(
     another = replace(problem, way=Way(application))
     return LinearOperator(
         journal.rows(matmat, problem, "products", *what), dimension(problem, name), problem.dtype, psd, forms,
-        mesh=problem.batches.mesh,
+        mesh=problem.batches.mesh, floor=floor,
         by_another=None if row.field is None else lambda: build(another, name, **how),
+        precise=_in_float64(problem, name, damping, with_regulariser, mc_samples, seed),
     )  # fmt: skip
+
+
+def _squared_norm(vector: Array) -> float:
+    return float(np.sum(np.square(on_host(vector).astype(np.float64))))
+
+
+def _in_float64(
+    problem: Problem, name: str, damping: float, with_regulariser: bool, mc_samples: int, seed: int
+) -> Callable[[Any], np.ndarray] | None:
+    """The products of a matrix in float64, on the host; None where that is the problem's own arithmetic.
+
+    The float64 problem is made when the first product is asked for. It takes no more memory than the products that
+    were planned for: the batches are half as large, and large data are read anew at every pass.
+    """
+    if problem.dtype == np.float64:
+        return None
+
+    @cache
+    def operator() -> LinearOperator:
+        precise = in_float64(problem)
+        batches = replace(precise.batches, streamed=precise.batches.streamed or precise.batches.nbytes > HELD_BYTES)
+        half = -(-batches.batch_size // 2)
+        precise = replace(precise, batches=batches.resized(half), way=replace(precise.way, kept_bytes=0))
+        arguments = {"damping": damping, "with_regulariser": with_regulariser, "mc_samples": mc_samples, "seed": seed}
+        return build(precise, name, **arguments)
+
+    def matmat(vectors: Any) -> np.ndarray:
+        rows = on_host(vectors).astype(np.float64)
+        with jax.enable_x64(True):
+            return on_host(operator().matmat(jnp.asarray(rows)))
+
+    return matmat
+
+
+HELD_BYTES = 256 << 20
+"""Data in float64 up to this size are put on the device beside those of the analysis."""
 
 
 def dimension(problem: Problem, name: str) -> int:

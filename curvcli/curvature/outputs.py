@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from curvcli.losses import LOSSES, Loss
+from curvcli.losses import DRAWN, LOSSES, Loss
 from curvcli.problem import Batch, unit_weight
 
 Array = Any
@@ -73,7 +73,8 @@ def sampled_fisher(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Out
     if loss.family is None:
         assert loss.draw is not None
         draw = loss.draw  # the user's function sees a batch of one example
-        targets = _each_example(lambda key, z: draw(z[None], key)[0], keys, batch, outputs)
+        # Of one type in any arithmetic: the draws of a seed are those of one matrix.
+        targets = _each_example(lambda key, z: draw(z[None].astype(DRAWN), key)[0], keys, batch, outputs)
         maps = lambda t, tangent: _outer_products(lambda z: loss.value(z, t), outputs, batch)(tangent)  # noqa: E731
         return lambda tangent: jnp.mean(jax.vmap(maps, (0, None))(targets, tangent), axis=0)
 

@@ -21,7 +21,7 @@ from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.lanczos import breakdown, normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.orthonormal import orthonormalise
-from curvcli.linalg.solution import Solution, Status, residual
+from curvcli.linalg.solution import Solution, Status, residual, with_true_residuals
 
 Array = Any
 Root = Callable[[Array], Array]
@@ -118,7 +118,7 @@ class BlockCg:
         image = operator.matmat(state.p)
         forms, gram, stretch = (np.asarray(one, np.float64) for one in _forms(state.p, image))
         if not np.all(np.isfinite(forms)):
-            raise not_finite()
+            raise not_finite(operator.dtype)
         curvature, directions, rounding = _curvatures(forms, gram, eps)
         norm = max(state.norm, float(stretch.max()), float(np.abs(curvature).max(initial=0.0)))
         rounding = rounding * norm
@@ -262,14 +262,15 @@ def solve(
 def _solve_cut(
     operator: LinearOperator, mesh: Mesh, rhs: Array, tol: Any, max_steps: int, monitor: Monitor, root: Any, each: Any
 ) -> Solution:
-    """`solve` with all blocks cut along dim across devices."""
+    """`solve` with all blocks cut along dim across devices; the residuals measured at last are those of whole rows."""
     dim = operator.dim
     found = solve(
         cut_operator(operator), cut(mesh, rhs), tol=tol, max_steps=max_steps, monitor=monitor,
         root=None if root is None else through(mesh, dim, root),
         each=None if each is None else lambda steps, x: each(steps, whole(mesh, dim, x)),
     )  # fmt: skip
-    return found._replace(x=whole(mesh, dim, found.x))
+    found = found._replace(x=whole(mesh, dim, found.x))
+    return found if operator.precise is None else with_true_residuals(operator, rhs, found, tol)
 
 
 def _told(each: Each, behind: int, base: Array, steps: int, x: Array) -> None:

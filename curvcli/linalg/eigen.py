@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.compiling import jit
+from curvcli.devices import on_host
 from curvcli.linalg import basis as bases
 from curvcli.linalg import bounds, krylov
 from curvcli.linalg.krylov import KrylovSpace, Ritz
@@ -263,25 +263,29 @@ class ThickRestart:
 
 
 def true_residuals(operator: LinearOperator, vectors: Array, block: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Rayleigh quotients and residual norms of unit vectors [r, dim].
+    """Rayleigh quotients θ and residual norms ‖A y − θ y‖ of unit vectors y [r, dim].
+
+    By products in float64 where the operator has them: the rounding of narrower products is then in the residuals, and
+    [θ − r, θ + r] contains an eigenvalue of the matrix itself, not of what the narrower products make of it.
 
     Cost: r products, `block` at a time: a product of so many vectors should be compiled already.
     """
-    pairs = [
-        _residuals(image, vectors[start : start + len(image)]) for start, image in _images(operator, vectors, block)
-    ]
+    pairs = [_pair(operator, vectors[start : start + block], block) for start in range(0, len(vectors), block)]
     values, residuals = (np.concatenate([np.asarray(pair[side], np.float64) for pair in pairs]) for side in (0, 1))
     if not np.all(np.isfinite(values + residuals)):
-        raise not_finite()
+        raise not_finite(operator.dtype)
     return values, residuals
 
 
-def _images(operator: LinearOperator, vectors: Array, block: int) -> Iterator[tuple[int, Array]]:
-    """Products with vectors [r, dim], `(first, images)` in blocks of one shape; the last is filled up with zeros."""
-    for start in range(0, len(vectors), block):
-        rows = vectors[start : start + block]
-        padded = jnp.pad(rows, ((0, block - len(rows)), (0, 0)))
-        yield start, operator.matmat(padded)[: len(rows)]
+def _pair(operator: LinearOperator, vectors: Array, block: int) -> tuple[Array, Array]:
+    """The same of at most `block` vectors; fewer are filled up with zeros, so that there is one shape to compile."""
+    count = len(vectors)
+    padded = jnp.pad(vectors, ((0, block - count), (0, 0)))
+    if operator.precise is None:
+        return _residuals(operator.matmat(padded)[:count], vectors)
+    images, rows = operator.precise(padded)[:count], on_host(vectors).astype(np.float64)
+    values = np.sum(images * rows, axis=1) / np.sum(np.square(rows), axis=1)
+    return values, np.linalg.norm(images - values[:, None] * rows, axis=1)
 
 
 @jit

@@ -43,6 +43,11 @@ class Found(NamedTuple):
     sums: list[Law]  # of each segment's entries
     samples: int
 
+    def scaled(self, unit: float) -> Found:
+        """Of the matrix times a unit."""
+        sums = [law.scaled(unit) for law in self.sums]
+        return self._replace(value=unit * self.value, stderr=unit * self.stderr, sums=sums)
+
 
 class Ranges(NamedTuple):
     """Ranges of the vector, in order, and the segment that each belongs to."""
@@ -114,7 +119,7 @@ class Moments:
         found = _block(self.layout.ends, tests, images)
         mean, squares, gram, cross = (np.asarray(one, np.float64) for one in found)
         if not np.all(np.isfinite(squares)):
-            raise not_finite()
+            raise not_finite(images.dtype)
         b, n = len(tests), self.count
         delta = mean - self.mean
         self.mean += delta * (b / (n + b))

@@ -112,7 +112,7 @@ def extend(operator: LinearOperator, space: KrylovSpace) -> KrylovSpace:
     columns = bases.coefficients(basis, first)[0] + lower @ bases.coefficients(basis, second)[0]
     lower = lower @ np.asarray(again, np.float64)
     if not (np.all(np.isfinite(lower)) and np.all(np.isfinite(columns))):
-        raise not_finite()
+        raise not_finite(operator.dtype)
 
     b, old = len(space.front), space.size
     projected = np.zeros((old + b, old + b))

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.linalg
 
 from curvcli.compiling import jit
-from curvcli.errors import NumericsError
+from curvcli.errors import NumericsError, suggest_float64
 from curvcli.linalg import basis as bases
 from curvcli.linalg.basis import Basis
 from curvcli.linalg.offload import Store
@@ -108,7 +108,7 @@ class Lanczos:
         following, beta = normalise(vectors)
         alpha, beta = np.asarray(alpha, np.float64), np.asarray(beta, np.float64)
         if not np.all(np.isfinite(alpha + beta)):
-            raise not_finite()
+            raise not_finite(cast)
 
         # Each row of T is at most ‖A‖ long: √(β_j² + α_j² + β_{j+1}²).
         norm = np.maximum(state.norm, np.sqrt(state.beta**2 + alpha**2 + beta**2))
@@ -141,10 +141,10 @@ class Lanczos:
         ]
 
 
-def not_finite() -> NumericsError:
-    """What to raise when a product has an entry that is no number."""
+def not_finite(dtype: Any) -> NumericsError:
+    """What to raise when a product in this type has an entry that is no number."""
     return NumericsError(
-        "a product of the matrix is not finite", "try --dtype float64, or check the model and the loss"
+        "a product of the matrix is not finite", suggest_float64(dtype, "check the model and the loss at these weights")
     )
 
 
@@ -164,11 +164,11 @@ def check_powers(peak: float, dtype: Any) -> None:
     info, root = np.finfo(dtype), 2 if np.finfo(dtype).bits < 64 else 4
     low, high = (float(one) ** (1 / root) for one in (info.tiny / info.eps, info.max * info.eps))
     if not np.isfinite(peak):
-        raise not_finite()
+        raise not_finite(info.dtype)
     if peak and not low <= peak <= high:
         raise NumericsError(
             f"products of the matrix are of size {peak:.1g}, and their powers are not finite or lost in {info.dtype}",
-            "try --dtype float64, or scale the loss",
+            suggest_float64(info.dtype, "scale the loss"),
         )
 
 

@@ -25,14 +25,24 @@ class Meter:
             self.data_passes += 1
             return timed("products", operator.matmat, vectors)
 
-        another, of_pairs = operator.by_another, operator.forms
-        by_another = None if another is None else lambda: self.count(another())
+        another, exactly, of_pairs = operator.by_another, operator.precise, operator.forms
+
+        def precise(vectors: Any) -> Any:
+            assert exactly is not None
+            self.products += len(vectors)
+            self.data_passes += 1
+            return timed("products", exactly, vectors)
+
+        counted = replace(
+            operator, matmat=matmat, precise=None if exactly is None else precise,
+            by_another=None if another is None else lambda: self.count(another()),
+        )  # fmt: skip
         if of_pairs is None:
-            return replace(operator, matmat=matmat, by_another=by_another)
+            return counted
 
         def forms(vectors: Any) -> Any:
             self.forms += len(vectors)
             self.data_passes += 1
             return timed("products", of_pairs, vectors)
 
-        return replace(operator, matmat=matmat, forms=forms, by_another=by_another)
+        return replace(counted, forms=forms)

@@ -5,7 +5,7 @@ Slower than conjugate gradients on every positive definite matrix; here to compa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Neumann:
         x, term, moved, *measured = _add(state.x, state.term, image, scale, jnp.asarray(running))
         curvature, stretch, following = (np.asarray(one, np.float64) for one in measured)
         if not np.all(np.isfinite(stretch + following)):
-            raise not_finite()
+            raise not_finite(operator.dtype)
         lowest = np.where(running, np.minimum(state.lowest, curvature), state.lowest)
         norm = np.where(running, np.maximum(state.norm, stretch), state.norm)
         residuals = np.where(np.asarray(moved), following, state.residuals)
@@ -170,8 +170,7 @@ def solve(
         A product is not finite.
     """
     if damping:
-        matmat, shift = operator.matmat, scale * damping
-        operator = replace(operator, matmat=lambda vectors: matmat(vectors) + shift * vectors, forms=None)
+        operator = operator.shifted(scale * damping)
     return solved(Neumann(rhs, scale, tol, max_steps), operator, monitor)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from curvcli.devices import on_host
 from curvcli.linalg.reductions import combinations
 
 Array = Any
@@ -54,6 +55,12 @@ class LinearOperator:
     by_another
         Makes the same matrix with its products computed by another program, to check this one by; None where there is
         none.
+    precise
+        The products of the same matrix in float64, [k, dim] -> [k, dim] on the host, where `dtype` is narrower: for
+        residuals and for matrices that are written out. None where `matmat` is the most precise product that there is.
+    floor
+        What the most precise products of unit vectors may be off by however small the matrix is: rounding of terms that
+        cancel in it.
     """
 
     matmat: Callable[[Array], Array]
@@ -64,10 +71,25 @@ class LinearOperator:
     known: Known | None = None
     mesh: Mesh | None = None
     by_another: Callable[[], LinearOperator] | None = None
+    precise: Callable[[Any], np.ndarray] | None = None
+    floor: float = 0.0
 
     def with_products(self, matmat: Callable[[Array], Array], **changed: Any) -> LinearOperator:
         """Another matrix of the same size and place; of it, no more is known than its products."""
-        return replace(self, matmat=matmat, forms=None, known=None, by_another=None, **changed)
+        unknown = dict.fromkeys(("forms", "known", "by_another", "precise"))
+        return replace(self, matmat=matmat, **{**unknown, **changed})
+
+    def shifted(self, shift: float, **changed: Any) -> LinearOperator:
+        """A + shift·I."""
+        matmat, precise = self.matmat, self.precise
+        exactly = None if precise is None else lambda v: precise(v) + shift * on_host(v).astype(np.float64)
+        return self.with_products(lambda v: matmat(v) + shift * v, precise=exactly, **changed)
+
+    def images(self, vectors: Array) -> np.ndarray:
+        """A times vectors [k, dim] in float64 on the host, by the most precise product that there is. k products."""
+        if self.precise is not None:
+            return self.precise(vectors)
+        return on_host(self.matmat(jnp.asarray(vectors, self.dtype))).astype(np.float64)
 
 
 def dense_operator(matrix: Array, *, psd: bool = False) -> LinearOperator:
@@ -85,8 +107,8 @@ def to_dense(operator: LinearOperator, block: int = 64) -> np.ndarray:
 
 
 def dense_rows(operator: LinearOperator, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows of the matrix in blocks, `(first row, rows)`: products with blocks of the identity, of one shape."""
+    """Rows of the matrix in blocks of one shape, `(first row, rows)`, in float64: products with unit vectors."""
     for start in range(0, operator.dim, block):
         # Made by numpy, with zero rows past the end: one shape, and no compilation for each offset.
-        rows = operator.matmat(jnp.asarray(np.eye(block, operator.dim, start, dtype=operator.dtype)))
-        yield start, np.asarray(rows, dtype=np.float64)[: operator.dim - start]
+        rows = operator.images(np.eye(block, operator.dim, start, dtype=operator.dtype))
+        yield start, rows[: operator.dim - start]

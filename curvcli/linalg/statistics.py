@@ -32,6 +32,10 @@ class Law(NamedTuple):
     stderr: float
     dof: float
 
+    def scaled(self, unit: float) -> Law:
+        """Of the estimate times a unit."""
+        return self._replace(value=unit * self.value, stderr=abs(unit) * self.stderr)
+
 
 def degrees_of_freedom(count: int, products: float, squares: float, pairs: float) -> float:
     """n·r for n samples, with r = mean ‖Bv_i‖²‖Bv_j‖² / mean (Bv_iᵀBv_j)² over `pairs` pairs, at least n.
@@ -58,6 +62,10 @@ class SquareLaw(NamedTuple):
     trace: Law  # of 2c tr B
     correlation: float  # of the two
     probes: float  # n, or as many degrees of freedom as the body would have if one eigenvalue were all
+
+    def scaled(self, unit: float) -> SquareLaw:
+        """Of the estimate times a unit."""
+        return self._replace(known=unit * self.known, body=self.body.scaled(unit), trace=self.trace.scaled(unit))
 
     @property
     def value(self) -> float:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.compiling import jit
+from curvcli.linalg.normalised import power_of_two
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadratic import Block, estimates
 from curvcli.linalg.reductions import row_norms
@@ -90,13 +91,20 @@ class Together:
 
     def add_known(self, images: list[Array], rows: Array) -> None:
         """The images [b, D] of some rows of the basis under every matrix."""
-        _, forms = _forms(rows, images)
-        self.exact += np.trace(np.asarray(forms, np.float64), axis1=1, axis2=2)
+        _, forms = self._told(images, rows)
+        self.exact += np.trace(forms, axis1=1, axis2=2)
 
     def add(self, images: list[Array], tests: Array) -> None:
         """The images [b, D] of test vectors under every matrix."""
-        inner, forms = _forms(tests, images)
-        self.blocks.append((np.asarray(inner, np.float64), np.asarray(forms, np.float64)))
+        self.blocks.append(self._told(images, tests))
+
+    def _told(self, images: list[Array], rows: Array) -> tuple[np.ndarray, np.ndarray]:
+        """V Vᵀ, and V M Vᵀ for every M, in float64; each matrix, and each pair, in a unit of its own on the device."""
+        units = np.array([power_of_two(float(peak), rows.dtype) for peak in _peaks(images)])
+        common = np.array([max(units[i], units[j]) for i, j in self.pairs])
+        inner, forms = _forms(rows, images, *(jnp.asarray(1 / one, rows.dtype) for one in (units, common)))
+        scale = np.concatenate([units, units**2, common**2])
+        return np.asarray(inner, np.float64), np.asarray(forms, np.float64) * scale[:, None, None]
 
     def values(self) -> np.ndarray:
         """Estimates of all traces, of the length of `exact`; those of squares are not negative."""
@@ -166,12 +174,18 @@ def _unit(size: int, *entries: tuple[int, float]) -> np.ndarray:
 
 
 @jit
-def _forms(vectors: Array, images: list[Array]) -> tuple[Array, Array]:
+def _peaks(images: list[Array]) -> list[Array]:
+    return [jnp.max(jnp.abs(image)) for image in images]
+
+
+@jit
+def _forms(vectors: Array, images: list[Array], alone: Array, together: Array) -> tuple[Array, Array]:
     """V Vᵀ, and V M Vᵀ for every M. Differences are taken before they are squared: near matrices do not cancel."""
-    forms = [0.5 * (cross + cross.T) for cross in (vectors @ image.T for image in images)]
-    forms += [image @ image.T for image in images]
-    for one, other in itertools.combinations(images, 2):
-        apart = one - other
+    scaled = [weight * image for weight, image in zip(alone, images, strict=True)]
+    forms = [0.5 * (cross + cross.T) for cross in (vectors @ image.T for image in scaled)]
+    forms += [image @ image.T for image in scaled]
+    for (one, other), weight in zip(itertools.combinations(images, 2), together, strict=True):
+        apart = weight * one - weight * other
         forms.append(apart @ apart.T)
     return vectors @ vectors.T, jnp.stack(forms)
 

@@ -40,6 +40,13 @@ class Found(NamedTuple):
     probes: int
     products: int
 
+    def scaled(self, unit: float) -> Found:
+        """Of the matrix times a unit."""
+        return self._replace(
+            trace=self.trace.scaled(unit), square=self.square.scaled(unit**2),
+            parts=[law.scaled(unit) for law in self.parts],
+        )  # fmt: skip
+
 
 class Tracer(Stock):
     """A stock of vectors on the sphere, and the estimates that can be read from it.

@@ -14,7 +14,7 @@ class Interval(Strict):
 
     value: float
     interval: tuple[float, float] = Field(
-        description="[low, high]; with a `data_stderr`, of the number for all examples"
+        description="[low, high], rounding included; with a `data_stderr`, of the number for all examples"
     )
     interval_given_data: tuple[float, float] | None = Field(
         default=None,
@@ -112,6 +112,8 @@ class Eigenvalue(Interval):
     `interval` is that, widened by what the examples left out may change where there are any.
     """
 
-    residual: float = Field(ge=0, description="‖Ay − θy‖ for the unit vector y, rounding included")
+    residual: float = Field(
+        ge=0, description="‖Ay − θy‖ for the unit vector y, by a product in float64: the rounding of others is in it"
+    )
     converged: bool = Field(description="whether the residual met the tolerance asked for")
     beyond: Beyond | None = Field(default=None, description="for extremes: what may have been missed")

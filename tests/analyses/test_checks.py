@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ import numpy as np
 import pytest
 
 from benchmarks.reliability_checks import alarms, relu_problem
+from curvcli.analyses import eigs, trace
 from curvcli.analyses.checks import self_checks
 from curvcli.curvature import build
+from curvcli.linalg.iterate import Silent
+from curvcli.losses import user_loss
+from curvcli.problem import Problem
+from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.schema.trace import TraceSettings
 from tests.problems import make_problem, mlp, mlp_params, mlp_problem
 
 
@@ -146,3 +153,46 @@ def test_no_false_alarm_for_any_loss(loss: str) -> None:
 
 def test_mlp_helper_matches_its_parameters() -> None:
     assert mlp(mlp_params((4, 5, 3)), jnp.ones((2, 4))).shape == (2, 3)
+
+
+def checked(problem: Problem, matrix: str) -> dict[str, Any]:
+    """The checks that fail, for a block of 8 vectors."""
+    settings = AnalysisSettings(matrix=matrix, dtype=problem.dtype.name)  # type: ignore[arg-type]
+    checks, _ = self_checks(problem, build(problem, matrix), settings, 8)
+    return {name: check for name, check in checks.items() if not check.passed}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_matrix_that_is_zero_but_for_rounding_is_no_fault(dtype: str) -> None:
+    """The covariance of one gradient, or of copies of it; H − G where every example is fitted; a linear loss."""
+    alone = mlp_problem(sizes=(20, 30, 5), count=1, dtype=dtype, batch_size=1)
+    assert not checked(alone, "gradient-covariance")
+    for method in ("dense", "hutchinson"):
+        asked = TraceSettings(matrix="gradient-covariance", dtype=dtype, method=method, probes=8)  # type: ignore[arg-type]
+        low, high = trace.run(alone, asked, Silent()).result.trace.interval
+        assert low <= 0 <= high < 1e-4
+    pairs = eigs.run(alone, EigsSettings(matrix="gradient-covariance", dtype=dtype, k=2), Silent())  # type: ignore[arg-type]
+    assert all(one.interval[0] <= 0 <= one.interval[1] for one in pairs.result.eigenvalues)
+    copies = mlp_problem(sizes=(20, 30, 5), count=16, dtype=dtype)
+    batches = copies.batches
+    same = {"inputs": np.repeat(batches.inputs[:1], 16, 0), "targets": np.repeat(batches.targets[:1], 16, 0)}
+    copies = replace(copies, batches=replace(batches, **same))
+    assert not checked(copies, "gradient-covariance")
+    # Two examples whose terms of H − G cancel: the same inputs, residuals of opposite signs.
+    pair = mlp_problem("squared_error", sizes=(5, 6, 3), count=2, dtype=dtype)
+    inputs = np.repeat(pair.batches.inputs[:1], 2, 0)
+    outputs = np.asarray(pair.predict(pair.params, pair.frozen, jnp.asarray(inputs, dtype)), np.float64)
+    targets = outputs + np.array([[1.0], [-1.0]]) * np.array([[0.3, 0.7, -0.4]])
+    assert not checked(replace(pair, batches=replace(pair.batches, inputs=inputs, targets=targets)), "residual")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_curvature_that_is_zero_is_no_fault(dtype: str) -> None:
+    linear = user_loss("linear", lambda z, t: jnp.sum(z * t, axis=-1))
+    random = np.random.default_rng(0)
+    problem = make_problem(
+        lambda p, x: x @ p["w"], {"w": random.normal(size=(4, 3))}, random.normal(size=(20, 4)),
+        random.normal(size=(20, 3)), linear, dtype=dtype,
+    )  # fmt: skip
+    for matrix in ("hessian", "ggn", "residual"):
+        assert not checked(problem, matrix)

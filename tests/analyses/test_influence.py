@@ -37,6 +37,7 @@ def run(problem: Problem, *, queries: Any = None, monitor: Any = None, given: An
 
 
 PROBLEM = mlp_problem(l2=0.02)
+LARGE = mlp_problem(sizes=(40, 40, 3))
 FREE = replace(PROBLEM, regulariser=replace(PROBLEM.regulariser, l2=0.0))
 
 
@@ -56,13 +57,15 @@ def extent(low: float, high: float, mean: float) -> solving.Extent:
         (PROBLEM, {"solver": "cg"}, (0.0201, 4.0, 1.0), 0.0, "l2 = 0.02"),
         (PROBLEM, {"matrix": "hessian"}, (-0.5, 4.0, 1.0), 0.1 + 0.55, "over λ_min"),  # l2 is not enough
         (PROBLEM, {"matrix": "hessian"}, (0.005, 4.0, 1.0), 0.0, "regular"),
-        (PROBLEM, {"matrix": "hessian", "solver": "cg"}, (0.005, 4.0, 1.0), 0.1, "of the mean"),
-        (PROBLEM, {"regulariser": False, "solver": "cg"}, (0.02, 4.0, 1.0), 0.1, "of the mean"),
+        (PROBLEM, {"matrix": "hessian", "solver": "cg"}, (0.005, 4.0, 1.0), 0.0, "regular"),  # whatever the solver
+        (PROBLEM, {"regulariser": False, "solver": "cg"}, (0.02, 4.0, 1.0), 0.0, "regular"),
         (PROBLEM, {"matrix": "empirical-fisher"}, (0.0, 4.0, 1.0), 0.1, "of the mean"),  # which has no l2
         (FREE, {}, (1e-3, 4.0, 1.0), 0.0, "regular"),
         (FREE, {}, (1e-7, 4.0, 1.0), 0.0, "regular"),  # written out, λ_min is known to rounding
         (FREE, {}, (1e-16, 4.0, 1.0), 0.1, "of the mean"),
-        (FREE, {"solver": "cg"}, (1e-3, 4.0, 1.0), 0.1, "of the mean"),  # Lanczos' λ_min is an upper bound
+        (FREE, {"solver": "cg"}, (1e-3, 4.0, 1.0), 0.0, "regular"),
+        (LARGE, {"solver": "cg"}, (1e-3, 4.0, 1.0), 0.1, "of the mean"),  # Lanczos' λ_min is an upper bound
+        (LARGE, {"solver": "dense"}, (1e-3, 4.0, 1.0), 0.1, "of the mean"),
         (FREE, {"matrix": "hessian", "solver": "minres"}, (-2.0, 4.0, -0.1), 0.01 + 2.2, "over λ_min"),
         (FREE, {}, (0.0, 0.0, 0.0), 0.0, "of the mean"),
     ],
@@ -244,3 +247,17 @@ def test_a_singular_system_without_damping_is_said() -> None:
     with pytest.raises(NumericsError, match="positive definite"):
         run(wide, damping=0)
     assert run(wide).result.damping > 0
+
+
+def test_one_damping_for_one_matrix_whatever_the_solver() -> None:
+    for l2 in (0.0, 1e-2):
+        problem = mlp_problem(sizes=(4, 5, 3), count=23, l2=l2)
+        found = set()
+        for solver in ("dense", "cg", "minres", "neumann"):
+            settings = InfluenceSettings(
+                dtype="float64", skip_checks=True, remove=True, matrix="ggn", solver=solver, probes=4000,  # type: ignore[arg-type]
+            )  # fmt: skip
+            given = Given(queries=problem.batches.chosen(np.arange(2)))
+            found.add(influence.run(problem, settings, given, Silent()).result.damping)
+        assert len(found) == 1
+        assert (found == {0.0}) == (l2 > 0)
