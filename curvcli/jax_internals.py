@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
 KNOWN = ("0.10", "0.11", "0.12")
@@ -52,7 +53,7 @@ def is_tracing(arguments: Any) -> bool:
     try:
         from jax._src.core import trace_state_clean
     except ImportError:
-        return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
+        return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
     return not trace_state_clean()
 
 
