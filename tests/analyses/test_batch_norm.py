@@ -53,10 +53,19 @@ def problem_of(cls: Any, batch: int | None, mode: str = "batch") -> Problem:
     return asked(model)._held.at(variables, None, settings).problem
 
 
-@pytest.mark.parametrize("cls", KINDS)
-@pytest.mark.parametrize("batch", [12, 20])
+@pytest.mark.parametrize(("cls", "batch"), [(Linen, 20), (Nnx, 12), (NnxTold, 16)])
 def test_the_hessian_is_that_of_the_loss_in_training_mode(cls: Any, batch: int) -> None:
-    model, variables = KINDS[cls]
+    variables = KINDS[cls][1]
+    value, w = objective(cls, params_of(cls, variables)[0], batch)
+    truth = np.asarray(jax.jit(jax.hessian(value))(w))
+    problem = problem_of(cls, batch)
+    np.testing.assert_allclose(to_dense(build(problem, "hessian")), truth, atol=1e-12 * np.abs(truth).max())
+    np.testing.assert_allclose(sums.objective(problem), value(w), rtol=1e-13)
+
+
+@pytest.mark.parametrize("batch", [12, 20])
+def test_reports_say_what_the_answer_depends_on(batch: int) -> None:
+    cls, (model, variables) = Linen, KINDS[Linen]
     value, w = objective(cls, params_of(cls, variables)[0], batch)
     truth = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(value))(w)))
     found = asked(model).eigs(variables, k=3, which="largest", dtype="float64", batch_norm="batch", batch_size=batch)

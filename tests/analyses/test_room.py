@@ -24,7 +24,7 @@ from tests.problems import make_problem
 RNG = np.random.default_rng(0)
 TARGETS = {
     "squared_error": RNG.normal(size=(7, 3)),
-    "softmax_cross_entropy": np.r_[RNG.dirichlet(np.ones(3), 5), [[1, 0, 0], [0, 1, 0]]],
+    "softmax_cross_entropy": np.r_[RNG.dirichlet(np.ones(3), 5) * RNG.uniform(0.5, 2, (5, 1)), [[0, 0, 0], [0, 1, 0]]],
     "sigmoid_cross_entropy": np.r_[RNG.random((5, 3)), [[0, 1, 1], [0, 0, 1]]],
     "poisson": np.r_[RNG.uniform(0, 3, (5, 3)), [[0, 2, 1], [0, 0, 0]]],
 }
