@@ -14,6 +14,7 @@ from typing import Any
 
 from curvcli.errors import NotFoundError, SpecError
 from curvcli.loading.access import is_there, reading
+from curvcli.sources import register
 
 ZOO = "curvcli.zoo"
 
@@ -125,6 +126,7 @@ class Targets:
             raise NotFoundError(
                 f"no file {path.name} in {path.parent}", "give the path of the Python file with the model"
             )
+        register(path, "the model's source")
         name = f"curv_target_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
         if name in sys.modules:
             return sys.modules[name]

@@ -54,7 +54,7 @@ def plot(
     written = {f"-o {path}": path for path, _ in targets if path not in files.STDOUT}
     for path in written.values():
         files.check_writable(path)
-    files.check_distinct(written, {f"the report {path}": path for path in reports if path != STDIN})
+    files.check_distinct(written)
     made = _picture(found, learning_rate, shape)
     with files.own_stdout() as stdout:
         for path, kind in targets:
