@@ -23,7 +23,8 @@ ALLOWED = {
     "jax_internals": set(),
     "stopwatch": set(),
     "journal": {"devices"},
-    "atomic": set(),
+    "atomic": {"sources"},
+    "sources": set(),
     "losses": set(),
     "devices": {"compiling"},
     "problem": {"losses", "devices"},
@@ -31,14 +32,14 @@ ALLOWED = {
     "linalg": {"stopwatch", "devices"},
     "curvature": {"problem", "losses", "linalg", "stopwatch", "journal", "devices"},
     "analyses": {"curvature", "problem", "losses", "linalg", "journal", "devices"},
-    "loading": {"problem", "losses", "atomic", "devices"},
+    "loading": {"problem", "losses", "atomic", "devices", "sources"},
     "figures": set(),
-    "cli": {"xla", "jax_internals", "stopwatch", "journal", "atomic", "figures", "devices", "problem"},
+    "cli": {"sources", "xla", "jax_internals", "stopwatch", "journal", "atomic", "figures", "devices", "problem"},
     "api": {"cli", "loading", "analyses", "stopwatch", "xla"},
     "__main__": {"cli"},
 }
 ENGINE = {"jax", "jaxlib", "flax", "orbax", "numpy", "scipy", "optax"}
-LIGHT = ("schema", "errors", "xla", "atomic")
+LIGHT = ("schema", "errors", "xla", "atomic", "sources")
 """Standard library and pydantic only."""
 
 
