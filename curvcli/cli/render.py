@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from rich.console import Console, Group
 
+from curvcli.schema.base import printable_values
 from curvcli.schema.diff import DiffRecord
 from curvcli.schema.doctor import DoctorRecord
 from curvcli.schema.report import Report, analysis_of
@@ -23,11 +24,12 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
     styled = stream.isatty() and not dumb
     width = min(columns(stream), WIDEST)
     console = Console(
-        file=io.StringIO(), width=width, highlight=False, force_terminal=styled,
+        file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, force_terminal=styled,
         color_system="auto" if styled else None,
     )  # fmt: skip
     with console.capture() as captured:
-        console.print(Group(*_view(report)(report, width, "utf" in stream.encoding.lower())))
+        shown = printable_values(report)
+        console.print(Group(*_view(report)(shown, width, "utf" in stream.encoding.lower())))
     return captured.get().rstrip("\n")
 
 
