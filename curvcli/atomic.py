@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from curvcli.sources import check_not_read
+
 _unfinished: set[Path] = set()
 
 
@@ -21,6 +23,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
     A link's target is replaced and the link kept; what is there keeps its permissions.
     """
+    check_not_read(target)
     target = Path(os.path.realpath(target))
     if target.is_symlink():  # only where links lead in a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

@@ -6,6 +6,8 @@ option or key to change where there is one). The command line prints them as one
 
 from __future__ import annotations
 
+from curvcli.printable import printable
+
 
 class CurvError(Exception):
     """A failure that is told in two lines.
@@ -22,8 +24,7 @@ class CurvError(Exception):
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
-        self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split())
+        self.message, self.hint = (printable(" ".join(text.split())) for text in (message, hint))
 
 
 class CurvWarning(UserWarning):

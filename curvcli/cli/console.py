@@ -12,6 +12,7 @@ from typing import Any
 
 from curvcli.cli import interrupts
 from curvcli.errors import CurvError, InternalError, SpecError
+from curvcli.printable import printable
 
 
 def report_error(error: CurvError, *, debug: bool) -> int:
@@ -36,12 +37,12 @@ def as_told(error: Exception | SystemExit) -> CurvError:
 
 def warn(message: str) -> None:
     """One `warning:` line."""
-    _say(f"warning: {message}")
+    _say(f"warning: {printable(message)}")
 
 
 def note(message: str) -> None:
     """One line of information."""
-    _say(message)
+    _say(printable(message))
 
 
 def _say(text: str) -> None:

@@ -18,10 +18,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from curvcli.cli import console, interrupts
 from curvcli.errors import DistributedError, UsageError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+_WORK = "import sys; sys.path.append(sys.argv.pop(1)); from curvcli.__main__ import main; main()"
+"""What the worker runs, under `-P`: the current folder is not on its path, where a file of any library's name would run
+in that library's place. The folder of this package comes last: it is needed where the package is not installed."""
 
 WORKER = "_CURV_WORKER"
 """Names the descriptors of the one that computes: standard error, and a pipe that closes when its parent dies."""
@@ -64,7 +70,8 @@ def supervise(arguments: Sequence[str]) -> int:
     }
     with tempfile.TemporaryFile() as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "curvcli", *arguments], env=environment, stderr=log, pass_fds=(told, alive),
+            [sys.executable, "-P", "-c", _WORK, str(PACKAGE.parent), *arguments],
+            env=environment, stderr=log, pass_fds=(told, alive),
             # Ctrl-C at a terminal reaches it through this process alone.
             process_group=0,
         )  # fmt: skip

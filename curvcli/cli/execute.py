@@ -17,7 +17,6 @@ from curvcli.cli.replies import Reply, Target, answer_each
 from curvcli.cli.reporting import (
     ARRAY_FILES,
     facts,
-    files_read,
     profile,
     report_of,
     warnings_of,
@@ -222,15 +221,15 @@ def _one(
     from curvcli.analyses.tuning import way_of
     from curvcli.devices import greatest, is_first
 
+    output.check_distinct(_written(request, settings))
     quiet, profiling = request.output["quiet"] or not is_first(), request.output["profile"]
     started, clock = time.perf_counter(), Stopwatch()
     timing = "always" if getattr(settings, "calibrate", False) else "if worth it"
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(_state(settings)) if settings.state else None
+        kept = None if settings.state is None else stack.enter_context(_state(settings))
         stack.enter_context(compile_clock(clock))
         loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
         loading = time.perf_counter() - started - clock.compiling
-        output.check_distinct(_written(request, settings), files_read(loaded))
         if request.output["verbose"]:
             console.note(what_was_read(loaded))
         watch = console.Watch(settings.time_limit, not quiet and console.can_redraw(), greatest)
@@ -266,6 +265,8 @@ def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
     from curvcli.cli.shared_state import shared_state
     from curvcli.devices import several_processes
 
+    if not settings.state.strip() or "\0" in settings.state:
+        raise UsageError("--state: the name is empty or has a null byte", "give the name of a folder")
     return (shared_state if several_processes() else state)(Path(settings.state))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curvcli import __version__
+from curvcli import __version__, sources
 from curvcli.cli import console, distributed
 from curvcli.errors import OutputError, UsageError
 
@@ -94,7 +94,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if chosen in COMMANDS and distributed.asked_for(arguments):
             return distributed.supervise(arguments)
-        code = build_app(None if completing else chosen)(list(arguments), prog_name="curv", standalone_mode=False)
+        with sources.registry():
+            code = build_app(None if completing else chosen)(list(arguments), prog_name="curv", standalone_mode=False)
         return int(code or 0)
     except typer.TyperException as error:
         message = error.format_message().rstrip(".").replace("Value error, ", "")

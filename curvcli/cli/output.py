@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TextIO
 
 from curvcli import atomic
 from curvcli.errors import OutputError, SpecError, UsageError
+from curvcli.sources import will_write
 
 STDOUT = {Path(name) for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")}
 """Names of stdout as a file."""
@@ -196,13 +197,13 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} could not be written: its folder is not writable", "write it elsewhere: -o FILE")
 
 
-def check_distinct(written: dict[str, Path], read: dict[str, Path]) -> None:
-    """Say before the work that a file would replace what is analysed, or another file that is written.
+def check_distinct(written: dict[str, Path]) -> None:
+    """Say before the work that a file would replace what is read, now or later, or another file that is written.
 
     Parameters
     ----------
-    written, read
-        By the option that names it; by what it is.
+    written
+        By the option that names it.
 
     Raises
     ------
@@ -210,9 +211,7 @@ def check_distinct(written: dict[str, Path], read: dict[str, Path]) -> None:
         It would.
     """
     for option, path in written.items():
-        for name, source in read.items():
-            if path.exists() and source.exists() and path.samefile(source) and not _is_special(path):
-                raise UsageError(f"{option} {path} would replace {name}", "give the name of another file")
+        will_write(path, option)
     places: dict[str, str] = {}
     for option, path in written.items():
         other = places.setdefault(os.path.realpath(path), option)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import struct
 import zlib
 from collections import defaultdict, deque
@@ -13,13 +15,44 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curvcli.errors import OutputError
+from pydantic import TypeAdapter
+
+from curvcli.errors import DataError, OutputError
 from curvcli.journal import unchanging
+from curvcli.schema.state import FinishedRecord, RowsRecord
 
 MAGIC = b"curv"
 BEHIND = 4
 """Records that may be waiting to be written: a disk that is slower than the run holds it up."""
 _HEAD = struct.Struct("<4sII")  # magic, length of the description, its CRC-32
+
+
+_DESCRIPTION: TypeAdapter[RowsRecord | FinishedRecord] = TypeAdapter(RowsRecord | FinishedRecord)
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a regular file of a state folder; a link is not followed, and a FIFO not waited for.
+
+    Raises
+    ------
+    DataError
+        It is a link, no regular file, or also has a name elsewhere.
+    OSError
+        It cannot be opened.
+    """
+    hint = "give another --state folder, or remove this one to begin anew"
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise DataError(f"{path} is not a regular file", hint) from error
+        raise
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
+        os.close(descriptor)
+        what = "also has a name elsewhere" if stat.S_ISREG(state.st_mode) else "is not a regular file"
+        raise DataError(f"{path} {what}", hint)
+    return descriptor
 
 
 class _Record(NamedTuple):
@@ -49,11 +82,13 @@ class Records:
     ------
     OSError
         It cannot be opened.
+    DataError
+        It is no regular file, or a description is whole and makes no sense. The file stays as it is.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self._records: list[_Record] = []
         self._places: dict[bytes, deque[tuple[int, int]]] = defaultdict(deque)  # record and row, by key
         self._finished = 0  # records of runs that came to their end
@@ -61,15 +96,24 @@ class Records:
         self._end = self._left = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")
         self._written: deque[Future[None]] = deque()
-        for description, end in self._descriptions():
+        try:
+            self._read()
+        except BaseException:
+            self._writer.shutdown()
+            os.close(self._file)
+            raise
+
+    def _read(self) -> None:
+        """Find the records that are whole; what follows them is cut off."""
+        for record, end in self._descriptions():
             self._end = end
-            if "keys" not in description:
+            if isinstance(record, FinishedRecord):
                 self._finished = len(self._records)
                 continue
-            for row, key in enumerate(description.pop("keys")):
+            for row, key in enumerate(record.keys):
                 self._places[bytes.fromhex(key)].append((len(self._records), row))
                 self._left += 1
-            self._records.append(_Record(end - description["size"], **description))
+            self._records.append(_Record(end - record.size, record.size, record.crc, record.dtype, record.shape))
         if os.fstat(self._file).st_size > self._end:  # some file systems wait for the disk where a file was cut
             os.ftruncate(self._file, self._end)
 
@@ -148,7 +192,7 @@ class Records:
             ) from error
         self._end += _HEAD.size + len(text) + len(values)
 
-    def _descriptions(self) -> Iterator[tuple[dict[str, Any], int]]:
+    def _descriptions(self) -> Iterator[tuple[RowsRecord | FinishedRecord, int]]:
         """Every whole record's description, and where the record ends."""
         offset, size = 0, os.fstat(self._file).st_size
         while len(head := os.pread(self._file, _HEAD.size, offset)) == _HEAD.size:
@@ -158,11 +202,17 @@ class Records:
             text = os.pread(self._file, length, offset + _HEAD.size)
             if len(text) < length or zlib.crc32(text) != crc:
                 return
-            description = json.loads(text)
-            offset += _HEAD.size + length + description["size"]
+            try:
+                record = _DESCRIPTION.validate_json(text)
+            except ValueError as error:  # pydantic's errors are ValueErrors
+                raise DataError(
+                    f"{self._path} is damaged: a record at byte {offset} is not one that curv wrote",
+                    "give another --state folder, or remove this one to begin anew",
+                ) from error
+            offset += _HEAD.size + length + record.size
             if offset > size:
                 return
-            yield description, offset
+            yield record, offset
 
     def _taken(self, key: bytes, below: int) -> Any:
         places = self._places.get(key)

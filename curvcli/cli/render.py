@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from rich.console import Console, Group
 from rich.text import Text
 
+from curvcli.schema.base import printable_values
 from curvcli.schema.diff import DiffRecord
 from curvcli.schema.doctor import DoctorRecord
 from curvcli.schema.report import Report, analysis_of
@@ -27,12 +28,13 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
     styled = stream.isatty() and not dumb
     width = min(columns(stream), WIDEST)
     console = Console(
-        file=io.StringIO(), width=width, highlight=False, force_terminal=styled,
+        file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, force_terminal=styled,
         color_system="auto" if styled else None,
     )  # fmt: skip
     with console.capture() as captured:
-        headline, *rest = _view(report)(report, width, "utf" in stream.encoding.lower())
-        console.print(Group(_scoped(headline, report), *rest))
+        shown = printable_values(report)
+        headline, *rest = _view(report)(shown, width, "utf" in stream.encoding.lower())
+        console.print(Group(_scoped(headline, shown), *rest))
     return captured.get().rstrip("\n")
 
 

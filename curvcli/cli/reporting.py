@@ -128,13 +128,3 @@ def facts(loaded: Loaded, settings: Any) -> dict[str, str]:
         "weights": f"{loaded.checkpoint.sha256} {loaded.checkpoint.step}",
         "data": f"{loaded.data.sha256} {loaded.data.num_examples}",
     }
-
-
-def files_read(loaded: Loaded) -> dict[str, Path]:
-    """The files that a problem was read from, by what they are."""
-    paths = {
-        "the checkpoint": loaded.checkpoint.path,
-        "the data": loaded.data.path,
-        "the specification": loaded.spec_file,
-    }
-    return {name: Path(path) for name, path in paths.items() if path is not None}

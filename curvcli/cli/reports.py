@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from curvcli.errors import DataError, NotFoundError
 from curvcli.schema.registry import SCHEMAS
 from curvcli.schema.report import ErrorRecord, analysis_of, load_json_values
+from curvcli.sources import register
 
 WRITTEN = "give what curv wrote with -o FILE"
 
@@ -53,6 +54,8 @@ def read_all(path: Path) -> tuple[list[Any], int]:
 def _records(path: Path) -> list[Any]:
     """JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
     try:
+        if not _is_shell_pipe(path):
+            register(path, f"the report {path}")
         text = sys.stdin.read() if path == Path("-") else path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
@@ -63,6 +66,11 @@ def _records(path: Path) -> list[Any]:
         return load_json_values(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}", WRITTEN) from error
+
+
+def _is_shell_pipe(path: Path) -> bool:
+    """Whether it is stdin, or a pipe that the shell opened for the command: `<(…)`."""
+    return path in (Path("-"), Path("/dev/stdin")) or path.parent in (Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 def _checked(path: Path, report: Any) -> Any:

@@ -8,19 +8,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curvcli import __version__
+from pydantic import ValidationError
+
+from curvcli import __version__, sources
 from curvcli.cli import output
-from curvcli.cli.records import Records
+from curvcli.cli.records import Records, open_regular
 from curvcli.cli.runtime import environment
-from curvcli.errors import DataError, OutputError, PermissionDeniedError, StateLockedError
+from curvcli.errors import DataError, OutputError, PermissionDeniedError, StateLockedError, UsageError
 from curvcli.journal import Journal
 from curvcli.schema.plan import Way
+from curvcli.schema.state import StateRecord
 
 PROBLEM, RECORDS, LOCK = ("problem.json", "problem.copy.json"), "records", "lock"
+MARK = "This folder belongs to curv --state.\n"
+"""What the lock says: a folder without it is somebody else's, and nothing in it is touched."""
 
 UNESSENTIAL = {
     "state", "time_limit", "max_memory", "plan", "skip_checks", "threads", "devices", "shard_params",
@@ -58,8 +64,8 @@ class State:
         self._folder = folder
         self._records: Records | None = None
         self._said = _said(folder)
-        self.way = None if self._said is None else Way.model_validate(self._said["way"])
-        self.memory: int | None = None if self._said is None else self._said["memory"]
+        self.way = None if self._said is None else self._said.way
+        self.memory: int | None = None if self._said is None else self._said.memory
         self.warnings: list[str] = []
 
     def open(self, loaded: Loaded, settings: Any, way: Way, memory: int, code: str) -> Journal:
@@ -81,13 +87,14 @@ class State:
             What is there was computed from something else.
         """
         needed, soft = _facts(loaded, settings, way, code)
-        now = json.loads(json.dumps({"needed": needed, "soft": soft, "way": way.model_dump(), "memory": memory}))
+        now = StateRecord(needed=json.loads(json.dumps(needed)), soft=soft, way=way, memory=memory)
         path = self._folder / RECORDS
         if self._said is None:
             # Values of which nobody can say what they were computed from are none.
             path.unlink(missing_ok=True)
+            text = json.dumps(now.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
             for name in PROBLEM:
-                output.write_file(self._folder / name, json.dumps(now, indent=1, sort_keys=True) + "\n")
+                output.write_file(self._folder / name, text)
         else:
             self._compare(self._said, now)
         self._records = Records(path)
@@ -108,9 +115,9 @@ class State:
         if self._records is not None:
             self._records.close()
 
-    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = _differing(before["needed"], now["needed"])
-        if before["soft"].get(DEVICES) != now["soft"][DEVICES]:  # a batch is a multiple of the devices
+    def _compare(self, before: StateRecord, now: StateRecord) -> None:
+        changed = _differing(before.needed, now.needed)
+        if before.soft.get(DEVICES) != now.soft[DEVICES]:  # a batch is a multiple of the devices
             changed = [name for name in changed if name != "way of computing.batch_size"]
         if changed:
             raise DataError(
@@ -118,10 +125,10 @@ class State:
                 "give the same command again, or another --state folder",
             )
         self.warnings += [
-            f"{name} is {now['soft'][name]}, the state was begun with {before['soft'].get(name)}: "
+            f"{name} is {now.soft[name]}, the state was begun with {before.soft.get(name)}: "
             "values may differ in rounding"
-            for name in now["soft"]
-            if before["soft"].get(name) != now["soft"][name]
+            for name in now.soft
+            if before.soft.get(name) != now.soft[name]
         ]
 
 
@@ -132,10 +139,12 @@ def state(folder: Path) -> Iterator[State]:
     Parameters
     ----------
     folder
-        Its parent must exist.
+        Its parent must exist. It is new or empty, or its file `lock` says that it is a state folder.
 
     Raises
     ------
+    UsageError
+        It holds something else.
     StateLockedError
         Another process uses it.
     OutputError, PermissionDeniedError
@@ -143,10 +152,12 @@ def state(folder: Path) -> Iterator[State]:
     DataError
         What it says of itself is damaged.
     """
-    new = not folder.exists()
+    sources.will_write(folder, "--state")
+    new = not os.path.lexists(folder)
     try:
         folder.mkdir(exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        _check_marked(folder)
+        lock = os.fdopen(open_regular(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
     except PermissionError as error:
         raise PermissionDeniedError(f"{folder}: permission denied", "give another --state folder") from error
     except OSError as error:
@@ -160,8 +171,12 @@ def state(folder: Path) -> Iterator[State]:
             raise StateLockedError(
                 f"{folder} is in use by another process", "wait for it to end, or give another --state folder"
             ) from error
+        if not lock.read(len(MARK)):
+            lock.write(MARK)
+            lock.flush()
         for orphan in folder.glob(".curv-*.tmp"):  # of a process that was killed as it wrote one
-            orphan.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                orphan.unlink(missing_ok=True)
         kept = State(folder)
         try:
             yield kept
@@ -173,16 +188,53 @@ def state(folder: Path) -> Iterator[State]:
                     folder.rmdir()
 
 
-def _said(folder: Path) -> dict[str, Any] | None:
+def _check_marked(folder: Path) -> None:
+    """Whether a folder is curv's: empty, marked by its lock, or described as the folders of earlier versions are.
+
+    Raises
+    ------
+    UsageError
+        It holds something else.
+    """
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in entries}
+    if not names or _text(folder / LOCK) == MARK or (names == {LOCK} and _text(folder / LOCK) == ""):
+        return
+    with contextlib.suppress(DataError):
+        if _said(folder) is not None:
+            return
+    shown = ", ".join(sorted(names)[:3])
+    raise UsageError(f"{folder} is not a state folder: it holds {shown}", "give a new name, or an empty folder")
+
+
+def _text(path: Path) -> str | None:
+    """The beginning of a regular file; None where there is none."""
+    try:
+        with os.fdopen(open_regular(path, os.O_RDONLY), encoding="utf-8", errors="replace") as stream:
+            return stream.read(len(MARK) + 1)
+    except (OSError, DataError):
+        return None
+
+
+def _said(folder: Path) -> StateRecord | None:
     """What a folder says it was computed from, by its first description that is whole; None where there is none."""
-    there = [path for name in PROBLEM if (path := folder / name).exists()]
-    for path in there:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            said = json.loads(path.read_text(encoding="utf-8"))
-            if said.keys() == {"needed", "soft", "way", "memory"}:
-                return said
-    if there:
-        raise DataError(f"{there[0]} is damaged", "remove the folder, and the work starts anew")
+    names = [name for name in PROBLEM if os.path.lexists(folder / name)]
+    reasons = []
+    for name in names:
+        try:
+            with os.fdopen(open_regular(folder / name, os.O_RDONLY), "rb") as stream:
+                return StateRecord.model_validate_json(stream.read())
+        except OSError as error:
+            reasons.append(str(error.strerror))
+        except DataError as error:
+            reasons.append(error.message)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reasons.append(f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip())
+    if names:
+        raise DataError(
+            f"{folder / names[0]} is damaged: {reasons[0]}", "give another --state folder, or remove this one"
+        )
     return None
 
 

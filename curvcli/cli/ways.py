@@ -14,6 +14,7 @@ from curvcli.cli.output import write_file
 from curvcli.cli.runtime import environment
 from curvcli.errors import UsageError
 from curvcli.schema.plan import Way
+from curvcli.sources import register
 
 Loaded = Any
 """`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
@@ -92,7 +93,7 @@ def read_way(path: Path) -> Way:
         The file cannot be read, or holds none of these.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(register(path, "the plan").read_text())
         for outer, inner in (("result", "plan"), ("cost", "way")):
             if isinstance(found.get(outer), dict) and inner in found[outer]:
                 found = found[outer][inner]

@@ -168,9 +168,18 @@ def _styled(style: str) -> str:
 
 
 def _written(root: ET.Element) -> str:
-    text = ET.tostring(root, encoding="unicode")
-    text = re.sub(r' ?xmlns:?\w*="[^"]*"', "", text).replace("ns0:", "").replace("ns1:", "")
-    text = re.sub(r"\s*\n\s*", "", text).replace(" />", "/>")
+    """As text, its names without namespaces, as HTML has them; what is written in it stays as it is."""
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: _coloured(value) for name, value in element.attrib.items()}
+        for place in ("text", "tail"):
+            if not (getattr(element, place) or "").strip():
+                setattr(element, place, None)
+    return ET.tostring(root, encoding="unicode").replace(" />", "/>")
+
+
+def _coloured(value: str) -> str:
+    """The value of an attribute with the page's variables for colours."""
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
+        value = value.replace(colour, variable)
+    return value

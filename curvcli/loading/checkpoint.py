@@ -31,6 +31,7 @@ from curvcli.errors import CurvError, DataError, PermissionDeniedError, SpecErro
 from curvcli.loading import files, orbax
 from curvcli.loading.files import Select, Tree
 from curvcli.loading.orbax import REPLACE
+from curvcli.sources import check_regular, register
 
 BLOCK_BYTES = 64 << 20
 """Of an array that no host holds whole, looked at together."""
@@ -111,6 +112,7 @@ def load_checkpoint(
     """
     path = Path(path)
     found, kind, number = locate(path, step)
+    register(found, f"the checkpoint {path}")
     where = str(found)
     tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary, placing))
     if not tree:
@@ -148,6 +150,7 @@ def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
     CurvError
         As `load_checkpoint`.
     """
+    check_regular(path)
     with _translated(path):
         found, number = orbax.resolve(path, step)
         return found, "orbax" if found.is_dir() else files.detect(found), number

@@ -26,6 +26,7 @@ from curvcli.loading.arrays import Key, check_dtype, check_shapes, check_values,
 from curvcli.loading.stored import side_by_side
 from curvcli.loading.tables import Source, choose, listed
 from curvcli.schema.spec import DataSpec
+from curvcli.sources import register
 
 _ROLES = ("inputs", "targets", "mask")
 _TARGET = re.compile(r"[\w./-]+:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -107,7 +108,7 @@ def load_dataset(
     if _is_target(path, base):
         counted, noun, arrays = False, "array", _from_target(spec, path, call_target, limit)
     else:
-        source = _open(base / path, path, spec.split)
+        source = _open(register(base / path, "the data"), path, spec.split)
         noun, keys = source.noun, _keys(spec, path, source)
         counted = noun == "array"  # tables are read no further than needed
         found = source.read(list(dict.fromkeys(key.name for key in keys)), limit)

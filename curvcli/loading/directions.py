@@ -22,6 +22,7 @@ from curvcli.loading.targets import Targets
 from curvcli.loading.trees import flatten_tree
 from curvcli.problem import Params
 from curvcli.schema.lines import FROM_FILES, Along
+from curvcli.sources import register
 
 Leaves = dict[str, Any]
 
@@ -165,6 +166,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     if not is_there(path, file=True):
         raise NotFoundError(f"no array file {path}", "give an .npz or .safetensors file with arrays by parameter path")
+    register(path, "a file of arrays")
     with reading(f"{path}: no file of arrays"):
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file

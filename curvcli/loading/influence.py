@@ -18,6 +18,7 @@ from curvcli.loading.model import user_code
 from curvcli.loading.resolve import Loaded
 from curvcli.problem import Batches, PyTree
 from curvcli.schema.spec import DataSpec
+from curvcli.sources import register
 
 TEST = "test"
 CLEAN = "clean"
@@ -164,6 +165,7 @@ def read_groups(path: Path, count: int) -> np.ndarray:
 def _text(path: Path) -> str:
     if not is_there(path, file=True):
         raise NotFoundError(f"no file {path}", "give an .npy or .npz file, or text with one label a line")
+    register(path, "a file of labels")
     with reading(f"{path}: not UTF-8 text"):
         return path.read_text(encoding="utf-8")
 
@@ -206,6 +208,7 @@ def _array(path: Path, name: str) -> np.ndarray:
     """The array of an .npy file; of an .npz the one of this name, or its only one."""
     if not is_there(path, file=True):
         raise NotFoundError(f"no file {path}", "give an .npy or .npz file")
+    register(path, "a file of arrays")
     with reading(f"{path}: no array"), path.open("rb") as stream:
         found = np.load(stream, allow_pickle=False)
         if isinstance(found, np.ndarray):

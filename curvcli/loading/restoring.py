@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import math
+import os
+import subprocess
 import sys
 import time
 import traceback
@@ -17,6 +20,8 @@ from typing import Any
 from curvcli.errors import DataError
 
 REPLACE = "copy the whole checkpoint again from where it was written, or choose another one"
+_TRIAL = "_CURV_TRIAL"
+"""Set in the process that reads such an item first."""
 _CLAIM_FLOOR, _CLAIM_RATIO = 2**30, 1000  # no compressor reaches this on a trained network
 
 
@@ -30,12 +35,32 @@ def restore(item: Path, target: Any, placing: Any) -> Any:
         how = jax.tree.map(lambda kind: ocp.RestoreArgs(restore_type=str if kind == "string" else np.ndarray), target)
         with ocp.PyTreeCheckpointer() as checkpointer:
             listing = _check_claim(item, checkpointer)
+            if listing is None and _TRIAL not in os.environ:
+                _try_in_a_child(item, target)
             if placing is not None and listing is not None:
                 how = _placed(how, listing, placing)
             return checkpointer.restore(
                 item.absolute(),  # Orbax refuses relative paths
                 args=ocp.args.PyTreeRestore(item=target, restore_args=how, partial_restore=True),
             )
+
+
+def _try_in_a_child(item: Path, target: Any) -> None:
+    """Read an item whose headers could not be checked in a process of its own, which tensorstore may abort.
+
+    Raises
+    ------
+    DataError
+        It did.
+    """
+    code = "import json, sys; sys.path.append(sys.argv[3]); from curvcli.loading.restoring import restore;"
+    code += "from pathlib import Path; restore(Path(sys.argv[1]), json.loads(sys.argv[2]), None)"
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, _TRIAL: "1", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-P", "-c", code, str(item), json.dumps(target), package]
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    if ended.returncode < 0:
+        raise DataError(f"{item}: damaged, reading its arrays ends the process", REPLACE)
 
 
 def _placed(how: Any, listing: Any, placing: Any) -> Any:
@@ -74,7 +99,11 @@ def _check_claim(item: Path, checkpointer: Any) -> Any:
         if isinstance(node, dict | list | tuple):
             pending.extend(node.values() if isinstance(node, dict) else node)
         elif getattr(node, "shape", None) is not None:
-            claimed += math.prod(node.shape) * getattr(node.dtype, "itemsize", 1)
+            # A chunk is allocated whole, however little of it is filled.
+            storage = getattr(node, "storage", None)
+            chunks = (getattr(storage, name, None) or () for name in ("chunk_shape", "write_shape"))
+            largest = max(math.prod(shape) for shape in (node.shape, *chunks))
+            claimed += largest * getattr(node.dtype, "itemsize", 1)
     stored = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
     if claimed > max(_CLAIM_FLOOR, _CLAIM_RATIO * stored):
         raise DataError(f"{item}: damaged, its arrays claim {claimed:,} bytes and the folder holds {stored:,}", REPLACE)

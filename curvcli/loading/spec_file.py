@@ -15,6 +15,7 @@ from curvcli.errors import NotFoundError, PermissionDeniedError, SpecError
 from curvcli.loading.access import is_there
 from curvcli.loading.orbax import step_number
 from curvcli.schema.spec import DataSpec, ProblemSpec
+from curvcli.sources import register
 
 NAME = "curv.toml"
 
@@ -89,6 +90,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _read(path: Path, *, trusted: bool) -> FoundSpec:
+    register(path, "the specification")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curvcli.errors import NotFoundError, SpecError
+from curvcli.errors import CurvError, NotFoundError, SpecError
 from curvcli.loading.access import is_there, reading
+from curvcli.sources import register
 
 ZOO = "curvcli.zoo"
 
@@ -107,10 +108,9 @@ class Targets:
                 return importlib.import_module(name)
             # A folder that is not trusted must not stand in for an installed package.
             for folder in (str(Path.cwd()), str(self.base)) if self.trusted else (str(Path.cwd()),):
-                if folder not in sys.path:
-                    sys.path.insert(0, folder)
+                _add_to_path(folder)
             return importlib.import_module(name)
-        except (SpecError, NotFoundError, KeyboardInterrupt):
+        except (CurvError, KeyboardInterrupt):
             raise
         except BaseException as error:  # the user's module may raise anything, SystemExit included
             raise SpecError(
@@ -125,11 +125,11 @@ class Targets:
             raise NotFoundError(
                 f"no file {path.name} in {path.parent}", "give the path of the Python file with the model"
             )
+        register(path, "the model's source")
         name = f"curv_target_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
         if name in sys.modules:
             return sys.modules[name]
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
+        _add_to_path(str(path.parent))
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
@@ -141,6 +141,12 @@ class Targets:
             del sys.modules[name]
             raise
         return module
+
+
+def _add_to_path(folder: str) -> None:
+    """Let modules import their neighbours; behind the libraries, so that a `random.py` there stands for none."""
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _with_links(place: Path) -> Iterator[Path]:

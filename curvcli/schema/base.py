@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 from pydantic import BaseModel, ConfigDict
+
+from curvcli.printable import printable
+
+T = TypeVar("T")
 
 
 class Strict(BaseModel):
     """Unknown keys, NaN and infinities are refused; instances do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def printable_values(value: T) -> T:
+    """A value of models, containers and strings with every string in it made printable, keys too."""
+    made: Any = value
+    if isinstance(value, str):
+        made = printable(value)
+    elif isinstance(value, BaseModel):
+        made = value.model_copy(
+            update={name: printable_values(getattr(value, name)) for name in type(value).model_fields}
+        )
+    elif isinstance(value, dict):
+        made = {printable_values(key): printable_values(entry) for key, entry in value.items()}
+    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        # Long rows of numbers are the bulk of a report.
+        made = value if value and isinstance(value[0], float) else type(value)(map(printable_values, value))
+    return made

@@ -2,10 +2,13 @@
 
 import fcntl
 import json
+import os
 import random
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -229,3 +232,75 @@ def records_in(path):
     copy.write_bytes(path.read_bytes())
     Records(copy).close()
     return copy.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["lock", "records", "problem.json", "notes"])
+def test_a_folder_of_somebody_else_s_is_left_alone(project, curv, name):
+    folder = project.folder / "theirs"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    outcome = curv(*PLAIN, "--state", "theirs")
+    assert (outcome.code, "not a state folder" in outcome.error) == (2, True)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "folder"])
+def test_links_and_pipes_in_a_state_folder_are_refused(project, curv, name, kind):
+    assert curv(*PLAIN, "--state", "kept").code == 0
+    precious, path = project.write("precious", "mine"), project.folder / "kept" / name
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "hard link":
+        path.hardlink_to(precious)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    outcome = curv(*PLAIN, "--state", "kept")
+    if not name.startswith("problem"):  # the other description is whole
+        assert outcome.code in (2, 65)
+    assert precious.read_text() == "mine"
+
+
+HEAD = struct.Struct("<4sII")
+
+
+def record(text):
+    return HEAD.pack(b"curv", len(text), zlib.crc32(text)) + text
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"keys": []}, {"size": -60}, {"size": 1}, [],
+        {"keys": ["zz"], "size": 8, "crc": 0, "dtype": "<f8", "shape": [1]},
+        {"keys": ["0" * 32], "size": 8, "crc": 0, "dtype": "O", "shape": [1]},
+        {"keys": ["0" * 32], "size": 8, "crc": 0, "dtype": "<f8", "shape": [2]},
+        {"keys": ["0" * 32] * 2, "size": 16, "crc": 0, "dtype": "<f8", "shape": [1, 2]},
+    ],
+)  # fmt: skip
+def test_a_record_that_makes_no_sense_is_an_error_and_stays(project, curv, description):
+    assert curv(*PLAIN, "--state", "kept").code == 0
+    records = project.folder / "kept/records"
+    content = record(json.dumps(description).encode())
+    records.write_bytes(content)
+    outcome = curv(*PLAIN, "--state", "kept")
+    assert (outcome.code, "records is damaged" in outcome.error) == (65, True)
+    assert records.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", [{"soft": None}, {"way": None}, {"memory": "a"}, {"more": 1}, None, "[" * 5000])
+def test_a_description_that_makes_no_sense_is_an_error(project, curv, change):
+    assert curv(*PLAIN, "--state", "kept").code == 0
+    for name in ("problem.json", "problem.copy.json"):
+        path = project.folder / "kept" / name
+        said = json.loads(path.read_text())
+        path.write_text(change if isinstance(change, str) else json.dumps(change and {**said, **change}))
+    outcome = curv(*PLAIN, "--state", "kept")
+    assert (outcome.code, "problem.json is damaged" in outcome.error) == (65, True)
+
+
+def test_an_empty_name_is_no_folder(project, curv):
+    assert curv(*PLAIN, "--state", "").code == 2

@@ -345,3 +345,27 @@ def test_any_damage_is_an_error_or_harmless(seed, tmp_path):
         file.write_bytes(content)
         with contextlib.suppress(DataError):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("zarr3", "name", "others"), [(False, ".zarray", False), (False, ".zarray", True), (True, "zarr.json", False)]
+)
+def test_chunks_beyond_reason_do_not_end_the_process(zarr3, name, others, tmp_path):
+    """tensorstore allocates a chunk whole: where headers cannot all be read, a process of its own reads first."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=zarr3)) as writer:
+        writer.save(tmp_path / "ckpt", args=ocp.args.PyTreeSave({"params": PARAMS}))
+    file = tmp_path / "ckpt/params.Dense_0.kernel" / name
+    header = json.loads(file.read_text())
+    if zarr3:
+        header["chunk_grid"]["configuration"]["chunk_shape"] = [10**6, 10**6]
+        for codec in header["codecs"]:
+            if codec["name"] == "sharding_indexed":
+                codec["configuration"]["chunk_shape"] = [10**6, 10**6]
+    else:
+        header["chunks"] = [10**5, 10**5]
+    file.write_text(json.dumps(header))
+    if others:
+        (tmp_path / "ckpt/params.Dense_1.kernel/.zarray").write_text("{")
+    with pytest.raises(DataError) as raised:
+        load_checkpoint(tmp_path / "ckpt")
+    assert "ckpt" in raised.value.message

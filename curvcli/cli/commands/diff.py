@@ -26,9 +26,11 @@ def diff(
     from curvcli.cli.differences import compared
     from curvcli.cli.render import render
 
-    record = compared(a, b)
     if output is not None:
         files.check_writable(output)
+        files.check_distinct({"-o": output})
+    record = compared(a, b)
+    if output is not None:
         files.write_file(output, record.to_json() + "\n")
     with files.own_stdout(needed=output is None) as stdout:
         if format == "text" or (format is None and output is None and stdout.isatty()):

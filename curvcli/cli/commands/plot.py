@@ -54,7 +54,7 @@ def plot(
     written = {f"-o {path}": path for path, _ in targets if path not in files.STDOUT}
     for path in written.values():
         files.check_writable(path)
-    files.check_distinct(written, {f"the report {path}": path for path in reports if path != STDIN})
+    files.check_distinct(written)
     made = _picture(found, learning_rate, shape)
     with files.own_stdout() as stdout:
         for path, kind in targets:
@@ -91,6 +91,7 @@ def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ..
     from curvcli.cli.inputs import images_of, scores_of
     from curvcli.figures.assemble import analysis, picture, wanted_images
     from curvcli.figures.picture import Image
+    from curvcli.schema.base import printable_values
 
     images = {}
     if all(analysis(one) == "influence" for one in found):
@@ -102,7 +103,7 @@ def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ..
         found = [scores_of(one) for one in found]
     elif shape is not None:
         raise UsageError("--image-shape is for reports of influence", "leave it out")
-    return picture(found, images, learning_rate)
+    return picture([printable_values(one) for one in found], images, learning_rate)
 
 
 def _written(made: Any, found: list[Any], kind: Kind, dpi: int) -> bytes:
