@@ -1,7 +1,10 @@
 """The analyses from Python: the same numbers as the command line's, from objects in memory."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -236,3 +239,23 @@ def test_the_page_runs(tmp_path, monkeypatch, capfd):
 
     assert run(["plot", "run.jsonl", "--learning-rate", "0.1", "-o", "run.svg"]) == 0
     assert "Spectra of the Hessian over the run" in Path("run.svg").read_text()
+
+
+def test_the_page_s_numbers_in_a_fresh_process():
+    """JAX has computed (`net.init`) before `Objective` is made, and no flag guards it: float32 agrees with float64."""
+    first = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+    check = """
+import json
+double = objective.spectrum(variables, probes=4, dtype="float64").result
+print(json.dumps([[one.value, *one.interval] for pair in ((found.result, double),) for side in pair
+                  for one in (side.lambda_max, side.lambda_min, side.trace, side.frobenius_norm)]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", first + check], env=environment, capture_output=True, text=True, check=True
+    )
+    numbers = np.array(json.loads(done.stdout.splitlines()[-1]))
+    single, double = numbers[:4], numbers[4:]
+    np.testing.assert_allclose(single[:, 0], double[:, 0], rtol=1e-4, atol=1e-5)
+    assert np.all(single[:, 1] <= double[:, 2])
+    assert np.all(double[:, 1] <= single[:, 2])

@@ -33,12 +33,12 @@ def spent(cost: Cost) -> str:
 
 
 def with_error(value: float, margin: float) -> str:
-    """A value to the digit that its margin reaches.
+    """A value to the digit that its margin reaches; alone where that is beyond the eighth.
 
-    >>> with_error(5.09077, 0.0611), with_error(0.46336496, 5.8e-7), with_error(2.0, 0.0)
+    >>> with_error(5.09077, 0.0611), with_error(0.46336496, 5.8e-7), with_error(2.0, 1e-12)
     ('5.091 ± 0.061', '0.46336496 ± 5.8e-07', '2')
     """
-    if margin <= 0:
+    if margin <= 1e-8 * abs(value):
         return number(value)
     digits = (
         0 if value == 0 else max(2, min(8, math.floor(math.log10(abs(value))) - math.floor(math.log10(margin)) + 2))

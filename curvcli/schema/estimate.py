@@ -50,7 +50,10 @@ class Estimate(Interval):
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.4g}" if low == high else f"{self.value:.4g} in [{low:.4g}, {high:.4g}]"
+        if self.value is None:
+            return f"not resolved, in [{low:.4g}, {high:.4g}]"
+        certain = high - low <= 1e-8 * abs(self.value)
+        return f"{self.value:.4g}" if certain else f"{self.value:.4g} in [{low:.4g}, {high:.4g}]"
 
     @classmethod
     def exact(cls, value: float, confidence: float) -> Self:

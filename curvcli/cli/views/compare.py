@@ -23,7 +23,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
     if result.left_out:
         parts += [Text(f"left out: {', '.join(result.left_out)} ({next(iter(result.left_out.values()))})"), Text("")]
     parts += [Text("Relative distance ‖row − column‖ / ‖row‖", style="bold"), _distances(result)]
-    if (margin := _widest(result)) > 0:
+    if (margin := _widest(result)) > 1e-8:
         confidence = next(iter(result.traces.values())).confidence
         parts.append(Text(f"{confidence:.0%} intervals: up to ± {margin:.1g}", style="dim"))
     parts.append(Text(""))
@@ -78,7 +78,9 @@ def _remark(step: Step) -> str:
 def _brief(found: Estimate) -> str:
     """Four digits, and half the width of the interval where there is one."""
     low, high = found.interval
-    return f"{found.value:.4g}" if high == low else f"{found.value:.4g}±{0.5 * (high - low):.1g}"
+    return (
+        f"{found.value:.4g}" if high - low <= 1e-8 * abs(found.value) else f"{found.value:.4g}±{0.5 * (high - low):.1g}"
+    )
 
 
 def _distances(result: CompareResult) -> Table:
