@@ -69,7 +69,7 @@ def register(path: Path, what: str) -> Path:
         It is where this command is going to write.
     """
     check_regular(path)
-    if (registry := _open.get()) is not None:
+    if (registry := _open.get()) is not None and "\0" not in str(path):  # which no file's name has
         source = Path(os.path.realpath(path))
         registry.read.setdefault(source, what)
         for option, target in registry.written.items():
