@@ -229,10 +229,10 @@ def _batch_factors(
     taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
 ) -> list[Any]:
     """Σ a ā āᵀ, Σ a g gᵀ and Σ a of every layer over one batch."""
-    acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
+    z, acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
     found = []
     for layer, rows, a, g in zip(taps.layers, taps.rows, acts, gradients, strict=True):
-        weight = row_weights(batch.weight, layer, rows, g)
+        weight = row_weights(_unit_weights(loss, z, batch), layer, rows, g)
         inputs, back, weight = _shared(layer, recipe, a, g, weight)
         if layer.kind == "embed" and inputs.ndim == 2:
             counts = jnp.zeros(layer.fan_in, params[layer.kernel].dtype)
@@ -243,6 +243,14 @@ def _batch_factors(
     return found
 
 
+def _unit_weights(loss: Loss, z: Array, batch: Batch) -> Array:
+    """Weights of the shape of the batch's: a target row that sums to s has the weight of s rows that sum to 1."""
+    if loss.draws is None:
+        return batch.weight
+    weight = outputs.draw_weight(loss, z, batch)[..., 0]
+    return jnp.mean(weight, axis=tuple(range(batch.weight.ndim, weight.ndim)))
+
+
 def _gram(rows: Array) -> Array:
     """Σ r rᵀ over all axes but the last: one matrix product."""
     rows = rows.reshape(-1, rows.shape[-1])
@@ -251,8 +259,8 @@ def _gram(rows: Array) -> Array:
 
 def _recorded(
     taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch
-) -> tuple[list[Array], list[Array]]:
-    """Inputs [b, P, fan_in] and pre-activation gradients [K, b, P, fan_out], these with the weights, of every layer."""
+) -> tuple[Array, list[Array], list[Array]]:
+    """Outputs, inputs [b, P, fan_in] and pre-activation gradients [K, b, P, fan_out], these with the weights."""
     size, dtype = len(batch.weight), next(iter(params.values())).dtype
     zero = [jnp.zeros((size, layer.positions, layer.fan_out), dtype) for layer in taps.layers]
 
@@ -260,7 +268,7 @@ def _recorded(
         return jax.vmap(taps.network, (None, None, 0, 0))(params, frozen, batch.inputs, perturbations)
 
     z, back, acts = jax.vjp(network, zero, has_aux=True)
-    return acts, jax.vmap(lambda one: back(one)[0])(cotangents(loss, recipe, keys, z, batch))
+    return z, acts, jax.vmap(lambda one: back(one)[0])(cotangents(loss, recipe, keys, z, batch))
 
 
 def cotangents(loss: Loss, recipe: Recipe, keys: Array, z: Array, batch: Batch) -> Array:
@@ -311,7 +319,7 @@ def _corrections(problem: Problem, taps: Taps, recipe: Recipe, blocks: list[Bloc
 def _batch_corrections(
     taps: Taps, loss: Loss, recipe: Recipe, keys: Array, params: Params, frozen: dict, batch: Batch, bases: Any
 ) -> list[Array]:
-    acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
+    _, acts, gradients = _recorded(taps, loss, recipe, keys, params, frozen, batch)
     found = []
     for layer, a, g, (left, right) in zip(taps.layers, acts, gradients, bases, strict=True):
         if layer.kind == "embed":
