@@ -358,8 +358,8 @@ def _product_error(
         )
         difference = (ahead - behind) / (2 * step)
         # Of a curvature that is zero nothing is left but the rounding of the gradients.
-        largest = max(float(jnp.linalg.norm(one)) for one in (ahead, behind))
-        within = float(jnp.linalg.norm(difference - product)) <= rounding * largest
+        longest = max(float(norm(side)) for side in (ahead, behind))
+        within = float(norm(difference - product)) <= rounding * longest
         return 0.0 if within else _apart(difference, product)
 
     return best(error)
