@@ -55,6 +55,8 @@ class Loss:
         `(z, dz) -> ∂/∂t ⟨∂L/∂z, dz⟩`, of the shape of z, class numbers counting as rows. Only for losses of the table.
     draws
         `(z, t) -> s`, the draws that targets stand for, [b, ...]; None: one each.
+    adapt
+        Makes of a function of the user's own outputs and more what takes those of the problem, and returns its units.
     likelihood
         For a user's loss: the loss of the table whose distribution its outputs are declared to stand for.
     draw
@@ -71,6 +73,7 @@ class Loss:
     mean: Callable[[Array], Array] | None = None
     label_product: Callable[[Array, Array], Array] | None = None
     draws: Callable[[Array, Array], Array] | None = None
+    adapt: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda function: function
     likelihood: Loss | None = None
     draw: Callable[[Array, Array], Array] | None = None
 

@@ -71,7 +71,9 @@ def register(path: Path, what: str) -> Path:
     check_regular(path)
     if (registry := _open.get()) is not None and "\0" not in str(path):  # which no file's name has
         source = Path(os.path.realpath(path))
-        registry.read.setdefault(source, what)
+        if source in registry.read:  # looked at before; what is in it now may be what this command wrote
+            return path
+        registry.read[source] = what
         for option, target in registry.written.items():
             _refuse(target, option, _name_in(source, what, target))
     return path
@@ -87,6 +89,8 @@ def will_write(path: Path, option: str) -> None:
         of an imported module.
     """
     if (registry := _open.get()) is not None:
+        if registry.written.get(option) == path:  # looked at before, and by `register` since
+            return
         registry.written[option] = path
     check_not_read(path, option)
 

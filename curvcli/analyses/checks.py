@@ -106,16 +106,22 @@ def _ruled_out(problem: Problem) -> int | None:
 
 
 def examined(
-    problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int
+    problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int, matrix: str | None = None
 ) -> tuple[dict[str, Check], list[str]]:
-    """The self-checks, unless they are to be left out, and all warnings of this matrix for this model and loss."""
-    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block)
+    """The self-checks, unless they are to be left out, and all warnings of this matrix for this model and loss.
+
+    Parameters
+    ----------
+    matrix
+        The name of the operator's matrix, where it is not that of the settings.
+    """
+    checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block, matrix)
     network = network_jaxpr(problem)
     return checks, [*warnings, *network_notes(network), *matrix_notes(problem, settings)]
 
 
 def self_checks(
-    problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int
+    problem: Problem, operator: LinearOperator, settings: AnalysisSettings, block: int, matrix: str | None = None
 ) -> tuple[dict[str, Check], list[str]]:
     """Six checks, and a warning with the likely cause for each that fails.
 
@@ -124,6 +130,8 @@ def self_checks(
     block
         Vectors in a block, as many as the analysis uses: a fault of a compiler can spoil a block's later vectors only,
         and only from a size on.
+    matrix
+        The name of the operator's matrix, where it is not that of the settings: what cancels in it is known by name.
 
     Notes
     -----
@@ -161,7 +169,7 @@ def self_checks(
     }
     if any(error > threshold * size for error, threshold in errors.values()):
         # A matrix near zero has errors of the size of what cancelled in it.
-        size = max(size, CANCELLING * _terms(problem, settings, vectors[-1:]) / unit)
+        size = max(size, CANCELLING * _terms(problem, matrix or settings.matrix, vectors[-1:]) / unit)
     values = {name: (error / (size or 1.0), threshold) for name, (error, threshold) in errors.items()}
     values["deterministic"] = max(values["deterministic"][0], drawn), values["deterministic"][1]
     values |= apart
@@ -184,7 +192,7 @@ def _in_blocks(operator: LinearOperator, vectors: Array, block: int) -> Array:
     return jnp.concatenate([operator.matmat(vectors[i : i + block]) for i in range(0, len(vectors), block)])
 
 
-def _terms(problem: Problem, settings: AnalysisSettings, vectors: Array) -> float:
+def _terms(problem: Problem, matrix: str, vectors: Array) -> float:
     """The size of the terms that the products with unit vectors [1, dim] are sums of, where terms may cancel.
 
     Of gradients that are centred: ‖ḡ‖², which is taken off. Of a Hessian, or of the part of it that the GGN leaves out:
@@ -192,14 +200,14 @@ def _terms(problem: Problem, settings: AnalysisSettings, vectors: Array) -> floa
 
     Cost: a gradient, or a product and a quadratic form of every example.
     """
-    if settings.matrix == "gradient-covariance":
+    if matrix == "gradient-covariance":
         layout = Layout.of(problem.params)
         mean = sums.mean_gradient(problem, layout, sums.resident(problem.batches))
         return float(np.sum(np.square(on_host(mean).astype(np.float64))))
-    if settings.matrix not in ("hessian", "residual"):
+    if matrix not in ("hessian", "residual"):
         return 0.0
     image = on_host(build(problem, "ggn", with_regulariser=False).matmat(vectors)).astype(np.float64)
-    shares = np.abs(example_forms(problem, settings.matrix, vectors))
+    shares = np.abs(example_forms(problem, matrix, vectors))
     return float(np.linalg.norm(image) + shares.mean() + problem.regulariser.l2)
 
 

@@ -181,7 +181,7 @@ def _examined(
     checks, warnings = {}, []
     if not settings.skip_checks:
         first = next((one for one in found if one.spectral is None), found[0])
-        checks, warnings = self_checks(problem, first.operator, settings, block)
+        checks, warnings = self_checks(problem, first.operator, settings, block, first.name)
     network = network_jaxpr(problem)
     warnings += network_notes(network)
     for one in found:

@@ -97,7 +97,8 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
     sampling = found.samples > 0
     error = rounding.measured(operator, settings.seed) if sampling else rounding.Rounding(0.0, operator.dim)
     arithmetic = operator.dtype if sampling or operator.known is not None else np.dtype("float64")
-    layers = _layers(names, segments, found, settings.confidence, level, error, float(np.finfo(arithmetic).eps))
+    eps, floor = float(np.finfo(arithmetic).eps), 0.0 if sampling else operator.floor  # which is in a measured error
+    layers = _layers(names, segments, found, settings.confidence, level, error, eps, floor)
     if subsampled(problem, settings):
         errors = (
             DataError(*(one / sum(stop - start for start, stop in part) for one in error))
@@ -291,15 +292,19 @@ def _layers(
     level: float,
     error: rounding.Rounding,
     eps: float,
+    floor: float,
 ) -> list[LayerDiagonal]:
-    """The layers' means; `error` is the rounding of products where these were sampled, `eps` that of exact entries."""
+    """The layers' means; `error` is the rounding of products where these were sampled, `eps` that of exact entries.
+
+    `floor` is what an exact entry may be off by however small it is.
+    """
     layout, layers = Ranges.of(segments), []
     factors = quantiles(found, level)
     for index, (name, part, law) in enumerate(zip(names, segments, found.sums, strict=True)):
         value = np.concatenate([found.value[a:b] for a, b in part])
         stderr = np.concatenate([found.stderr[a:b] for a, b in part])
         # Of a mean: what rounding may change the sum by, over the number of entries.
-        margin = error.trace(len(value)) / len(value) + rounding.OWN * eps * _rms(value)
+        margin = error.trace(len(value)) / len(value) + rounding.OWN * eps * _rms(value) + floor
         factor = max(float(f) for f, owner in zip(factors, layout.owner, strict=True) if owner == index)
         layers.append(
             LayerDiagonal(

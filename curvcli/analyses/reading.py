@@ -44,36 +44,41 @@ class Reader:
         if (spectral := self.found[i].spectral) is not None:
             values, dim = spectral.eigenvalues(), self.together.dim
             size = float(np.linalg.norm(values))
-            return exact(float(values.sum()), self.settings.confidence, size, dim, self._arithmetic(i))
-        law = self.together.trace(i)
-        size = math.sqrt(self.together.dim * float(self.together.values()[self.together.square(i)]))
-        return self._estimate(law, student_interval(law, self.level), self._noise(i) * size)
+            trace = exact(float(values.sum()), self.settings.confidence, size, dim, self._arithmetic(i))
+        else:
+            law = self.together.trace(i)
+            size = math.sqrt(self.together.dim * float(self.together.values()[self.together.square(i)]))
+            trace = self._estimate(law, student_interval(law, self.level), self._noise(i) * size)
+        return widened(trace, self._floor(i))
 
     def norm(self, i: int) -> Estimate:
         """‖A_i‖_F."""
         if (spectral := self.found[i].spectral) is not None:
             size = float(np.linalg.norm(spectral.eigenvalues()))
-            return exact(size, self.settings.confidence, size, self.together.dim, self._arithmetic(i))
-        return self._positive(self.together.norm(self.together.square(i)), None, i)
+            norm = exact(size, self.settings.confidence, size, self.together.dim, self._arithmetic(i))
+        else:
+            norm = self._positive(self.together.norm(self.together.square(i)), None, i)
+        return widened(norm, self._floor(i))
 
     def distance(self, i: int, j: int) -> Estimate:
         """‖A_i − A_j‖_F."""
         values = self.together.values()
         largest = max(values[self.together.square(i)], values[self.together.square(j)])
-        return self._positive(self.together.norm(self.together.distance(i, j)), math.sqrt(largest), i, j)
+        distance = self._positive(self.together.norm(self.together.distance(i, j)), math.sqrt(largest), i, j)
+        return widened(distance, self._floor(i, j))
 
     def relative(self, i: int, j: int) -> Estimate | None:
         """‖A_i − A_j‖_F/‖A_i‖_F; None for A_i = 0."""
         values = self.together.values()
         own, other = values[self.together.square(i)], values[self.together.square(j)]
-        if own == 0:
+        if math.sqrt(own) <= self._floor(i):
             return None
         return self._positive(self.together.relative(i, j), math.sqrt(max(own, other) / own), i, j)
 
     def alignment(self, i: int, j: int) -> Estimate | None:
         """⟨A_i, A_j⟩/(‖A_i‖ ‖A_j‖); None where one of them is 0."""
         values = self.together.values()
-        if 0 in (values[self.together.square(i)], values[self.together.square(j)]):
+        if any(math.sqrt(values[self.together.square(place)]) <= self._floor(place) for place in (i, j)):
             return None
         law = self.together.alignment(i, j)
         law = law._replace(value=float(np.clip(law.value, -1, 1)))
@@ -90,6 +95,10 @@ class Reader:
         pairs = [(i, j) for i in range(len(self.found)) for j in range(len(self.found)) if i != j]
         intervals = [one.interval for i, j in pairs if (one := self.relative(i, j)) is not None]
         return max((0.5 * (high - low) for low, high in intervals), default=0.0)
+
+    def _floor(self, *places: int) -> float:
+        """What is left of terms that cancel, in a sum over the diagonal or in a Frobenius norm."""
+        return self.together.dim * sum(self.found[place].operator.floor for place in places)
 
     def _noise(self, *places: int) -> float:
         """Rounding of the products of some of the matrices relative to ‖A‖_F, at its largest."""

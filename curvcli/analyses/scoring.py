@@ -62,9 +62,12 @@ def of_examples(study: Study) -> tuple[dict[str, Any], Array]:
     root = own.inverse_root(study)
     found = own.self_influence(study, root)
     result = {**_report(study, found.scores, shape_of(study)), "self_influence": found.report}
+    weight = np.asarray(study.problem.batches.weight).reshape(study.problem.batches.num_examples, -1)
+    # With several weights in an example its training gradient is no multiple of its gradient as a query.
+    alike = bool(np.all((weight <= 0) | (weight == weight.max(axis=1, keepdims=True))))
     law = partial(
         own.sampled_interval, samples=root.samples, confidence=study.settings.confidence,
-        squares=study.settings.mode == "remove" and study.settings.measure == "loss",
+        squares=study.settings.mode == "remove" and study.settings.measure == "loss" and alike,
     )  # fmt: skip
     stderr = found.stderr if root.samples else None
     result["top"] = found.ranker.rankings(study.rows(), stderr, law)

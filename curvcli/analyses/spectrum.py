@@ -157,9 +157,6 @@ def _sampled(
         if monitor.stop() or _narrow(trace, settings.rtol):
             break
     assert trace is not None
-    if settings.rtol is not None and not _narrow(trace, settings.rtol):
-        warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
-
     low, high, ends = refined_extremes(
         operator,
         settings,
@@ -174,6 +171,8 @@ def _sampled(
     quadrature, error = slq.quadrature(collected, key, operator), rounding.measured(operator, settings.seed)
     largest = float(rounding.along(operator, ends).max())
     trace = rounding.widened(trace, error.trace())
+    if settings.rtol is not None and not _narrow(trace, settings.rtol):
+        warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
     result = _result(
         operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks), largest, error.norm
     )
@@ -389,7 +388,7 @@ def _result(
     largest, spread
         Rounding of the products: along the extremes' vectors, and in the Frobenius norm.
     """
-    cut = max(NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value)), largest)
+    cut = max(NEAR_ZERO[settings.dtype] * max(abs(low.value), abs(high.value)), largest, operator.floor)
     if method == "dense":
         values, copies = measures[0].nodes, np.rint(operator.dim * measures[0].weights)
         size = math.sqrt(copies @ np.square(values))

@@ -76,7 +76,7 @@ def run(problem: Problem, settings: StepSettings, given: Given, monitor: Monitor
     meter = Meter()
     tally = Tally(meter, settings, gradient=1)
     here = Ground.at(problem, settings, monitor, tally, gradient)
-    checks, warnings = examined(problem, here.model, settings, 1)
+    checks, warnings = examined(problem, here.model, settings, 1, settings.model)
     tally.before = meter.products
     memory = _memory(here, given)
     propose, plane = proposer(here, memory), in_plane(here, memory)

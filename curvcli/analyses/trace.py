@@ -209,11 +209,14 @@ def sampled(
         dim = sum(b - a for a, b in part)
         estimate = rounding.widened(_as_estimate(law, found, settings, level, operator), error.trace(dim))
         layers.append(LayerTrace(name=name, dim=dim, trace=estimate))
+    widened = rounding.widened(trace, error.trace())
+    if settings.rtol is not None and _narrow(trace, settings.rtol) and not _narrow(widened, settings.rtol):
+        warnings.append(f"--rtol {settings.rtol:g} is below the rounding of {operator.dtype} products")
     if found.method != chosen:
         reason += f"; stopped before that, the answer is that of {found.method}"
     return TraceResult(
         dim=operator.dim, method=found.method, reason=reason,  # type: ignore[arg-type]
-        trace=rounding.widened(trace, error.trace()), layers=layers,
+        trace=widened, layers=layers,
         frobenius_norm=rounding.widened(_frobenius(found, settings, level, operator), error.norm),
         more=_more(trace, found.products, settings),
     )  # fmt: skip

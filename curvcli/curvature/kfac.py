@@ -244,11 +244,10 @@ def _batch_factors(
 
 
 def _unit_weights(loss: Loss, z: Array, batch: Batch) -> Array:
-    """Weights of the shape of the batch's: a target row that sums to s has the weight of s rows that sum to 1."""
-    if loss.draws is None:
+    """Weights of units: a target row that sums to s has the weight of s rows that sum to 1."""
+    if loss.draws is None or batch.targets.ndim < z.ndim:
         return batch.weight
-    weight = outputs.draw_weight(loss, z, batch)[..., 0]
-    return jnp.mean(weight, axis=tuple(range(batch.weight.ndim, weight.ndim)))
+    return outputs.draw_weight(loss, z, batch)[..., 0]
 
 
 def _gram(rows: Array) -> Array:

@@ -47,6 +47,8 @@ def token_rows(problem: Problem, layers: list[Layer]) -> list[Rows | None]:
     Nothing is computed but shapes.
     """
     tokens = problem.batches.weight.shape[1:]
+    if problem.loss.draws is not None and np.issubdtype(problem.batches.targets.dtype, np.floating):
+        tokens = problem.batches.targets.shape[1:-1]  # each row of targets has a sum of its own
     if not tokens:
         return [None] * len(layers)
     closed, _ = traced(problem)

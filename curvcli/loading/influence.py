@@ -97,8 +97,9 @@ def _fitted(loaded: Loaded, found: Dataset) -> Batches:
     if labels.ndim == 1 and loaded.outputs.shape[1:] == (1,) and train.targets.ndim == 2:
         labels = labels[:, None]
     labels, mask = fit_targets(problem.loss, loaded.outputs, labels, found.mask, loaded.spec.loss.ignore_label)
-    check_mask(mask, train.weight.shape[1:])
-    weight = np.ones((found.num_examples, *(1,) * (train.weight.ndim - 1)), train.weight.dtype)
+    if not problem.loss.known:  # `fit_targets` knows the units of the losses of the table
+        check_mask(mask, train.weight.shape[1:])
+    weight = np.ones(found.num_examples, train.weight.dtype)
     weight = weight if mask is None else np.asarray(mask, train.weight.dtype)
     return Batches(inputs, labels, weight, min(train.batch_size, found.num_examples), train.cast, train.mesh)
 
@@ -239,6 +240,8 @@ def hyper_functions(loaded: Loaded, texts: list[str]) -> dict[str, Callable[...,
         form = "fn(outputs, targets, theta)" if kind == "loss" else "fn(params, theta)"
         if not callable(function):
             raise SpecError(f"--hyper {text}: {target} is no function", f"it should be {form}")
+        if kind == "loss":
+            function = loaded.problem.loss.adapt(function)
         _try_out(loaded, text, kind, form, function)
         found[text] = function
     return found

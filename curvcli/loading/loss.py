@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -97,17 +97,21 @@ def _named(axes: Iterable[Any]) -> str:
 
 def summed_over_outputs(loss: Loss) -> Loss:
     """The loss of an example, or of a token, from a loss that gives a number for each output, [b, ..., C]."""
-    return replace(loss, value=lambda z, t: jnp.sum(loss.value(z, t), axis=-1))
+
+    def adapt(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda z, *rest: jnp.sum(function(z, *rest), axis=-1)
+
+    return replace(loss, value=adapt(loss.value), adapt=adapt)
 
 
 def of_single_outputs(loss: Loss) -> Loss:
     """The same loss for outputs with an axis of length 1 behind, [b, ..., C, 1]: each output is a unit of its own."""
-    draw = loss.draw
-    return replace(
-        loss,
-        value=lambda z, t: loss.value(z[..., 0], t),
-        draw=None if draw is None else lambda z, key: draw(z[..., 0], key),
-    )
+
+    def adapt(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda z, *rest: function(z[..., 0], *rest)
+
+    draw = None if loss.draw is None else adapt(loss.draw)
+    return replace(loss, value=adapt(loss.value), adapt=adapt, draw=draw)
 
 
 def check_likelihood(loss: Loss, outputs: Any, labels: Any, weights: tuple[int, ...]) -> None:

@@ -91,8 +91,8 @@ class StepSettings(AnalysisSettings):
 
     @property
     def rests_on_examples(self) -> str:
-        """The method, or its preconditioner, where it is made of layers."""
-        if self.precondition in FACTORED:
+        """The method, or its preconditioner, where it is made of each example's own gradients."""
+        if self.precondition != "none":
             return f"--precondition {self.precondition}"
         return f"--method {self.method}" if self.matrix in BY_EXAMPLES else ""
 
