@@ -50,7 +50,7 @@ def check_regular(path: Path) -> None:
     with contextlib.suppress(OSError, ValueError):  # what may not be seen is told where it is opened
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise DataError(f"{path} is not a regular file: {_kind(mode)}", "give a file, or a folder of files")
+            raise DataError(f"{path.name} is not a regular file: {_kind(mode)}", "give a file, or a folder of files")
 
 
 def register(path: Path, what: str) -> Path:
