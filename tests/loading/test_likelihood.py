@@ -17,7 +17,11 @@ from tests.loading import models
 from tests.loading.models import HERE, load, refused, small
 
 OWN = f"{HERE}:squared_error"
-SAMPLER = "def draw(outputs, key):\n    import jax\n    return outputs + jax.random.normal(key, outputs.shape, 'float32')\n"
+SAMPLER = """
+def draw(outputs, key):
+    import jax
+    return outputs + jax.random.normal(key, outputs.shape, "float32")
+"""
 
 
 def spec_of(folder: Path, likelihood: str | None) -> dict[str, dict[str, Any]]:
