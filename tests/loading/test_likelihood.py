@@ -45,7 +45,9 @@ def test_a_sampler_gives_the_sampled_one(tmp_path: Path) -> None:
     found = dense(tmp_path, spec_of(tmp_path, "laws.py:draw"), "fisher-mc")
     assert jax.numpy_rank_promotion.value == "raise"
     family = spec_of(tmp_path, "squared_error")
-    np.testing.assert_allclose(found, dense(tmp_path, family, "fisher-mc"), rtol=1e-10, atol=1e-12)
+    # A sampler is called with float32 outputs, whatever the arithmetic: its targets are rounded to that type.
+    eps = float(np.finfo(np.float32).eps)
+    np.testing.assert_allclose(found, dense(tmp_path, family, "fisher-mc"), rtol=50 * eps, atol=50 * eps)
 
 
 @pytest.mark.parametrize(
