@@ -175,6 +175,7 @@ def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> No
     precise = base.dtype == np.float64
     settings: dict[str, Any] = {"dtype": base.dtype.name, "skip_checks": name != "eigs lanczos"}
     given = "gauss-newton cg" in name
+    close = 1e-3 if precise and "minres" not in name else 5e-3  # MINRES stops at a relative residual, not at an error
 
     def told(c: float) -> Answer:
         if not given:
@@ -192,7 +193,7 @@ def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> No
         assert all(check.passed for check in answer.checks.values())
         found = dict(leaves(answer.result.model_dump()))
         for place, power in expected.items():
-            assert found[place] == pytest.approx(numbers[place] * c**power, rel=1e-3 if precise else 5e-3), (place, c)
+            assert found[place] == pytest.approx(numbers[place] * c**power, rel=close), (place, c)
         if precise:
             continue
         for place, one in numbers.items():
