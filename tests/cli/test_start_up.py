@@ -9,14 +9,14 @@ import pytest
 from curvcli.cli.main import COMMANDS
 from curvcli.cli.options import model_arguments, parse_size
 from curvcli.schema.inspect import InspectSettings
-from curvcli.schema.settings import FIXED, DataSettings
+from curvcli.schema.settings import FIXED, InitSettings
 from curvcli.schema.spectrum import SpectrumSettings
 
 HEAVY = {"jax", "jaxlib", "numpy", "flax", "orbax", "scipy", "pyarrow", "tensorstore"}
-SETTINGS = {"spectrum": SpectrumSettings, "inspect": InspectSettings, "init": DataSettings}
+SETTINGS = {"spectrum": SpectrumSettings, "inspect": InspectSettings, "init": InitSettings}
 NOT_SETTINGS = {
     "spec", "model", "model-arg", "kind", "data", "inputs", "targets", "loss", "l2", "reduction", "step", "all-steps",
-    "trust", "output", "format", "quiet", "verbose", "debug", "no-cache", "profile", "dry-run", "help", "pin",
+    "trust", "output", "format", "quiet", "verbose", "debug", "no-cache", "profile", "dry-run", "help",
 }  # fmt: skip
 
 
