@@ -15,6 +15,11 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
+try:
+    from jax._src.core import trace_state_clean as _trace_state_clean
+except ImportError:
+    _trace_state_clean = None
+
 KNOWN = ("0.10", "0.11", "0.12")
 """Releases of JAX whose equations are known here."""
 
@@ -24,7 +29,7 @@ UNREADABLE = (AssertionError, AttributeError, ImportError, LookupError, NotImple
 
 def is_known() -> bool:
     """Whether the structure of this JAX release is known: an error while reading is then a fault of this package."""
-    return jax.__version__.rsplit(".", jax.__version__.count(".") - 1)[0] in KNOWN
+    return ".".join(jax.__version__.split(".")[:2]) in KNOWN
 
 
 def plain_where_unknown(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -50,11 +55,9 @@ def is_tracing(arguments: Any) -> bool:
 
     Without JAX's own answer, tracers among the arguments (a tree) tell.
     """
-    try:
-        from jax._src.core import trace_state_clean
-    except ImportError:
+    if _trace_state_clean is None:
         return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
-    return not trace_state_clean()
+    return not _trace_state_clean()
 
 
 # --- equations --------------------------------------------------------------------------------------------

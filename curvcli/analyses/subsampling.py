@@ -26,7 +26,7 @@ from curvcli.curvature.forms import example_forms
 from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.linalg.reductions import row_norms
+from curvcli.linalg.reductions import inner_products, row_norms
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue, Interval
 from curvcli.schema.settings import FACTORED, AnalysisSettings
@@ -224,7 +224,7 @@ def _repulsion(
     size, units = _normalised(known.images)
     left = jnp.concatenate([known.probes, units])
     alone, count, dim = in_blocks(problem, settings, left), len(known.probes), left.shape[1]
-    along = np.asarray(_inner(known.probes, vectors), np.float64)
+    along = np.asarray(inner_products(known.probes, vectors), np.float64)
     found = []
     for index, (value, share) in enumerate(zip(values.tolist(), shares, strict=True)):
         both = in_blocks(problem, settings, _plus(left, vectors[index]))
@@ -247,11 +247,6 @@ def _normalised(rows: Array) -> tuple[Array, Array]:
 @jit
 def _plus(rows: Array, vector: Array) -> Array:
     return rows + vector[None]
-
-
-@jit
-def _inner(left: Array, right: Array) -> Array:
-    return left @ right.T
 
 
 def subsampled(problem: Problem, settings: AnalysisSettings) -> bool:

@@ -198,7 +198,8 @@ def _check_marked(folder: Path) -> None:
     """
     with os.scandir(folder) as entries:
         names = {entry.name for entry in entries}
-    if not names or _text(folder / LOCK) == MARK or (names == {LOCK} and _text(folder / LOCK) == ""):
+    said = _text(folder / LOCK)
+    if not names or said == MARK or (names == {LOCK} and said == ""):
         return
     with contextlib.suppress(DataError):
         if _said(folder) is not None:

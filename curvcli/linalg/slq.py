@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curvcli.compiling import jit
 from curvcli.linalg import basis as bases
 from curvcli.linalg import krylov
 from curvcli.linalg.bounds import Measure
@@ -21,6 +20,7 @@ from curvcli.linalg.offload import Store
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.quadrature import ENOUGH_STEPS, NO_OUTLIERS, Outliers, Quadrature, leave_one_out
+from curvcli.linalg.reductions import inner_products
 
 Array = Any
 
@@ -167,14 +167,9 @@ def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Ou
 
     def along(rows: Array, found: int) -> np.ndarray:
         """The first rows' products with all vectors."""
-        return np.hstack([np.asarray(_inner(rows, block), np.float64)[:found, :size] for size, block in blocks])
+        return np.hstack([np.asarray(inner_products(rows, block), np.float64)[:found, :size] for size, block in blocks])
 
     # Start vectors are drawn again, not kept: they cost less than the memory.
     overlaps = np.vstack([along(sphere(key, i, 1, dim, dtype), 1) for i in range(count)])
     gram = np.vstack([along(block, size) for size, block in blocks])
     return leave_one_out(owners, values, gram, overlaps)
-
-
-@jit
-def _inner(left: Array, right: Array) -> Array:
-    return left @ right.T
