@@ -220,7 +220,10 @@ class Objective:
             loaded = self._held.at(variables, at, settings)
             problem = replace(loaded.problem, **self._shared(loaded, settings))
             problem = planned(problem, settings)
-            loaded = replace(loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)])
+            loaded = replace(
+                loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)],
+                settings_from=_settings_from(loaded.spec, settings),
+            )  # fmt: skip
             watch = Watch(settings.time_limit, show=False)
             answer = analyse(name, loaded, settings, watch)
         write_array_files(answer, settings)
@@ -241,6 +244,16 @@ class Objective:
         shapes = tuple((path, leaf.shape) for path, leaf in problem.params.items())
         form = shapes, settings.dtype, settings.batch_norm, loaded.outputs.shape[1:]
         return self._functions.setdefault(form, functions_of(problem))
+
+
+def _settings_from(spec: Any, settings: Any) -> dict[str, str]:
+    """Where each setting comes from: `argument` or `default`."""
+    origins = {}
+    for prefix, values in (*((f"{table}.", getattr(spec, table)) for table in type(spec).model_fields), ("", settings)):
+        for name in type(values).model_fields:
+            default = type(values).model_fields[name].get_default(call_default_factory=True)
+            origins[f"{prefix}{name}"] = "default" if getattr(values, name) == default else "argument"
+    return origins
 
 
 @contextlib.contextmanager

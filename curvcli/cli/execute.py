@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from curvcli.cli import console, distributed, following, output
+from curvcli.cli import console, distributed, following, output, provenance, trusting
 from curvcli.cli.options import Request, absolute_source, absolute_target
 from curvcli.cli.replies import Reply, Target, answer_each
 from curvcli.cli.reporting import (
@@ -26,7 +26,7 @@ from curvcli.cli.reporting import (
 from curvcli.cli.runtime import compile_clock, prepare_jax
 from curvcli.cli.state import state
 from curvcli.cli.ways import form, read_way, remembered
-from curvcli.errors import CurvError, UsageError
+from curvcli.errors import CurvError, NotFoundError, OutputError, UsageError
 from curvcli.schema.inspect import ForecastRecord
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
@@ -156,6 +156,7 @@ def load(
     *,
     timing: Timing = "never",
     forms: dict[str, Any] | None = None,
+    said: set[str],
     way: Any = None,
 ) -> Loaded:
     """The problem that a command line names, planned.
@@ -168,18 +169,36 @@ def load(
         Whether ways of computing products may be timed, where the settings speak of products at all.
     forms
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
+    said
+        Lines that stderr has already; what is new joins them.
     """
     from curvcli.analyses.machine import check_sums
     from curvcli.analyses.tuning import planned, remarks
-    from curvcli.devices import several_processes
+    from curvcli.devices import is_first, several_processes
     from curvcli.loading.resolve import functions_of, load_problem
+    from curvcli.loading.spec_file import settings_from
 
     if target.failure is not None:
         raise target.failure
     check_sums()
     found, spec, path = locate(request, target.argument)
-    loaded = load_problem(spec, found, path, settings, step=target.step, trust=request.spec["trust"])
-    warnings = [*loaded.warnings, *_inherited(request, found)]
+    overridden = request.overridden() | ({"checkpoint.path": "flag"} if target.argument else {})
+    try:
+        loaded = load_problem(
+            spec, found, path, settings, step=target.step, trust=_trusted(request, found), overridden=overridden
+        )
+    except CurvError as error:
+        provenance.add_origin(error, found.origin, settings_from(spec, found, overridden))
+        raise
+    origins = {**loaded.settings_from, **provenance.of_settings(request, settings)}
+    loaded = replace(loaded, settings_from=origins)
+    warnings = loaded.warnings
+    if line := provenance.line(origins, loaded.spec_file):
+        if provenance.is_unexpected(request):
+            warnings = [*warnings, line]
+        elif not request.output["quiet"] and line not in said and is_first():
+            console.note(line)
+            said.add(line)
     problem = loaded.problem
     if forms is not None:
         problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
@@ -194,18 +213,33 @@ def load(
     return replace(loaded, problem=problem, warnings=warnings)
 
 
-def _inherited(request: Request, found: Any) -> list[str]:
-    """A warning where the command line names model, data and loss, and a curv.toml still adds to them."""
-    if request.spec["spec"] is not None or not all(request.spec[name] for name in ("model", "data", "loss")):
-        return []
-    beyond = {"data": ("split", "mask"), "loss": ("likelihood", "l2", "reduction", "regulariser", "ignore_label")}
-    added = {
-        f"{table}.{key}"
-        for table, keys in beyond.items()
-        for key in keys
-        if key in found.values.get(table, {}) and request.spec.get(key) is None
-    }
-    return [f"{', '.join(sorted(added))} come from {found.origin}"] if added else []
+def named_specification(path: Path) -> Any:
+    """The specification that a path leads to: a curv.toml, or a checkpoint that carries one.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    from curvcli.loading import orbax
+    from curvcli.loading.spec_file import carried_spec, find_spec
+
+    if path.suffix == ".toml":
+        return replace(find_spec(None, path), trusted=False)
+    found = carried_spec(path, orbax.read_metadata) if path.exists() else None
+    if found is None:
+        raise NotFoundError(f"no curv.toml at {path}", "give the path of a curv.toml, or of a checkpoint with one")
+    return found
+
+
+def _trusted(request: Request, found: Any) -> bool:
+    """Whether the code that a specification names may run; `--trust` is remembered."""
+    if not request.spec["trust"]:
+        return trusting.is_trusted(found)
+    if not (found.trusted or request.output["no_cache"] or trusting.is_trusted(found)) and trusting.code_of(found):
+        with contextlib.suppress(OutputError, OSError):  # it holds for this run all the same
+            trusting.trust(found)
+    return True
 
 
 def _one(
@@ -228,7 +262,7 @@ def _one(
     with contextlib.ExitStack() as stack:
         kept = None if settings.state is None else stack.enter_context(_state(settings))
         stack.enter_context(compile_clock(clock))
-        loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
+        loaded = load(request, settings, target, timing=timing, forms=forms, said=said, way=kept and kept.way)
         loading = time.perf_counter() - started - clock.compiling
         if request.output["verbose"]:
             console.note(what_was_read(loaded))
@@ -299,9 +333,10 @@ def forecast(
         `(problem, settings) -> (Plan, Forecast)` of the analysis; its third argument is what `given` reads.
     """
     settings = request.parsed_settings()
+    said: set[str] = set()
 
     def answer(target: Target) -> Reply:
-        loaded = load(request, settings, target)
+        loaded = load(request, settings, target, said=said)
         plan, cost = plan_of(loaded.problem, settings, *([] if given is None else [given(loaded, settings)]))
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
@@ -330,16 +365,19 @@ def write_spec(request: Request) -> int:
     with output.own_stdout() as stdout:
         prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
         from curvcli.analyses.checks import finite_objective
-        from curvcli.loading.spec_file import relative_to
+        from curvcli.loading.spec_file import find_spec, relative_to
 
         target = Target(request.checkpoints[0], request.spec["step"], request.checkpoints[0])
-        loaded = load(request, settings, target)
+        loaded = load(request, settings, target, said=set())
         value, _ = finite_objective(loaded.problem)
         found, _, path = locate(request, target.argument)
         document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
         if settings.pin:
             _pin(document, loaded, path, settings)
         output.write_file(file, tomli_w.dumps(document))
+        if not request.output["no_cache"]:  # what it names is what the user named, or trusts
+            with contextlib.suppress(OutputError, OSError):
+                trusting.trust(find_spec(None, file))
         problem = loaded.problem
         output.write_line(
             stdout,

@@ -32,6 +32,7 @@ COMMANDS = {
     "plot": "reports as pictures: png, svg, pdf, or a page that shows values and switches scales",
     "diff": "two reports of one analysis, number by number: what changed, and what may be chance",
     "init": "write a curv.toml and prove it by evaluating the loss",
+    "trust": "allow the code that a curv.toml names, until it changes",
     "doctor": "versions, devices, cache, memory, and how fast this machine is",
     "schema": "the JSON Schema of a report or of curv.toml",
 }

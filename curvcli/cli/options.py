@@ -25,6 +25,7 @@ from curvcli.schema.spec import ProblemSpec
 Kind = Literal["linen", "nnx", "apply"]
 ReductionName = Literal["mean", "sum", "tokens"]
 Format = Literal["json", "text"]
+Source = Literal["flag", "environment", "default"]
 
 PROBLEM, DATA, ANALYSIS, OUTPUT = "The problem", "How much of it", "The analysis", "Output and run"
 
@@ -42,7 +43,7 @@ _SPEC: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "reduction": (ReductionName, "--reduction", "divide the summed losses by examples, 1 or tokens", {}),
     "step": (int, "--step", "of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
     "all_steps": (bool, "--all-steps", "every step of a manager's root, one report a line", {}),
-    "trust": (bool, "--trust", "run the code that a checkpoint's own curv.toml names", {}),
+    "trust": (bool, "--trust", "run the code that a curv.toml names which --spec does not; remembered", {}),
 }  # fmt: skip
 
 _OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
@@ -55,6 +56,13 @@ _OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "profile": (bool, "--profile", "say where the time went, in the report's cost", {}),
     "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes: compile, and compute nothing", {}),
 }
+
+_OVERRIDES = {
+    "model": ("model", "target"), "kind": ("model", "kind"),
+    "data": ("data", "path"), "inputs": ("data", "inputs"), "targets": ("data", "targets"),
+    "loss": ("loss", "name"), "l2": ("loss", "l2"), "reduction": ("loss", "reduction"),
+}  # fmt: skip
+"""Options that lie over a setting of curv.toml, and where it stands there."""
 
 LONGEST_METAVAR = 20
 """Characters of choices that still fit beside an option on 80 columns."""
@@ -74,7 +82,7 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Request:
-    """A command line as typed: None where an option was not given."""
+    """A command line as typed: None where an option was not given; `sources` says where each value came from."""
 
     name: str
     checkpoints: list[str]
@@ -82,6 +90,7 @@ class Request:
     settings: dict[str, Any]
     spec: dict[str, Any] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """What lies over curv.toml, by table; None where nothing does.
@@ -91,17 +100,19 @@ class Request:
         UsageError
             A value is out of range; the message names the option.
         """
-        given = self.spec
-        tables = {
-            "model": {
-                "target": given["model"], "kind": given["kind"], "kwargs": model_arguments(given["model_arg"] or [])
-            },
-            "data": {"path": given["data"], "inputs": given["inputs"], "targets": given["targets"]},
-            "loss": {"name": given["loss"], "l2": given["l2"], "reduction": given["reduction"]},
-        }  # fmt: skip
+        tables: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "loss": {}}
+        for option, (table, key) in _OVERRIDES.items():
+            tables[table][key] = self.spec[option]
+        tables["model"]["kwargs"] = model_arguments(self.spec["model_arg"] or [])
         said = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
         self._validated(ProblemSpec, said)
         return tables
+
+    def overridden(self) -> dict[str, str]:
+        """The settings of curv.toml that this command line or the environment sets, and which of the two it is."""
+        options = {f"{table}.{key}": option for option, (table, key) in _OVERRIDES.items()}
+        options |= {f"model.kwargs.{name}": "model_arg" for name in model_arguments(self.spec["model_arg"] or [])}
+        return {setting: self.sources[o] for setting, o in options.items() if self.spec[o] is not None}
 
     def parsed_settings(self) -> Any:
         """The settings, validated.
@@ -140,11 +151,12 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
         spec = {name: _option(name, *row, panel=PROBLEM) for name, row in _SPEC.items()}
         output = {name: _option(name, *row, panel=OUTPUT) for name, row in _OUTPUT.items()}
 
-        def command(**given: Any) -> Any:
+        def command(context: typer.Context, **given: Any) -> Any:
             return function(
                 Request(
                     function.__name__, given["checkpoints"] or [], settings_class,
                     {n: given[n] for n in settings}, {n: given[n] for n in spec}, {n: given[n] for n in output},
+                    {name: _source(context, name) for name in given},
                 )
             )  # fmt: skip
 
@@ -158,7 +170,8 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
             default=None,
             annotation=Annotated[list[str] | None, checkpoint],
         )
-        parameters = [first, *spec.values(), *settings.values(), *output.values()]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [context, first, *spec.values(), *settings.values(), *output.values()]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = function.__doc__
@@ -166,6 +179,13 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
         return command
 
     return decorate
+
+
+def _source(context: typer.Context, name: str) -> Source:
+    """Whether an option's value was typed, comes from the environment, or neither."""
+    source = context.get_parameter_source(name)
+    named: dict[str, Source] = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment"}
+    return named.get(source.name if source else "", "default")
 
 
 def _option(name: str, kind: Any, flags: str, text: str, extra: dict[str, Any], *, panel: str) -> inspect.Parameter:

@@ -79,6 +79,7 @@ def report_of(
         matrix=settings.matrix,
         regulariser_included=settings.regulariser_included,
         settings=settings,
+        settings_from=dict(loaded.settings_from),
         result=answer.result,
         checks=answer.checks,
         untrusted=any(not check.passed for check in answer.checks.values()),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from curvcli.loading.dataset import Dataset, load_dataset
 from curvcli.loading.labels import check_mask, fit_targets, row_remarks
 from curvcli.loading.loss import check_likelihood, named_loss, of_single_outputs, summed_over_outputs, unit_shape
 from curvcli.loading.model import Network, make_network, user_code
-from curvcli.loading.spec_file import NAME, FoundSpec, pinned
+from curvcli.loading.spec_file import NAME, FoundSpec, pinned, settings_from
 from curvcli.loading.targets import Targets
 from curvcli.loading.trees import flatten_tree
 from curvcli.losses import Loss
@@ -58,6 +58,8 @@ class Loaded:
         Imports what the user names.
     spec_file
         The curv.toml that was read.
+    settings_from
+        Where each setting of `spec` comes from: a file, `flag`, `environment` or `default`.
     """
 
     problem: Problem
@@ -69,6 +71,7 @@ class Loaded:
     warnings: list[str]
     targets: Targets
     spec_file: str | None = None
+    settings_from: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_problem(
@@ -79,6 +82,7 @@ def load_problem(
     *,
     step: int | None,
     trust: bool,
+    overridden: Mapping[str, str] | None = None,
 ) -> Loaded:
     """Read everything that a specification names and fit it together.
 
@@ -93,23 +97,30 @@ def load_problem(
     step
         Of a checkpoint manager's root; None for the latest.
     trust
-        Whether code named beside the checkpoint may run.
+        Whether the code that `found` names may run.
+    overridden
+        The settings that lie over `found`, and where they come from.
 
     Raises
     ------
     CurvError
         Of the class that fits what is wrong.
     """
-    # What the command line gave is the user's own word, also over a sidecar that is not trusted.
-    named = frozenset(str(value) for entries in found.values.values() for value in entries.values())
-    targets = Targets(found.base, found.trusted or trust, found.origin, named)
+    origins = settings_from(spec, found, overridden or {})
+    # What the command line names may run, also over a file that is not trusted.
+    named = frozenset(
+        str(found.values[table][key])
+        for table, key in (setting.split(".", 1) for setting, origin in origins.items() if origin == found.origin)
+        if key in found.values.get(table, {})
+    )
+    targets = Targets(found.base, found.trusted or trust, found.origin, named, found.carried)
     for table, key, value in (
         ("model", "target", spec.model.target), ("data", "path", spec.data.path), ("loss", "name", spec.loss.name)
     ):  # fmt: skip
         if not value:
             raise SpecError(
                 f"no {table} is given",
-                f"use --{table}, or [{table}] {key} in curv.toml (curv init writes one)",
+                found.passed_over or f"use --{table}, or [{table}] {key} in curv.toml (curv init writes one)",
             )
     spec = pinned(spec, found, checkpoint)
     cut = _parameter_cut(settings)
@@ -121,7 +132,8 @@ def load_problem(
         )
     targets.check_path(spec.data.path or "")
     data = load_dataset(spec.data, base=found.base, call_target=targets.load, num_examples=settings.num_examples)
-    return replace(fitted(spec, targets, stored, data, settings), spec_file=found.origin if found.values else None)
+    loaded = fitted(spec, targets, stored, data, settings)
+    return replace(loaded, spec_file=found.origin if found.values else None, settings_from=origins)
 
 
 def fitted(spec: ProblemSpec, targets: Any, stored: Checkpoint, data: Dataset, settings: DataSettings) -> Loaded:

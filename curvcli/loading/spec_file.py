@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from curvcli.schema.spec import DataSpec, ProblemSpec
 from curvcli.sources import register
 
 NAME = "curv.toml"
+PROJECT_MARKERS = (".git", "pyproject.toml")
+"""What the root folder of a project holds; curv.toml is not looked for above it."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,19 @@ class FoundSpec:
     origin
         Its file, for messages.
     trusted
-        Whether the code it names is the user's own word: not where it lies beside a checkpoint.
+        Whether the user named it (`--spec`), so that the code that it names may run.
+    carried
+        Whether it came with a checkpoint: it may then name no data far from itself.
+    passed_over
+        The nearest curv.toml of a parent folder that is not read, and why; empty where there is none.
     """
 
     values: dict[str, Any]
     base: Path
     origin: str
     trusted: bool
+    carried: bool = False
+    passed_over: str = ""
 
 
 def find_spec(
@@ -50,9 +60,9 @@ def find_spec(
     """The specification for a checkpoint; `metadata` reads what Orbax keeps beside the arrays.
 
     Searched in this order: `--spec`; in the checkpoint; in its manager root; beside it as `CKPT.curv.toml`; the Orbax
-    metadata key `curv`; the current folder or a parent of it.
+    metadata key `curv`; the current folder; its parents up to the first one that holds `.git` or `pyproject.toml`. The
+    search ends before a parent of another owner, on another file system or writable by all.
     """
-    here = Path.cwd()
     if explicit is not None:
         if not is_there(explicit, file=True):
             raise NotFoundError(f"no specification {explicit}", "check the path given to --spec")
@@ -60,10 +70,17 @@ def find_spec(
     carried = carried_spec(checkpoint, metadata) if checkpoint is not None else None
     if carried is not None:
         return carried
-    for folder in (here, *here.parents):
-        if _is_file(folder / NAME):
-            return _read(folder / NAME, trusted=True)
-    return FoundSpec({}, here, "the command line", trusted=True)
+    here, barrier, passed_over = Path.cwd(), "", ""
+    for child, folder in pairwise((here, here, *here.parents)):
+        barrier = barrier or ("" if folder == here else _barrier(child, folder))
+        path = folder / NAME
+        if not _is_file(path):
+            continue
+        if not barrier:
+            return _read(path, trusted=False)
+        passed_over = f"{path} is not read: {barrier}"
+        break
+    return FoundSpec({}, here, "the command line", trusted=True, passed_over=passed_over)
 
 
 def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]) -> FoundSpec | None:
@@ -74,11 +91,28 @@ def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]
     folders = [checkpoint, *(place.parents[: 1 + (step != place)] if step else [])]
     for path in (*(folder / NAME for folder in folders), place.with_name(place.name + f".{NAME}")):
         if _is_file(path):
-            return _read(path, trusted=path.name == NAME and path.parent.resolve() == Path.cwd().resolve())
+            current = path.name == NAME and path.parent.resolve() == Path.cwd().resolve()
+            return _read(path, trusted=False, carried=not current)
     embedded = metadata(checkpoint).get("curv") if checkpoint.is_dir() else None
     if isinstance(embedded, dict):
-        return FoundSpec(embedded, checkpoint, f"the metadata of {checkpoint}", trusted=False)
+        return FoundSpec(embedded, checkpoint, f"the metadata of {checkpoint}", trusted=False, carried=True)
     return None
+
+
+def _barrier(child: Path, folder: Path) -> str:
+    """Why a curv.toml of this folder is not one for its child folder; empty where nothing speaks against it."""
+    if any(is_there(child / marker) for marker in PROJECT_MARKERS):
+        return f"{child} is the root of a project"
+    try:
+        below, above = child.stat(), folder.stat()
+        owners = {os.lstat(path).st_uid for path in (folder, folder / NAME) if os.path.lexists(path)}
+    except OSError:
+        return f"{folder} may not be read"
+    if (below.st_mode | above.st_mode) & stat.S_IWOTH:
+        return f"all users may write to {folder if above.st_mode & stat.S_IWOTH else child}"
+    if below.st_dev != above.st_dev:
+        return f"{folder} is on another file system"
+    return "" if owners == {below.st_uid} else f"it or its folder belongs to another user than {child}"
 
 
 def _is_file(path: Path) -> bool:
@@ -89,7 +123,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, *, trusted: bool) -> FoundSpec:
+def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
     register(path, "the specification")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -102,7 +136,7 @@ def _read(path: Path, *, trusted: bool) -> FoundSpec:
         raise SpecError(
             f"{path} is not valid TOML: {error}", "mend the line named, or write it anew: curv init"
         ) from error
-    return FoundSpec(values, path.parent, str(path), trusted)
+    return FoundSpec(values, path.parent, str(path), trusted, carried)
 
 
 def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> ProblemSpec:
@@ -131,6 +165,30 @@ def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> Probl
         return ProblemSpec.model_validate(values, strict=True)  # a number in quotes is no number
     except ValidationError as error:
         raise SpecError(*_told(error, found.origin)) from error
+
+
+def settings_from(spec: ProblemSpec, found: FoundSpec, overridden: Mapping[str, str]) -> dict[str, str]:
+    """Where each setting of a specification comes from: `found.origin`, what overrides it, or `default`.
+
+    Parameters
+    ----------
+    spec
+        As merged.
+    found
+        The file that it was merged from.
+    overridden
+        What lies over the file, by setting (`loss.l2`), and where that comes from.
+    """
+    origins: dict[str, str] = {}
+    for table, field in ProblemSpec.model_fields.items():
+        stored, values = found.values.get(table, {}), getattr(spec, table)
+        for key in type(field.default).model_fields:
+            if key != "kwargs":
+                read = key in stored and getattr(values, key) is not None
+                origins[f"{table}.{key}"] = found.origin if read else "default"
+                continue
+            origins |= {f"{table}.{key}.{name}": found.origin for name in stored.get(key, {})}
+    return {**origins, **overridden}
 
 
 def _is_stored(found: FoundSpec, key: str, value: Any) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,17 +29,20 @@ class Targets:
     base
         The folder of the curv.toml (or the current one) that `file.py:attr` is relative to.
     trusted
-        Whether the code that `origin` names may run: not for a checkpoint's own sidecar, the zoo aside.
+        Whether the code that `origin` names may run, the zoo aside.
     origin
         The file that names the targets, for messages.
     named
-        What `origin` names; other targets are the user's own word. None: it names all.
+        What `origin` names; the user named all other targets. None: it names all.
+    carried
+        Whether `origin` came with a checkpoint: the data that it names must then lie near it.
     """
 
     base: Path
     trusted: bool
     origin: str
     named: frozenset[str] | None = None
+    carried: bool = True
 
     def load(self, target: str) -> Any:
         """The object that a target names.
@@ -70,7 +74,7 @@ class Targets:
         SpecError
             The path leads out of the folder that holds the specification's own folder, and nobody trusts it.
         """
-        if self._asked(path):
+        if not self.carried or self._asked(path):
             return
         near = Path(os.path.realpath(self.base)).parent
         with reading(path):
@@ -78,18 +82,24 @@ class Targets:
                 if not Path(os.path.realpath(place)).is_relative_to(near):
                     raise SpecError(
                         f"{self.origin} names data outside of {near}: {path}",
-                        "it lies beside the checkpoint and may name nothing further off; read it, then give --trust",
+                        f"it lies beside the checkpoint and may name nothing further off; read it, then {self._advice}",
                     )
 
     def _asked(self, name: str) -> bool:
-        """Whether the user wants this target or path: trusts the file that names it, or named it himself."""
+        """Whether the user trusts the file that names this target or path, or named it directly."""
         return self.trusted or (self.named is not None and name not in self.named)
 
     def _refusal(self, target: str) -> SpecError:
         return SpecError(
             f"{self.origin} names code to run: {target}",
-            "it lies beside the checkpoint, so it is not run unasked; read it, then give --trust",
+            f"code runs only where you name it or trust the file that does; read both, then {self._advice}",
         )
+
+    @property
+    def _advice(self) -> str:
+        """How to trust the file; a table in a checkpoint's metadata is no file."""
+        is_file = Path(self.origin).suffix == ".toml"
+        return f"run: curv trust {shlex.quote(self.origin)} (or give --trust)" if is_file else "give --trust"
 
     def _attribute(self, found: Any, module_name: str, attribute: str, target: str) -> Any:
         """`a.b` of a module."""

@@ -138,6 +138,11 @@ class Report(Strict, Generic[Settings, Result]):
         default=None, description="whether ∇²R is part of the matrix; null where the report has no matrix"
     )
     settings: Settings
+    settings_from: dict[str, str] = Field(
+        default_factory=dict,
+        description="where each setting comes from: the name of a file, flag, environment, argument (of a Python "
+        "call) or default; settings of curv.toml as table.key",
+    )
     result: Result
     checks: dict[str, Check]
     untrusted: bool = Field(default=False, description="a self-check failed: do not rely on the result")

@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(place: Path, values: dict[str, Any], *, trust: bool = False, given: Any = None) -> Loaded:
     """Loaded by a sidecar, with what the command line gave over it."""
-    found = FoundSpec(values, place, "the sidecar", trusted=False)
+    found = FoundSpec(values, place, "the sidecar", trusted=False, carried=True)
     spec = merge(found, given or {})
     return load_problem(spec, found, place / "ckpt", DataSettings(dtype="float64"), step=None, trust=trust)
 
@@ -144,10 +144,11 @@ def test_a_split_is_no_way_out(folder: Path) -> None:
 def test_a_sidecar_in_the_current_folder_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "ckpt.curv.toml").write_text('[model]\ntarget = "evil.py:model"\n')
-    assert not find_spec(Path("ckpt"), None).trusted
+    assert find_spec(Path("ckpt"), None).carried
     assert find_spec(Path("ckpt"), Path("ckpt.curv.toml")).trusted
     (folder / "ckpt.curv.toml").rename(folder / "curv.toml")
-    assert find_spec(Path("ckpt"), None).trusted
+    found = find_spec(Path("ckpt"), None)
+    assert (found.trusted, found.carried) == (False, False)
 
 
 class Bomb:

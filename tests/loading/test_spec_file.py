@@ -69,7 +69,7 @@ def test_the_order_of_the_search(project: Path, tmp_path: Path) -> None:
     for name, path in elsewhere:
         for checkpoint in (item, None):
             found = find_spec(checkpoint, None)
-            assert (name_of(found), found.base, found.trusted) == (name, path.parent, True)
+            assert (name_of(found), found.base, found.trusted, found.carried) == (name, path.parent, False, False)
         path.unlink()
     assert find_spec(item, None) == FoundSpec({}, project, "the command line", True)
 
@@ -107,7 +107,7 @@ def test_a_relative_checkpoint(project: Path, tmp_path: Path, monkeypatch: pytes
     write(tmp_path / "runs" / "100" / NAME, "in")
     found = find_spec(Path(argument), None)
     assert name_of(found) == "in"
-    assert found.trusted  # it is the current folder's
+    assert not found.carried  # it is the current folder's
 
 
 def test_the_metadata_that_orbax_keeps(project: Path, tmp_path: Path) -> None:

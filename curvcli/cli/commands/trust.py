@@ -1,0 +1,40 @@
+"""`curv trust`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def trust(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="a curv.toml, or a checkpoint with one beside it or in its metadata")
+    ],
+    revoke: Annotated[bool, typer.Option("--revoke", help="no longer allow it")] = False,
+) -> int:
+    """[bold]curv trust downloads/resnet/curv.toml[/bold]
+
+    Allow the code that a curv.toml names. The file, and the files with the code, are remembered by digest: after a
+    change of any of them the code runs only when it is trusted again. Modules that this code imports are not part of
+    the digest. A curv.toml given to --spec needs no trust, nor does what the command line names.
+    """
+    from curvcli.cli import output
+    from curvcli.cli.execute import named_specification
+    from curvcli.cli.trusting import code_of
+    from curvcli.cli.trusting import revoke as forget
+    from curvcli.cli.trusting import trust as remember
+
+    found = named_specification(file)
+    if revoke:
+        lines = [f"{found.origin}: {'no longer trusted' if forget(found) else 'was not trusted'}"]
+    else:
+        code = code_of(found)
+        remember(found)
+        files = [f"  {one.setting}: {one.target} ({one.file or 'a module outside of its folder'})" for one in code]
+        lines = [f"{found.origin}: {'trusted' if code else 'trusted; it names no code'}", *files]
+    with output.own_stdout() as stdout:
+        for line in lines:
+            output.write_line(stdout, line)
+    return 0

@@ -1,0 +1,119 @@
+"""Which curv.toml files the user trusts: what they name and the code that this leads to, remembered by digest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curvcli import atomic
+from curvcli.cli import cache
+from curvcli.errors import OutputError
+
+ZOO = "curvcli.zoo"
+"""Its functions may be named by any file."""
+
+CODE = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
+"""Settings of curv.toml that can name code."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Code that a curv.toml names.
+
+    Parameters
+    ----------
+    setting
+        The setting that names it: `model.target`.
+    target
+        `file.py:attr` or `pkg.mod:attr`.
+    file
+        The file that the target leads to; None for a module that is not in the folder of the curv.toml.
+    """
+
+    setting: str
+    target: str
+    file: Path | None
+
+
+def code_of(found: Any) -> list[Code]:
+    """The code that a specification names, in the order of curv.toml."""
+    named = []
+    for table, keys in CODE.items():
+        values = found.values.get(table, {})
+        for key in keys if isinstance(values, dict) else ():
+            module, separator, attribute = str(values.get(key, "")).rpartition(":")
+            if separator and module and attribute and module != ZOO:
+                named.append(Code(f"{table}.{key}", values[key], _file_of(module, found.base)))
+    return named
+
+
+def _file_of(module: str, base: Path) -> Path | None:
+    """The file of `file.py` or `pkg.mod` in a folder."""
+    parts = module.split(".")
+    candidates = [module] if module.endswith(".py") else [f"{'/'.join(parts)}.py", "/".join([*parts, "__init__.py"])]
+    with contextlib.suppress(OSError, ValueError):
+        return next((base / name for name in candidates if stat.S_ISREG((base / name).stat().st_mode)), None)
+    return None
+
+
+def digest(found: Any) -> str:
+    """SHA-256 of the values of a specification and of the files with the code that it names.
+
+    Modules that this code imports in turn are not part of it.
+    """
+    hashed = hashlib.sha256(json.dumps(found.values, sort_keys=True, default=str).encode())
+    for code in code_of(found):
+        content = b"" if code.file is None else code.file.read_bytes()
+        hashed.update(f"\0{code.setting}\0{len(content)}\0".encode() + content)
+    return hashed.hexdigest()
+
+
+def is_trusted(found: Any) -> bool:
+    """Whether the user named this specification, or trusts it as it is now."""
+    record = _record(found)
+    if found.trusted or record is None:
+        return bool(found.trusted)
+    try:
+        return record.read_text(encoding="utf-8") == digest(found)
+    except (OSError, ValueError):
+        return False
+
+
+def trust(found: Any) -> None:
+    """Remember that the code which a specification names may run, until that or the specification changes.
+
+    Raises
+    ------
+    OutputError
+        There is no folder to remember it in.
+    """
+    record = _record(found)
+    if record is None:
+        raise OutputError(
+            "what is trusted cannot be remembered: there is no cache folder", "set CURV_CACHE_DIR, or give --trust"
+        )
+    with atomic.replacing(record) as stream:
+        stream.write(digest(found).encode())
+
+
+def revoke(found: Any) -> bool:
+    """Forget that a specification is trusted; whether it was."""
+    record = _record(found)
+    if record is None or not record.exists():
+        return False
+    record.unlink()
+    return True
+
+
+def _record(found: Any) -> Path | None:
+    """The file that remembers the digest of a specification, named by its place; None without a cache folder."""
+    folder = cache.folder("trusted")
+    if folder is None or folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # others could trust for the user
+        return None
+    return folder / hashlib.sha256(os.fsencode(os.path.realpath(found.origin))).hexdigest()
