@@ -146,7 +146,7 @@ def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
         overrides[table][key] = absolute_target(overrides[table][key])
     overrides["data"]["path"] = absolute_source(overrides["data"]["path"])
     spec = merge(found, overrides)
-    return found, spec, given or checkpoint_path(None, spec, found.base)
+    return found, spec, given or checkpoint_path(None, spec, found.base, found.passed_over)
 
 
 def load(
@@ -156,7 +156,6 @@ def load(
     *,
     timing: Timing = "never",
     forms: dict[str, Any] | None = None,
-    said: set[str],
     way: Any = None,
 ) -> Loaded:
     """The problem that a command line names, planned.
@@ -169,12 +168,10 @@ def load(
         Whether ways of computing products may be timed, where the settings speak of products at all.
     forms
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
-    said
-        Lines that stderr has already; what is new joins them.
     """
     from curvcli.analyses.machine import check_sums
     from curvcli.analyses.tuning import planned, remarks
-    from curvcli.devices import is_first, several_processes
+    from curvcli.devices import several_processes
     from curvcli.loading.resolve import functions_of, load_problem
     from curvcli.loading.spec_file import settings_from
 
@@ -192,13 +189,8 @@ def load(
         raise
     origins = {**loaded.settings_from, **provenance.of_settings(request, settings)}
     loaded = replace(loaded, settings_from=origins)
-    warnings = loaded.warnings
-    if line := provenance.line(origins, loaded.spec_file):
-        if provenance.is_unexpected(request):
-            warnings = [*warnings, line]
-        elif not request.output["quiet"] and line not in said and is_first():
-            console.note(line)
-            said.add(line)
+    line = provenance.line(origins, loaded.spec_file)
+    warnings = [*loaded.warnings, *([line] if line and provenance.is_unexpected(request) else [])]
     problem = loaded.problem
     if forms is not None:
         problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
@@ -262,7 +254,7 @@ def _one(
     with contextlib.ExitStack() as stack:
         kept = None if settings.state is None else stack.enter_context(_state(settings))
         stack.enter_context(compile_clock(clock))
-        loaded = load(request, settings, target, timing=timing, forms=forms, said=said, way=kept and kept.way)
+        loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
         loading = time.perf_counter() - started - clock.compiling
         if request.output["verbose"]:
             console.note(what_was_read(loaded))
@@ -291,7 +283,18 @@ def _one(
             if message not in said:
                 console.warn(message)
         said.update(warnings)
+    _tell_settings(request, loaded, said)
     return report, EXIT_UNTRUSTED if report.untrusted else 0
+
+
+def _tell_settings(request: Request, loaded: Loaded, said: set[str]) -> None:
+    """Write the line that names the settings from a file, unless stderr has it already."""
+    from curvcli.devices import is_first
+
+    line = provenance.line(loaded.settings_from, loaded.spec_file)
+    if line and line not in said and not request.output["quiet"] and is_first():
+        console.note(line)
+        said.add(line)
 
 
 def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
@@ -336,7 +339,8 @@ def forecast(
     said: set[str] = set()
 
     def answer(target: Target) -> Reply:
-        loaded = load(request, settings, target, said=said)
+        loaded = load(request, settings, target)
+        _tell_settings(request, loaded, said)
         plan, cost = plan_of(loaded.problem, settings, *([] if given is None else [given(loaded, settings)]))
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
@@ -368,7 +372,8 @@ def write_spec(request: Request) -> int:
         from curvcli.loading.spec_file import find_spec, relative_to
 
         target = Target(request.checkpoints[0], request.spec["step"], request.checkpoints[0])
-        loaded = load(request, settings, target, said=set())
+        loaded = load(request, settings, target)
+        _tell_settings(request, loaded, set())
         value, _ = finite_objective(loaded.problem)
         found, _, path = locate(request, target.argument)
         document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)

@@ -399,8 +399,8 @@ def _remarks(spec: ProblemSpec, data: Dataset, loss: Loss, problem: Problem) -> 
     return remarks
 
 
-def checkpoint_path(argument: str | None, spec: ProblemSpec | None, base: Path) -> Path:
-    """The checkpoint given, or the one that the specification names.
+def checkpoint_path(argument: str | None, spec: ProblemSpec | None, base: Path, passed_over: str = "") -> Path:
+    """The checkpoint given, or the one that the specification names; `passed_over` is the hint where neither is there.
 
     Raises
     ------
@@ -417,7 +417,8 @@ def checkpoint_path(argument: str | None, spec: ProblemSpec | None, base: Path) 
     if spec is not None and (spec.checkpoint.path is not None or (base / NAME).is_file()):
         return base / (spec.checkpoint.path or ".")
     raise UsageError(
-        "no checkpoint is given", "name one: curv spectrum CKPT, or write a curv.toml with: curv init CKPT"
+        "no checkpoint is given",
+        passed_over or "name one: curv spectrum CKPT, or write a curv.toml with: curv init CKPT",
     )
 
 

@@ -33,11 +33,19 @@ l2 = 1e-3
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exit code and both streams of one command line."""
+    """Exit code and both streams of one command line; the line with the settings from a file apart."""
 
     code: int
     out: str
     err: str
+    settings: str = ""
+
+    @classmethod
+    def of(cls, code: int, out: str, err: str) -> "Outcome":
+        """From what was written, progress and its control characters left as they are."""
+        lines = err.splitlines(keepends=True)
+        told = [line for line in lines if line.startswith("settings from ")]
+        return cls(code, out, "".join(line for line in lines if line not in told), "".join(told))
 
     @property
     def lines(self) -> list[Any]:
@@ -133,7 +141,7 @@ def curv(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:
         capfd.readouterr()
         code = run([str(argument) for argument in arguments])
-        return Outcome(code, *capfd.readouterr())
+        return Outcome.of(code, *capfd.readouterr())
 
     return call
 
@@ -156,7 +164,7 @@ def shell(process_environment: dict[str, str]) -> Callable[..., Outcome]:
             ["bash", "-c", f"set -o pipefail; {command}"], env={**process_environment, **environment},
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return Outcome.of(done.returncode, done.stdout, done.stderr)
 
     return call
 

@@ -35,7 +35,7 @@ ODD = st.sampled_from(
     ]
 )
 VALUE = ODD | st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12)
-ANALYSES = sorted(COMMANDS.keys() - {"schema", "doctor"})
+ANALYSES = sorted(COMMANDS.keys() - {"schema", "doctor", "trust"})
 
 
 @pytest.fixture(scope="module")

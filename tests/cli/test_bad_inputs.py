@@ -10,6 +10,7 @@ import pytest
 from tests.cli.broken import MODELS, arrays, both, file, refuses, spec
 
 FAST = ("spectrum", "--skip-checks")
+NAMED = (*FAST, "--spec", "curv.toml")  # whose code may run
 REMOVE = ("influence", "--remove", "--skip-checks")
 QUERY = (*REMOVE, "--queries", "0:1")
 KFAC = ("step", "--method", "kfac", "--skip-checks")
@@ -132,8 +133,8 @@ REFUSED = {
     "loss fails": (78, (*FAST, "--loss", "models.py:raises"), None, "the loss fails", "fn(outputs, targets)"),
     "loss reduced": (78, (*FAST, "--loss", "models.py:scalar"), None, "not one loss an example", "--reduction"),
     "loss no function": (78, (*FAST, "--loss", "curvcli.zoo:SMALLEST_KEPT_VARIANCE"), None, "is no function"),
-    "regulariser fails": (78, FAST, spec("l2 = 1e-3", 'regulariser = "models.py:raises"'), "[loss] regulariser"),
-    "regulariser vector": (78, FAST, spec("l2 = 1e-3", 'regulariser = "models.py:vector"'), "return a scalar"),
+    "regulariser fails": (78, NAMED, spec("l2 = 1e-3", 'regulariser = "models.py:raises"'), "[loss] regulariser"),
+    "regulariser vector": (78, NAMED, spec("l2 = 1e-3", 'regulariser = "models.py:vector"'), "return a scalar"),
     # numbers of options
     "confidence 0": (2, ("trace", "--confidence", 0), None, "--confidence 0"),
     "too few products": (2, ("trace", "--method", "xtrace", "--probes", 1), None, "--probes 4"),

@@ -85,7 +85,7 @@ def told_of_a_loss(process: subprocess.Popen[str], within: float) -> str:
 def test_two_processes_answer_as_one(start: Start, curv: Callable[..., Outcome]) -> None:
     first, second = start(2, *SHORT)
     out, err = first.communicate(timeout=200)
-    assert (first.returncode, err) == (0, "")
+    assert (first.returncode, Outcome.of(0, out, err).err) == (0, "")
     assert second.communicate(timeout=60) == ("", "")
     assert second.returncode == 0
     alone = curv(*COMMAND, *SHORT).report
@@ -107,7 +107,7 @@ def test_workers_sum_rightly_whatever_flags_are_set(
     first, second = start(2, *wide, "float32")
     out, err = first.communicate(timeout=200)
     second.communicate(timeout=60)
-    assert (first.returncode, err) == (0, "")
+    assert (first.returncode, Outcome.of(0, out, err).err) == (0, "")
     assert json.loads(out)["result"]["lambda_max"]["value"] == pytest.approx(exact, rel=1e-4)
 
 
