@@ -20,10 +20,10 @@ import numpy as np
 import scipy.stats
 from spectra import DIM, SPECTRA
 
-from curvcli.linalg import slq
 from curvcli.linalg.iterate import Silent
+from curvcli.linalg.krylov import slq
+from curvcli.linalg.krylov.quadrature import NO_OUTLIERS
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.quadrature import NO_OUTLIERS
 
 STEPS = 30
 

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from spectra import DIM, SPECTRA, rotated
 
-from curvcli.analyses.candidates import Candidate
-from curvcli.analyses.reading import Reader
+from curvcli.analyses.compare.candidates import Candidate
+from curvcli.analyses.compare.measures import Reader
+from curvcli.linalg.krylov.orthonormal import orthonormalise
 from curvcli.linalg.operator import dense_operator
-from curvcli.linalg.orthonormal import orthonormalise
-from curvcli.linalg.together import Together
+from curvcli.linalg.trace.together import Together
 from curvcli.schema.compare import CompareSettings
 
 PAIRS = [

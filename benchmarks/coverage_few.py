@@ -16,8 +16,8 @@ guard_environment()
 import jax
 import numpy as np
 
-from curvcli.analyses.own import sampled_interval
-from curvcli.linalg.entries import Moments, Ranges
+from curvcli.analyses.influence.self_influence import sampled_interval
+from curvcli.linalg.diagonal.entries import Moments, Ranges
 from curvcli.linalg.statistics import student_interval
 
 DIM = 60

@@ -20,9 +20,9 @@ from samples import SAMPLES, load
 from spectra import DIM, SPECTRA, rotated
 
 from curvcli.analyses import diag
-from curvcli.analyses.planning import MemoryPlan
+from curvcli.analyses.common.planning import MemoryPlan
 from curvcli.curvature import build
-from curvcli.linalg.entries import Found, Ranges, Segments
+from curvcli.linalg.diagonal.entries import Found, Ranges, Segments
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import dense_operator, to_dense

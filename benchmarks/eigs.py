@@ -26,8 +26,8 @@ from samples import SAMPLES, load
 from curvcli.analyses import eigs
 from curvcli.analyses.spectrum import tolerance
 from curvcli.curvature import build_for
-from curvcli.linalg.eigen import true_residuals
 from curvcli.linalg.iterate import Silent
+from curvcli.linalg.krylov.eigen import true_residuals
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem

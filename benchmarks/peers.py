@@ -27,7 +27,7 @@ from curvlinops import HessianLinearOperator
 from matfree import decomp
 
 from curvcli.linalg.probes import sphere
-from curvcli.loading.checkpoint import load_checkpoint
+from curvcli.loading.checkpoints.reading import load_checkpoint
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample_models" / "digits_mlp.ckpt"
 L2, PROBES, STEPS = 1e-4, 5, 40

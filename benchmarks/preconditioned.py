@@ -18,14 +18,15 @@ import numpy as np
 import scipy.linalg
 from samples import SAMPLES, load
 
-from curvcli.analyses.preconditioners import ggn_diagonal
+from curvcli.analyses.common.preconditioners import ggn_diagonal
 from curvcli.cli.runtime import prepare_jax
-from curvcli.curvature import build, outputs
+from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kfac import Recipe, cotangents, kfac
-from curvcli.curvature.sums import objective_and_gradient
-from curvcli.linalg import cg
+from curvcli.curvature.kronecker.kfac import Recipe, cotangents, kfac
+from curvcli.curvature.products import outputs
+from curvcli.curvature.products.sums import objective_and_gradient
 from curvcli.linalg.iterate import Silent
+from curvcli.linalg.solvers import cg
 from curvcli.problem import Problem
 from curvcli.schema.influence import InfluenceSettings
 

@@ -22,11 +22,11 @@ from samples import SAMPLES, load
 from curvcli.analyses import spectrum, trace
 from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build_for
-from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.trace import Tracer
+from curvcli.linalg.trace.estimators import Tracer
+from curvcli.linalg.trace.hutchinson import Segments
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.spectrum import SpectrumSettings

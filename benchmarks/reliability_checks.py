@@ -32,7 +32,7 @@ class Alarms(NamedTuple):
 
 def alarms(problem: Any, seeds: Iterable[int], *, matrix: str = "hessian") -> Alarms:
     """The self-checks of one problem at many seeds, everything compiled once."""
-    from curvcli.analyses.checks import self_checks
+    from curvcli.analyses.common.checks import self_checks
     from curvcli.curvature import build
     from curvcli.schema.settings import AnalysisSettings
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curvcli.analyses.tuning import planned
-from curvcli.loading import orbax
+from curvcli.analyses.common.tuning import planned
+from curvcli.loading.checkpoints import orbax
 from curvcli.loading.resolve import load_problem
-from curvcli.loading.spec_file import find_spec, merge
+from curvcli.loading.spec.files import find_spec, merge
 from curvcli.problem import Problem
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"

@@ -44,10 +44,10 @@ def counted(size: Decoder, name: str) -> dict[str, float]:
     """Operations a token of the linearisation and of its application to one vector, and bytes that the map keeps."""
     import jax
 
-    from curvcli.curvature import products
-    from curvcli.curvature.borrowing import returned
     from curvcli.curvature.flatten import Layout
     from curvcli.curvature.matrices import MATRICES
+    from curvcli.curvature.products import linear_map as products
+    from curvcli.curvature.products.borrowing import returned
     from curvcli.losses import LOSSES
 
     params, batch = size.parameters(), size.batch(1)
@@ -67,9 +67,9 @@ def compiled_for(count: int, size: Decoder, name: str, batch_size: int, *, cut: 
     """Collectives and memory of one batch's programs on so many simulated devices, from shapes alone."""
     import jax
 
-    from curvcli.curvature import collectives, programs
     from curvcli.curvature.flatten import Layout
     from curvcli.curvature.matrices import MATRICES
+    from curvcli.curvature.products import collectives, programs
     from curvcli.devices import cut_along, mesh_of, on_every, parameter_sharding
     from curvcli.losses import LOSSES
     from curvcli.problem import Way
@@ -106,9 +106,9 @@ def measured_on(count: int) -> dict[str, Any]:
 
     from curvcli.curvature import build
     from curvcli.devices import mesh_of
-    from curvcli.linalg.basis import CHUNK
     from curvcli.linalg.cutting import width
-    from curvcli.linalg.lanczos import Lanczos
+    from curvcli.linalg.krylov.basis import CHUNK
+    from curvcli.linalg.krylov.lanczos import Lanczos
     from curvcli.linalg.probes import sphere
     from curvcli.problem import spread
 

@@ -41,9 +41,9 @@ def child(kind: str, count: int, rank: int, address: str, folder: Path) -> None:
         bind_collectives(address.partition(":")[0])
         jax.distributed.initialize(address, count, rank, coordinator_bind_address=address)
     from curvcli.curvature import build
-    from curvcli.curvature.collectives import product_traffic
+    from curvcli.curvature.products.collectives import product_traffic
     from curvcli.devices import mesh_of, on_host
-    from curvcli.linalg.lanczos import Lanczos
+    from curvcli.linalg.krylov.lanczos import Lanczos
     from curvcli.linalg.probes import sphere
     from curvcli.problem import spread
 

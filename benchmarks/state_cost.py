@@ -33,7 +33,7 @@ def timed(owner: Any, name: str, spent: Counter[str], where: str) -> None:
 def main() -> None:
     """A line a run, the first of which compiles."""
     from curvcli import journal
-    from curvcli.analyses import precise
+    from curvcli.analyses.common import precision as precise
     from curvcli.cli import main as cli
     from curvcli.cli.records import Records
     from curvcli.cli.state import State

@@ -145,7 +145,7 @@ def paired(options: Any) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from curvcli.analyses.tuning import planned
+    from curvcli.analyses.common.tuning import planned
     from curvcli.curvature import build
     from curvcli.losses import LOSSES
     from curvcli.problem import Batches, Problem, Regulariser

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.flatten_util import ravel_pytree
 
-from curvcli.linalg.trust_region import Point, minimise
+from curvcli.linalg.solvers.trust_region import Point, minimise
 from curvcli.zoo import MLP
 
 ROOT = Path(__file__).resolve().parent.parent

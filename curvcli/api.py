@@ -130,7 +130,7 @@ class Objective:
         ignore_label: int | None = None,
     ) -> None:
         guard_environment()
-        from curvcli.analyses.machine import check_sums
+        from curvcli.analyses.common.machine import check_sums
         from curvcli.loading.memory import hold
 
         check_sums()
@@ -205,7 +205,7 @@ class Objective:
         """One analysis, and its report."""
         import jax
 
-        from curvcli.analyses.tuning import planned, remarks, way_of
+        from curvcli.analyses.common.tuning import planned, remarks, way_of
         from curvcli.cli.console import Watch
         from curvcli.cli.inputs import analyse
         from curvcli.cli.reporting import report_of, warnings_of, write_array_files

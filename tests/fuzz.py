@@ -22,9 +22,9 @@ from flax import serialization
 from safetensors.numpy import save_file
 
 from curvcli.errors import CurvError
+from curvcli.loading.checkpoints.trees import flatten_tree
 from curvcli.loading.resolve import Loaded, load_problem
-from curvcli.loading.spec_file import FoundSpec, merge
-from curvcli.loading.trees import flatten_tree
+from curvcli.loading.spec.files import FoundSpec, merge
 from curvcli.schema.settings import DataSettings
 
 CUTS = 16

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.outputs import draw_keys
+from curvcli.curvature.products.outputs import draw_keys
 from curvcli.losses import LOSSES, Loss
 from curvcli.problem import Batches, Problem, Regulariser
 

@@ -18,7 +18,7 @@ def main(address: str, count: int, rank: int, names: list[str]) -> None:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", 1)
     jax.distributed.initialize(address, count, rank, coordinator_bind_address=address)
-    from curvcli.analyses.tuning import planned
+    from curvcli.analyses.common.tuning import planned
     from curvcli.devices import from_all, from_first, greatest, least, mesh_of
     from curvcli.problem import spread
     from curvcli.schema.spectrum import SpectrumSettings

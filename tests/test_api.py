@@ -17,7 +17,7 @@ from flax import nnx
 
 import curvcli
 from curvcli import CurvError, Objective
-from curvcli.analyses import machine
+from curvcli.analyses.common import machine
 from curvcli.schema.registry import SCHEMAS
 from curvcli.zoo import MLP
 
@@ -210,7 +210,7 @@ def test_settings_of_the_command_by_their_names(objective, variables, tmp_path):
 
 def test_a_faulty_jax_is_no_silent_one(data, monkeypatch):
     machine.check_sums.cache_clear()
-    monkeypatch.setattr("curvcli.analyses.machine.sums_rightly", lambda: False)
+    monkeypatch.setattr("curvcli.analyses.common.machine.sums_rightly", lambda: False)
     with pytest.raises(CurvError, match="sums wrongly") as raised:
         Objective(MLP(features=[8, 3]), data, "softmax_cross_entropy")
     assert "jaxlib" in raised.value.hint

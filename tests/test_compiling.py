@@ -16,7 +16,7 @@ import pytest
 from jax._src import compiler
 
 from curvcli import xla
-from curvcli.analyses import machine
+from curvcli.analyses.common import machine
 from curvcli.compiling import jit
 
 SCRIPT = """

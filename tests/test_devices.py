@@ -13,24 +13,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from curvcli.analyses import compare, diag, direction, eigs, influence, landscape, saddle, spectrum, step, trace
-from curvcli.analyses.planning import plan_lanczos
-from curvcli.analyses.study import Given as Queries
-from curvcli.analyses.tuning import planned
+from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.common.planning import plan_lanczos
+from curvcli.analyses.common.tuning import planned
+from curvcli.analyses.compare import analysis as compare
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given as Queries
+from curvcli.analyses.lines import direction, landscape
+from curvcli.analyses.saddle import analysis as saddle
+from curvcli.analyses.step import analysis as step
 from curvcli.curvature import build
-from curvcli.curvature.forms import FORMS, example_forms
-from curvcli.curvature.kfac import Recipe, kfac
+from curvcli.curvature.kronecker.kfac import Recipe, kfac
 from curvcli.curvature.matrices import MATRICES
+from curvcli.curvature.products.forms import FORMS, example_forms
 from curvcli.devices import cut_along, mesh_of, on_every, on_host, parameter_sharding, rounded_up
 from curvcli.errors import UsageError
-from curvcli.linalg import basis as bases
-from curvcli.linalg import cg
 from curvcli.linalg.cutting import cut, whole, width
 from curvcli.linalg.iterate import Silent
-from curvcli.linalg.lanczos import Lanczos
+from curvcli.linalg.krylov import basis as bases
+from curvcli.linalg.krylov.lanczos import Lanczos
 from curvcli.linalg.operator import dense_operator, to_dense
 from curvcli.linalg.probes import sphere
-from curvcli.loading.checkpoint import load_checkpoint
+from curvcli.linalg.solvers import cg
+from curvcli.loading.checkpoints.reading import load_checkpoint
 from curvcli.problem import Problem, spread
 from curvcli.schema.compare import CompareSettings
 from curvcli.schema.diag import DiagSettings

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from curvcli import jax_internals
-from curvcli.curvature import build, heads, rewriting, taps, work
+from curvcli.curvature import build
+from curvcli.curvature.jaxprs import heads, rewriting, taps, work
 from curvcli.jax_internals import is_known, plain_where_unknown, scan_sizes
 from curvcli.linalg.operator import to_dense
 from tests.curvature.test_reverse import INSIDE, tanh

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from curvcli import journal
-from curvcli.analyses import landscape
+from curvcli.analyses.lines import landscape
 from curvcli.curvature import along, build
 from curvcli.journal import Journal
 from curvcli.linalg.iterate import Silent

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from curvcli.analyses import influence
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.study import Given
-from curvcli.analyses.tuning import planned
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.tuning import planned
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given
 from curvcli.cli.runtime import prepare_jax
 from curvcli.linalg.iterate import Silent
 from curvcli.loading.resolve import checkpoint_path, load_problem
-from curvcli.loading.spec_file import find_spec, merge
+from curvcli.loading.spec.files import find_spec, merge
 from curvcli.problem import Problem
 from curvcli.schema.influence import InfluenceSettings
 

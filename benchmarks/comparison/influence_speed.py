@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.linalg.solution import residual
+from curvcli.linalg.solvers.solution import residual
 
 from . import attribution, jobs, ours, workloads
 
@@ -113,7 +113,7 @@ def _system(path: Path, queries: Any, damping: float) -> tuple[Any, Any]:
     """H + λI with l2, and the gradients of the queries' losses: curv's own, to measure residuals with."""
     from dataclasses import replace
 
-    from curvcli.curvature.queries import gradients
+    from curvcli.curvature.influence.queries import gradients
 
     problem = attribution.load(path, DTYPE, "hessian")
     weight = np.ones(len(queries[0]), np.float32)

@@ -13,19 +13,19 @@ import numpy as np
 import optax
 
 from curvcli.analyses import spectrum
+from curvcli.analyses.common.tuning import planned, way_of
 from curvcli.analyses.inspect import forecast_spectrum
-from curvcli.analyses.tuning import planned, way_of
 from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kfac import Recipe, Taps, kfac
-from curvcli.curvature.sums import objective, objective_and_gradient
+from curvcli.curvature.kronecker.kfac import Recipe, Taps, kfac
+from curvcli.curvature.products.sums import objective, objective_and_gradient
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator
-from curvcli.loading.checkpoint import load_checkpoint
+from curvcli.loading.checkpoints.reading import load_checkpoint
+from curvcli.loading.checkpoints.trees import flatten_tree
 from curvcli.loading.resolve import checkpoint_path, load_problem
-from curvcli.loading.spec_file import find_spec, merge
-from curvcli.loading.trees import flatten_tree
+from curvcli.loading.spec.files import find_spec, merge
 from curvcli.problem import Problem
 from curvcli.schema.inspect import InspectSettings
 from curvcli.schema.spectrum import SpectrumSettings

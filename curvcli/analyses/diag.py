@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import scipy.special
 
-from curvcli.analyses import planning, pruning, rounding
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import (
+from curvcli.analyses import pruning
+from curvcli.analyses.common import planning, rounding
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
     diagonal_of,
@@ -23,14 +24,14 @@ from curvcli.analyses.dense import (
     rows_written_out,
     smaller_side,
 )
-from curvcli.analyses.subsampling import DataError, layer_errors, subsampled, widened
+from curvcli.analyses.common.subsampling import DataError, layer_errors, subsampled, widened
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import UsageError
-from curvcli.linalg.diagonal import Sampler
-from curvcli.linalg.entries import Found, Ranges, Segments
+from curvcli.linalg.diagonal.entries import Found, Ranges, Segments
+from curvcli.linalg.diagonal.estimators import Sampler
 from curvcli.linalg.iterate import Monitor
-from curvcli.linalg.lanczos import not_finite
+from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator

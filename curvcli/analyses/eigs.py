@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses import planning
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import DENSE_BLOCK, DENSE_DIM, plan_factors, written_out
-from curvcli.analyses.rounding import least_residual
+from curvcli.analyses.common import planning
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM, plan_factors, written_out
+from curvcli.analyses.common.rounding import least_residual
+from curvcli.analyses.common.subsampling import Side, eigenvalue_errors, images, subsampled, widened
 from curvcli.analyses.spectrum import noise, tolerance
-from curvcli.analyses.subsampling import Side, eigenvalue_errors, images, subsampled, widened
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError
-from curvcli.linalg import eigen, krylov
-from curvcli.linalg.basis import CHUNK
 from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.krylov import eigen
+from curvcli.linalg.krylov import spaces as krylov
+from curvcli.linalg.krylov.basis import CHUNK
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem

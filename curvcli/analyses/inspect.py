@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from curvcli.analyses import planning
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import smaller_side
+from curvcli.analyses.common import planning
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.dense import smaller_side
 from curvcli.analyses.spectrum import memory_plan, resolved_method
 from curvcli.curvature import build_for, dimension
-from curvcli.curvature.collectives import product_traffic
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.products.collectives import product_traffic
 from curvcli.devices import on_host
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.probes import sphere

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses.rounding import exact
-from curvcli.curvature import build, sums
+from curvcli.analyses.common.rounding import exact
+from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.products import sums
 from curvcli.devices import on_host
 from curvcli.errors import UsageError
-from curvcli.linalg.diagonal import Sampler
-from curvcli.linalg.entries import Found
+from curvcli.linalg.diagonal.entries import Found
+from curvcli.linalg.diagonal.estimators import Sampler
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses import krylov_memory, planning, rounding
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import (
+from curvcli.analyses.common import krylov_memory, planning, rounding
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
     Side,
@@ -27,17 +27,18 @@ from curvcli.analyses.dense import (
     smaller_side,
     written_out,
 )
-from curvcli.analyses.subsampling import eigenvalue_errors, images, subsampled, trace_errors, widened
-from curvcli.analyses.tuning import product_seconds
+from curvcli.analyses.common.subsampling import eigenvalue_errors, images, subsampled, trace_errors, widened
+from curvcli.analyses.common.tuning import product_seconds
 from curvcli.curvature import build_for, curves_the_loss, dimension
-from curvcli.curvature.gram import Gram
+from curvcli.curvature.products.gram import Gram
 from curvcli.devices import on_host
-from curvcli.linalg import bounds, density, eigen, krylov, slq
 from curvcli.linalg.iterate import Monitor, iterate
+from curvcli.linalg.krylov import bounds, density, eigen, slq
+from curvcli.linalg.krylov import spaces as krylov
+from curvcli.linalg.krylov.quadrature import NO_OUTLIERS, Exact, Quadrature
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-from curvcli.linalg.quadrature import NO_OUTLIERS, Exact, Quadrature
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Bounded, Eigenvalue, Estimate
 from curvcli.schema.settings import AnalysisSettings

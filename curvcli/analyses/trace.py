@@ -8,10 +8,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from curvcli.analyses import planning, rounding
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.checks import examined, finite_objective
-from curvcli.analyses.dense import (
+from curvcli.analyses.common import planning, rounding
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
     diagonal_of,
@@ -22,18 +22,18 @@ from curvcli.analyses.dense import (
     rows_written_out,
     smaller_side,
 )
-from curvcli.analyses.subsampling import images, layer_errors, subsampled, trace_errors, widened
+from curvcli.analyses.common.subsampling import images, layer_errors, subsampled, trace_errors, widened
 from curvcli.curvature import build_for, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import UsageError
-from curvcli.linalg import quadratic
-from curvcli.linalg.hutchinson import Segments
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.statistics import Law, spent, student_interval
-from curvcli.linalg.trace import Found, Tracer
+from curvcli.linalg.trace import quadratic
+from curvcli.linalg.trace.estimators import Found, Tracer
+from curvcli.linalg.trace.hutchinson import Segments
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.inspect import Forecast

@@ -33,7 +33,7 @@ from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from curvcli.analyses.answer import Answer
+    from curvcli.analyses.common.answer import Answer
     from curvcli.loading.resolve import Loaded
 
 EXIT_UNTRUSTED = 3
@@ -78,7 +78,7 @@ def _check_file(request: Request, name: str, path: Path) -> None:
     """Say before the work that a file beside the report cannot be written."""
     _check_one(request, name, "is written for")
     if name in CHECKPOINTS:
-        from curvcli.loading.writing import check_target
+        from curvcli.loading.checkpoints.writing import check_target
 
         check_target(path)
     else:
@@ -104,7 +104,7 @@ def _written(request: Request, settings: Any) -> dict[str, Path]:
 
 def _targets(request: Request) -> Iterator[Target]:
     """The checkpoints and steps that a command line asks for."""
-    from curvcli.loading.checkpoint import checkpoint_steps
+    from curvcli.loading.checkpoints.reading import checkpoint_steps
 
     step, every = request.spec["step"], request.spec["all_steps"]
     if step is not None and every:
@@ -134,9 +134,9 @@ def _targets(request: Request) -> Iterator[Target]:
 
 def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
     """Where the specification was found, the specification with the command line over it, and the checkpoint."""
-    from curvcli.loading import orbax
+    from curvcli.loading.checkpoints import orbax
     from curvcli.loading.resolve import checkpoint_path
-    from curvcli.loading.spec_file import find_spec, merge
+    from curvcli.loading.spec.files import find_spec, merge
 
     given = None if argument is None else checkpoint_path(argument, None, Path.cwd())
     found = find_spec(given, request.spec["spec"], orbax.read_metadata)
@@ -169,11 +169,11 @@ def load(
     forms
         Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
     """
-    from curvcli.analyses.machine import check_sums
-    from curvcli.analyses.tuning import planned, remarks
+    from curvcli.analyses.common.machine import check_sums
+    from curvcli.analyses.common.tuning import planned, remarks
     from curvcli.devices import several_processes
     from curvcli.loading.resolve import functions_of, load_problem
-    from curvcli.loading.spec_file import settings_from
+    from curvcli.loading.spec.files import settings_from
 
     if target.failure is not None:
         raise target.failure
@@ -213,8 +213,8 @@ def named_specification(path: Path) -> Any:
     NotFoundError
         There is none.
     """
-    from curvcli.loading import orbax
-    from curvcli.loading.spec_file import carried_spec, find_spec
+    from curvcli.loading.checkpoints import orbax
+    from curvcli.loading.spec.files import carried_spec, find_spec
 
     if path.suffix == ".toml":
         return replace(find_spec(None, path), trusted=False)
@@ -244,7 +244,7 @@ def _one(
     said: set[str],
 ) -> tuple[Report[Any, Any], int]:
     """One report and its exit code; warnings that an earlier report of the command had are not shown again."""
-    from curvcli.analyses.tuning import way_of
+    from curvcli.analyses.common.tuning import way_of
     from curvcli.devices import greatest, is_first
 
     output.check_distinct(_written(request, settings))
@@ -269,7 +269,7 @@ def _one(
         write_array_files(answer, settings)
     for name in CHECKPOINTS:
         if is_first() and answer.params and getattr(settings, name, None):
-            from curvcli.loading.writing import write_moved
+            from curvcli.loading.checkpoints.writing import write_moved
 
             warnings += write_moved(loaded, answer.params, Path(getattr(settings, name)))
     seconds = time.perf_counter() - started
@@ -309,9 +309,9 @@ def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
 
 def _recalling(kept: Any, loaded: Loaded, settings: Any, watch: console.Watch, run: Run) -> tuple[Answer[Any], int]:
     """The answer, with what is kept of an earlier run and keeping what is computed, and how much was recalled."""
-    from curvcli.analyses.planning import memory_limit
-    from curvcli.analyses.precise import code_digest
-    from curvcli.analyses.tuning import way_of
+    from curvcli.analyses.common.planning import memory_limit
+    from curvcli.analyses.common.precision import code_digest
+    from curvcli.analyses.common.tuning import way_of
 
     # Blocks are cut by the memory, and another cut rounds otherwise: what the first run might take holds for all.
     memory = settings.max_memory or kept.memory or memory_limit(None)
@@ -368,8 +368,8 @@ def write_spec(request: Request) -> int:
     output.check_writable(file)
     with output.own_stdout() as stdout:
         prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
-        from curvcli.analyses.checks import finite_objective
-        from curvcli.loading.spec_file import find_spec, relative_to
+        from curvcli.analyses.common.checks import finite_objective
+        from curvcli.loading.spec.files import find_spec, relative_to
 
         target = Target(request.checkpoints[0], request.spec["step"], request.checkpoints[0])
         loaded = load(request, settings, target)
@@ -394,7 +394,7 @@ def write_spec(request: Request) -> int:
 
 def _pin(document: dict[str, dict[str, Any]], loaded: Loaded, checkpoint: Path, settings: Any) -> None:
     """Put the digests of what was read into the tables of a curv.toml."""
-    from curvcli.loading.checkpoint import checkpoint_steps
+    from curvcli.loading.checkpoints.reading import checkpoint_steps
 
     if settings.num_examples is not None:
         raise UsageError("--pin: the digest is of all examples", "leave out --num-examples")

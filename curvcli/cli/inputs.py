@@ -10,9 +10,15 @@ if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
 
 
+MODULES = {
+    "direction": "lines.direction", "landscape": "lines.landscape",
+    **{name: f"{name}.analysis" for name in ("compare", "influence", "saddle", "step")},
+}  # fmt: skip
+
+
 def analyse(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
     """The answer of the analysis of this name, with what it takes beside the problem."""
-    run = importlib.import_module(f"curvcli.analyses.{name}").run
+    run = importlib.import_module(f"curvcli.analyses.{MODULES.get(name, name)}").run
     if name in ("direction", "landscape"):
         outside = given_directions(loaded, settings)
         answer = run(loaded.problem, settings, outside.vectors, monitor, outside.statistics)
@@ -36,8 +42,8 @@ def given_directions(loaded: Loaded, settings: Any) -> Any:
 
 def adam_state(loaded: Loaded, settings: Any) -> Any:
     """Adam as the checkpoint has it, with the constants given over those stored; None before its first step."""
-    from curvcli.analyses.descent import AdamState
-    from curvcli.loading.optimizer import adam_of
+    from curvcli.analyses.saddle.descent import AdamState
+    from curvcli.loading.checkpoints.optimizer import adam_of
 
     found = adam_of(loaded, settings.adam_constants)
     return None if found is None else AdamState(*found)
@@ -45,7 +51,7 @@ def adam_state(loaded: Loaded, settings: Any) -> Any:
 
 def given_influence(loaded: Loaded, settings: Any) -> Any:
     """Queries, groups, changes and functions of `curv influence`."""
-    from curvcli.analyses.study import Given
+    from curvcli.analyses.influence.context import Given
     from curvcli.loading import influence as reading
     from curvcli.loading.directions import read_arrays
 
@@ -65,7 +71,7 @@ def given_influence(loaded: Loaded, settings: Any) -> Any:
 
 def given_step(loaded: Loaded, settings: Any) -> Any:
     """The step before and the factors of `curv step`."""
-    from curvcli.analyses.step import Given
+    from curvcli.analyses.step.analysis import Given
     from curvcli.loading.directions import read_arrays, read_directions
 
     found: dict[str, Any] = {}
@@ -79,7 +85,7 @@ def given_step(loaded: Loaded, settings: Any) -> Any:
 
 def images_of(report: Any, rows: list[tuple[str, int]], shape: tuple[int, ...] | None) -> tuple[dict[Any, Any], str]:
     """Inputs that a picture of a report would show, by where they stand; and why there are none."""
-    from curvcli.loading.images import read_images
+    from curvcli.loading.data.images import read_images
 
     return read_images(report.problem, rows, shape)
 

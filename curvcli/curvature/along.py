@@ -17,10 +17,12 @@ import numpy as np
 
 from curvcli import journal
 from curvcli.compiling import jit
-from curvcli.curvature import heads, products, sums
 from curvcli.curvature.batch_norm import with_statistics
 from curvcli.curvature.flatten import Layout, moved
-from curvcli.curvature.products import Functions
+from curvcli.curvature.jaxprs import heads
+from curvcli.curvature.products import linear_map as products
+from curvcli.curvature.products import sums
+from curvcli.curvature.products.linear_map import Functions
 from curvcli.devices import on_host
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, Problem, Regulariser, unit_weight

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.compiling import jit
-from curvcli.curvature import outputs, sums
-from curvcli.curvature.products import Functions
+from curvcli.curvature.products import outputs, sums
+from curvcli.curvature.products.linear_map import Functions
 from curvcli.errors import SpecError
 from curvcli.problem import Batch, Params, Problem
 

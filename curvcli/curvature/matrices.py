@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli import journal
-from curvcli.curvature import ntk, outputs, pairs, products, sums
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.kfac import Recipe, Sampling, Sharing, kfac
+from curvcli.curvature.jaxprs.work import abstract_batch
+from curvcli.curvature.kronecker.kfac import Recipe, Sampling, Sharing, kfac
 from curvcli.curvature.likelihood import check_output_hessian
-from curvcli.curvature.work import abstract_batch
+from curvcli.curvature.products import linear_map as products
+from curvcli.curvature.products import ntk, outputs, pairs, sums
 from curvcli.devices import on_every, on_host
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import LinearOperator

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.compiling import jit
-from curvcli.linalg.lanczos import not_finite
+from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.operator import LinearOperator
 
 Array = Any

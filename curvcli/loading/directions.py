@@ -14,12 +14,12 @@ import numpy as np
 from curvcli.compiling import jit
 from curvcli.errors import DataError, NotFoundError, SpecError
 from curvcli.loading.access import is_there, reading
-from curvcli.loading.arrays import check_dtype
-from curvcli.loading.checkpoint import find_params, load_checkpoint
-from curvcli.loading.model import user_code
+from curvcli.loading.checkpoints.reading import find_params, load_checkpoint
+from curvcli.loading.checkpoints.trees import flatten_tree
+from curvcli.loading.data.arrays import check_dtype
+from curvcli.loading.models.network import user_code
 from curvcli.loading.resolve import Loaded, checkpoint_path
-from curvcli.loading.targets import Targets
-from curvcli.loading.trees import flatten_tree
+from curvcli.loading.spec.targets import Targets
 from curvcli.problem import Params
 from curvcli.schema.lines import FROM_FILES, Along
 from curvcli.sources import register

@@ -11,10 +11,10 @@ import numpy as np
 
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
 from curvcli.loading.access import is_there, reading
-from curvcli.loading.arrays import computed_dtype
-from curvcli.loading.dataset import Dataset, load_dataset
-from curvcli.loading.labels import check_mask, fit_targets
-from curvcli.loading.model import user_code
+from curvcli.loading.data.arrays import computed_dtype
+from curvcli.loading.data.dataset import Dataset, load_dataset
+from curvcli.loading.data.labels import check_mask, fit_targets
+from curvcli.loading.models.network import user_code
 from curvcli.loading.resolve import Loaded
 from curvcli.problem import Batches, PyTree
 from curvcli.schema.spec import DataSpec

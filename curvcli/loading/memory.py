@@ -14,8 +14,8 @@ from jax.core import Tracer
 from pydantic import ValidationError
 
 from curvcli.errors import CurvError, SpecError, UsageError
-from curvcli.loading.checkpoint import in_memory
-from curvcli.loading.dataset import Dataset, load_dataset
+from curvcli.loading.checkpoints.reading import in_memory
+from curvcli.loading.data.dataset import Dataset, load_dataset
 from curvcli.loading.resolve import Loaded, fitted
 from curvcli.schema.settings import DataSettings
 from curvcli.schema.spec import DataSpec, LossSpec, ModelKind, ModelSpec, ProblemSpec, Reduction

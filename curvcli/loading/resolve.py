@@ -17,16 +17,16 @@ import numpy as np
 from curvcli.devices import mesh_of, parameter_sharding
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
 from curvcli.loading.access import is_there
-from curvcli.loading.arrays import computed_dtype
-from curvcli.loading.batch_norm import in_training_mode, whole_batches
-from curvcli.loading.checkpoint import Checkpoint, find_params, load_checkpoint
-from curvcli.loading.dataset import Dataset, load_dataset
-from curvcli.loading.labels import check_mask, fit_targets, row_remarks
-from curvcli.loading.loss import check_likelihood, named_loss, of_single_outputs, summed_over_outputs, unit_shape
-from curvcli.loading.model import Network, make_network, user_code
-from curvcli.loading.spec_file import NAME, FoundSpec, pinned, settings_from
-from curvcli.loading.targets import Targets
-from curvcli.loading.trees import flatten_tree
+from curvcli.loading.checkpoints.reading import Checkpoint, find_params, load_checkpoint
+from curvcli.loading.checkpoints.trees import flatten_tree
+from curvcli.loading.data.arrays import computed_dtype
+from curvcli.loading.data.dataset import Dataset, load_dataset
+from curvcli.loading.data.labels import check_mask, fit_targets, row_remarks
+from curvcli.loading.models.batch_norm import in_training_mode, whole_batches
+from curvcli.loading.models.loss import check_likelihood, named_loss, of_single_outputs, summed_over_outputs, unit_shape
+from curvcli.loading.models.network import Network, make_network, user_code
+from curvcli.loading.spec.files import NAME, FoundSpec, pinned, settings_from
+from curvcli.loading.spec.targets import Targets
 from curvcli.losses import Loss
 from curvcli.problem import Batches, Params, Problem, Regulariser, spread
 from curvcli.schema.report import CheckpointRecord, DataRecord

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from curvcli.analyses import influence
-from curvcli.analyses.study import Given
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Batches, Problem

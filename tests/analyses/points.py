@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses import saddle
+from curvcli.analyses.saddle import analysis as saddle
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from curvcli.schema.saddle import SaddleResult, SaddleSettings

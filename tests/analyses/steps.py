@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.analyses import step
-from curvcli.analyses.step import Given
+from curvcli.analyses.step import analysis as step
+from curvcli.analyses.step.analysis import Given
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from curvcli.analyses.agreement import Agreement, agreement
+from curvcli.analyses.influence.agreement import Agreement, agreement
 
 
 def agree(x: Any, y: Any, seed: int = 0, confidence: float = 0.95) -> Agreement:
@@ -49,7 +49,7 @@ def test_the_interval_is_scipys() -> None:
 
 def test_ranks_of_a_resample_are_ranks_anew() -> None:
     """The jackknife of Spearman's correlation by hand, of numbers with ties."""
-    from curvcli.analyses.agreement import _spearman
+    from curvcli.analyses.influence.agreement import _spearman
 
     rng = np.random.default_rng(2)
     x, y = rng.integers(0, 5, size=(2, 12)).astype(float)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curvcli.analyses import available
+from curvcli.analyses.common import free_memory as available
 
 ENTRY = "4:memory:/jobs/one\n0::/jobs/one\n"
 

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from curvcli import Objective
-from curvcli.analyses.checks import examined
-from curvcli.curvature import build, sums
+from curvcli.analyses.common.checks import examined
+from curvcli.curvature import build
+from curvcli.curvature.products import sums
 from curvcli.errors import CurvError, SpecError, UsageError
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.reliability_checks import alarms, relu_problem
 from curvcli.analyses import eigs, trace
-from curvcli.analyses.checks import self_checks
+from curvcli.analyses.common.checks import self_checks
 from curvcli.curvature import build
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import user_loss

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import compare
-from curvcli.analyses.candidates import candidates
-from curvcli.curvature import build, sums
+from curvcli.analyses.compare import analysis as compare
+from curvcli.analyses.compare.candidates import candidates
+from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.products import sums
 from curvcli.errors import SpecError, UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter

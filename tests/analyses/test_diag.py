@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curvcli.analyses import diag
-from curvcli.analyses.answer import Answer
+from curvcli.analyses.common.answer import Answer
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, UsageError
 from curvcli.linalg.iterate import Silent

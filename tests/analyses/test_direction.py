@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import direction
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.direction import model_radius
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.lines import direction
+from curvcli.analyses.lines.direction import model_radius
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg.iterate import Silent

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from curvcli.analyses import eigs
-from curvcli.analyses.answer import Answer
+from curvcli.analyses.common.answer import Answer
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import diag, eigs, influence, spectrum, trace
-from curvcli.analyses.checks import matrix_notes
-from curvcli.analyses.preconditioners import running_factors
-from curvcli.analyses.ranking import median_spearman
-from curvcli.analyses.study import Given
-from curvcli.curvature import build, running
+from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.common.checks import matrix_notes
+from curvcli.analyses.common.preconditioners import running_factors
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.ranking import median_spearman
+from curvcli.curvature import build
+from curvcli.curvature.kronecker import running
 from curvcli.errors import UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
@@ -78,7 +80,7 @@ def influenced(saved: Any = None, **asked: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
 def test_influence_by_the_inverse_of_factors(name: str) -> None:
-    from curvcli.curvature.queries import gradients
+    from curvcli.curvature.influence.queries import gradients
 
     answer = influenced(solver=name, damping=0.1, scores="s.npz")
     right = gradients(PROBLEM, PROBLEM.batches.chosen(np.arange(2)), "loss")
@@ -97,7 +99,7 @@ def test_influence_by_the_inverse_of_factors(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
 def test_self_influence_by_the_inverse_of_factors(name: str) -> None:
-    from curvcli.curvature.queries import gradients
+    from curvcli.curvature.influence.queries import gradients
 
     settings = InfluenceSettings(
         remove=True, dtype="float64", factors="exact", skip_checks=True, solver=name, damping=0.1, samples=512,

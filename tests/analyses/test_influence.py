@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import influence, solving
-from curvcli.analyses.study import Given
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence import solving
+from curvcli.analyses.influence.context import Given
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curvcli.analyses import influence, solving
-from curvcli.analyses.study import Given
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence import solving
+from curvcli.analyses.influence.context import Given
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import LOSSES, user_loss

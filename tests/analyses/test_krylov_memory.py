@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curvcli.analyses import krylov_memory, spectrum
+from curvcli.analyses import spectrum
+from curvcli.analyses.common import krylov_memory
+from curvcli.analyses.common.planning import MemoryPlan
 from curvcli.analyses.inspect import forecast_spectrum
-from curvcli.analyses.planning import MemoryPlan
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.iterate import Silent
 from curvcli.schema.inspect import InspectSettings

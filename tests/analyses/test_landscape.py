@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from curvcli.analyses import landscape
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.landscape import barrier
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.lines import landscape
+from curvcli.analyses.lines.landscape import barrier
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Silent

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from curvcli.analyses import compare
+from curvcli.analyses.compare import analysis as compare
 from curvcli.errors import UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem

@@ -12,8 +12,8 @@ import optax
 import pytest
 from pydantic import ValidationError
 
-from curvcli.analyses import direction, landscape
-from curvcli.analyses.line_statistics import LEAST_VARIANCE, between
+from curvcli.analyses.lines import direction, landscape
+from curvcli.analyses.lines.batch_statistics import LEAST_VARIANCE, between
 from curvcli.curvature.batch_norm import recomputed, stored
 from curvcli.curvature.flatten import Layout
 from curvcli.figures.landscape import _line

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses.checks import matrix_notes
+from curvcli.analyses.common.checks import matrix_notes
 from curvcli.losses import user_loss
 from curvcli.problem import Regulariser
 from curvcli.schema.settings import AnalysisSettings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curvcli.curvature import queries
+from curvcli.curvature.influence import queries
 from curvcli.errors import UsageError
 from curvcli.losses import LOSSES
 from curvcli.problem import Batches, Problem

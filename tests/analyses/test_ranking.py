@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from curvcli.analyses.ranking import Ranker, Strength, auc, median_spearman, spearman, strength
+from curvcli.analyses.influence.ranking import Ranker, Strength, auc, median_spearman, spearman, strength
 from curvcli.losses import LOSSES, user_loss
 
 SOFTMAX, SQUARES = LOSSES["softmax_cross_entropy"], LOSSES["squared_error"]

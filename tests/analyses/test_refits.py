@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from curvcli.analyses.refits import Change, choose_examples, verify
-from curvcli.curvature import queries
+from curvcli.analyses.influence.refits import Change, choose_examples, verify
 from curvcli.curvature.flatten import Layout
+from curvcli.curvature.influence import queries
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Batches, Problem
 from curvcli.schema.settings import AnalysisSettings

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from curvcli.analyses import influence
-from curvcli.analyses.room import beyond, room_to_fall
-from curvcli.analyses.study import Given
-from curvcli.curvature import sums
+from curvcli.analyses.common.room import beyond, room_to_fall
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given
+from curvcli.curvature.products import sums
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Regulariser

@@ -8,12 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import compare, diag, eigs, influence, rounding, saddle, spectrum, step, trace
-from curvcli.analyses.step import Given as StepGiven
-from curvcli.analyses.study import Given
+from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.common import rounding
+from curvcli.analyses.compare import analysis as compare
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given
+from curvcli.analyses.saddle import analysis as saddle
+from curvcli.analyses.step import analysis as step
+from curvcli.analyses.step.analysis import Given as StepGiven
 from curvcli.curvature import build
-from curvcli.linalg import cg, eigen, minres
 from curvcli.linalg.iterate import Silent
+from curvcli.linalg.krylov import eigen
+from curvcli.linalg.solvers import cg, minres
 from curvcli.problem import Problem, in_float64
 from curvcli.schema.compare import CompareSettings
 from curvcli.schema.diag import DiagSettings

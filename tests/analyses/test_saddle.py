@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import saddle
+from curvcli.analyses.saddle import analysis as saddle
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError
-from curvcli.linalg import bounds
+from curvcli.linalg.krylov import bounds
 from curvcli.problem import Problem
 from tests.analyses.points import LARGE, QUADRATIC, diagonal, no_outputs, quadratic, run, verdict
 from tests.monitors import StopAfter

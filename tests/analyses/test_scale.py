@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import compare, diag, direction, eigs, influence, landscape, saddle, spectrum, step, trace
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.step import Given as StepGiven
-from curvcli.analyses.study import Given
+from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.compare import analysis as compare
+from curvcli.analyses.influence import analysis as influence
+from curvcli.analyses.influence.context import Given
+from curvcli.analyses.lines import direction, landscape
+from curvcli.analyses.saddle import analysis as saddle
+from curvcli.analyses.step import analysis as step
+from curvcli.analyses.step.analysis import Given as StepGiven
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import user_loss

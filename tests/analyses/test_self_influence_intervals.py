@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curvcli.analyses.own import sampled_interval
+from curvcli.analyses.influence.self_influence import sampled_interval
 
 
 @pytest.mark.parametrize("samples", [3, 8, 64])

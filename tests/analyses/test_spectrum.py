@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from curvcli.analyses import spectrum
-from curvcli.analyses.answer import Answer
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.subsampling import eigenvalue_errors, images
 from curvcli.analyses.spectrum import look_schedule
-from curvcli.analyses.subsampling import eigenvalue_errors, images
 from curvcli.curvature import build_for
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
@@ -124,7 +124,7 @@ def test_stopped_early_it_answers_with_what_there_is(network: tuple[Problem, np.
 
 
 def test_memory_limit_cuts_the_probes_into_rounds(network: tuple[Problem, np.ndarray]) -> None:
-    from curvcli.analyses.planning import plan_lanczos
+    from curvcli.analyses.common.planning import plan_lanczos
     from curvcli.errors import MemoryLimitError
 
     problem, _ = network

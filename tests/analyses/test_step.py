@@ -14,8 +14,8 @@ from hypothesis import given as given_data
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from curvcli.analyses.judging import next_damping
-from curvcli.analyses.step import Given
+from curvcli.analyses.step.analysis import Given
+from curvcli.analyses.step.judging import next_damping
 from curvcli.curvature.flatten import Layout
 from curvcli.problem import Problem
 from curvcli.schema.step import StepSettings

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from curvcli.curvature import kfac
-from curvcli.curvature.kfac import Recipe, Taps, cotangents, measured
-from curvcli.curvature.running import Running
-from curvcli.curvature.sums import objective
+from curvcli.curvature.kronecker import kfac
+from curvcli.curvature.kronecker.kfac import Recipe, Taps, cotangents, measured
+from curvcli.curvature.kronecker.running import Running
+from curvcli.curvature.products.sums import objective
 from curvcli.errors import DataError, UsageError
 from curvcli.problem import Problem
 from tests.analyses.steps import METHODS, answer, linear

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import diag, eigs, saddle, spectrum, trace
+from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.saddle import analysis as saddle
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagSettings

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from curvcli.analyses import trace
-from curvcli.analyses.answer import Answer
-from curvcli.analyses.subsampling import sampling_factor, shared_spread
+from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.subsampling import sampling_factor, shared_spread
 from curvcli.curvature import build_for
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, UsageError

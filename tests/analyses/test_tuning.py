@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from curvcli.analyses import tuning
-from curvcli.curvature import build, sums
-from curvcli.curvature.prefetch import Prefetched
+from curvcli.analyses.common import tuning
+from curvcli.curvature import build
+from curvcli.curvature.products import sums
+from curvcli.curvature.products.prefetch import Prefetched
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
 from curvcli.schema.plan import Way

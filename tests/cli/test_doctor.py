@@ -3,7 +3,7 @@
 import jsonschema
 import pytest
 
-from curvcli.analyses import machine
+from curvcli.analyses.common import machine
 from curvcli.schema.doctor import Memory
 
 

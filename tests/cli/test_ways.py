@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from curvcli.analyses import tuning
+from curvcli.analyses.common import tuning
 
 SAMPLED = ("spectrum", "--method", "xtrace", "--probes", 4, "--steps", 8, "--skip-checks")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from curvcli.analyses.checks import examined
+from curvcli.analyses.common.checks import examined
 from curvcli.curvature import build
-from curvcli.loading.trees import flatten_tree, nest_tree
+from curvcli.loading.checkpoints.trees import flatten_tree, nest_tree
 from curvcli.problem import Problem
 from curvcli.schema.settings import AnalysisSettings
 from tests.problems import make_problem

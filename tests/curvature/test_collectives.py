@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from curvcli.curvature.collectives import collective_bytes, product_traffic
+from curvcli.curvature.products.collectives import collective_bytes, product_traffic
 from curvcli.devices import cut_along, mesh_of, on_every
 from curvcli.problem import Problem, Way, spread
 from tests.problems import mlp_problem

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from curvcli.curvature import MATRICES, build
-from curvcli.curvature.forms import FORMS, example_forms
+from curvcli.curvature.products.forms import FORMS, example_forms
 from curvcli.errors import SpecError
 from curvcli.losses import LOSSES, user_loss
 from tests.problems import dense_matrix, mlp_problem, token_problem

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from curvcli.curvature import build
-from curvcli.curvature.gram import build_gram, output_rows
-from curvcli.curvature.outputs import MIDDLES
-from curvcli.curvature.pairs import PAIRS
+from curvcli.curvature.products.gram import build_gram, output_rows
+from curvcli.curvature.products.outputs import MIDDLES
+from curvcli.curvature.products.pairs import PAIRS
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Problem
 from curvcli.schema.settings import UNREGULARISED, AnalysisSettings

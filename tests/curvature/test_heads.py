@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.curvature import build, heads, sums
-from curvcli.curvature.forms import example_forms
+from curvcli.curvature import build
+from curvcli.curvature.jaxprs import heads
+from curvcli.curvature.products import sums
+from curvcli.curvature.products.forms import example_forms
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import user_loss
 from curvcli.problem import Problem

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from curvcli.curvature import build
-from curvcli.curvature.kfac import Recipe, kfac
-from curvcli.curvature.kronecker import Kronecker
+from curvcli.curvature.kronecker.factors import Kronecker
+from curvcli.curvature.kronecker.kfac import Recipe, kfac
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem
 from tests.curvature.test_taps import embedding_problem, linen_problem

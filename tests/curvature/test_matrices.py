@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.curvature import MATRICES, build, build_for, dimension, sums
+from curvcli.curvature import MATRICES, build, build_for, dimension
+from curvcli.curvature.products import sums
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import LOSSES, user_loss
@@ -236,7 +237,7 @@ def test_a_loss_that_couples_tokens_has_examples_for_units() -> None:
 def dense_mean_gradient(problem: Any) -> np.ndarray:
     """ḡ of a problem without a regulariser, normalised by examples."""
     from curvcli.curvature.flatten import Layout
-    from curvcli.curvature.sums import objective_and_gradient
+    from curvcli.curvature.products.sums import objective_and_gradient
 
     return np.asarray(objective_and_gradient(problem, Layout.of(problem.params))[1])
 

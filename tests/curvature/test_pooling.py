@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from curvcli.curvature import build
-from curvcli.curvature.pooling import with_fast_pooling
+from curvcli.curvature.jaxprs.pooling import with_fast_pooling
 from curvcli.jax_internals import equations
 from curvcli.linalg.operator import to_dense
 from tests.problems import make_problem

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from curvcli.curvature import prefetch, sums
-from curvcli.curvature.prefetch import Prefetched
+from curvcli.curvature.products import prefetch, sums
+from curvcli.curvature.products.prefetch import Prefetched
 from curvcli.problem import Batch, Batches, let_go
 from tests.problems import mlp_problem
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.curvature import MATRICES, build, dimension, products
+from curvcli.curvature import MATRICES, build, dimension
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.matrices import extra_arguments, linear_map_bytes
-from curvcli.curvature.sums import functions, objective, objective_and_gradient, resident
+from curvcli.curvature.products import linear_map as products
+from curvcli.curvature.products.sums import functions, objective, objective_and_gradient, resident
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Way

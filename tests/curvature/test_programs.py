@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from curvcli.curvature import build
-from curvcli.curvature.borrowing import borrowed, returned
 from curvcli.curvature.matrices import linear_map_bytes
-from curvcli.curvature.programs import product_programs, room
+from curvcli.curvature.products.borrowing import borrowed, returned
+from curvcli.curvature.products.programs import product_programs, room
 from curvcli.devices import mesh_of, on_every
 from curvcli.problem import Problem, Way, spread
 from tests.problems import mlp_problem

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses import compare
-from curvcli.analyses.checks import examined
+from curvcli.analyses.common.checks import examined
+from curvcli.analyses.compare import analysis as compare
 from curvcli.curvature import along, build
-from curvcli.curvature.kfac import Recipe, kfac
-from curvcli.curvature.responses import shift_inputs
-from curvcli.curvature.reverse import only_backwards, with_forward_mode
+from curvcli.curvature.influence.responses import shift_inputs
+from curvcli.curvature.jaxprs.reverse import only_backwards, with_forward_mode
+from curvcli.curvature.kronecker.kfac import Recipe, kfac
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import to_dense
 from curvcli.problem import Problem

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from curvcli.curvature.kfac import Recipe, kfac
-from curvcli.curvature.taps import find_layers, tapped
+from curvcli.curvature.jaxprs.taps import find_layers, tapped
+from curvcli.curvature.kronecker.kfac import Recipe, kfac
 from curvcli.problem import Problem
 from tests.problems import dense_ggn, make_problem, mlp_problem, targets_for, token_problem
 

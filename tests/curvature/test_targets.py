@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.analyses.checks import finite_objective
-from curvcli.curvature import along, build, leverage, queries, sums
+from curvcli.analyses.common.checks import finite_objective
+from curvcli.curvature import along, build
+from curvcli.curvature.influence import leverage, queries
+from curvcli.curvature.products import sums
 from curvcli.errors import NumericsError
 from curvcli.losses import LOSSES
 from curvcli.problem import Problem

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.curvature.kfac import Recipe, kfac
-from curvcli.curvature.rows import Rows, token_rows
-from curvcli.curvature.taps import find_layers
+from curvcli.curvature.jaxprs.taps import find_layers
+from curvcli.curvature.kronecker.kfac import Recipe, kfac
+from curvcli.curvature.kronecker.rows import Rows, token_rows
 from curvcli.problem import Problem
 from tests.curvature.test_kronecker import in_blocks, written_out
 from tests.problems import dense_ggn, make_problem, targets_for

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature.work import network_work
+from curvcli.curvature.jaxprs.work import network_work
 from tests.problems import make_problem, mlp_problem
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curvcli.linalg.bfgs import DAMPED, from_pairs
+from curvcli.linalg.solvers.bfgs import DAMPED, from_pairs
 from tests.linalg.systems import EPS, gaussian, symmetric
 
 

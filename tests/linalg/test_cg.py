@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curvcli.errors import NumericsError
-from curvcli.linalg import cg, minres
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.solvers import cg, minres
 from tests.linalg.systems import EPS, gaussian, solved, symmetric, true_residuals
 from tests.monitors import StopAfter
 

@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 
 from curvcli.errors import NumericsError
-from curvcli.linalg.diagonal import Sampler, signs
-from curvcli.linalg.entries import Found, Moments, Ranges, moderated
+from curvcli.linalg.diagonal.entries import Found, Moments, Ranges, moderated
+from curvcli.linalg.diagonal.estimators import Sampler, signs
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.statistics import student_interval
@@ -99,7 +99,7 @@ def test_hutchinson_is_the_mean_in_blocks_of_any_size() -> None:
 def test_columns_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = rotated(SPECTRA["exponential"])
     whole = estimate(matrix, 12, "xdiag")
-    monkeypatch.setattr("curvcli.linalg.xdiag.COLUMNS", 50)
+    monkeypatch.setattr("curvcli.linalg.diagonal.xdiag.COLUMNS", 50)
     pieces = estimate(matrix, 12, "xdiag")
     np.testing.assert_allclose(pieces.value, whole.value, atol=1e-14)
     np.testing.assert_allclose(pieces.stderr, whole.stderr, rtol=1e-6)

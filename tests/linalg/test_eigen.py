@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.linalg import eigen, krylov
 from curvcli.linalg.iterate import Silent, iterate
-from curvcli.linalg.lanczos import Lanczos
+from curvcli.linalg.krylov import eigen
+from curvcli.linalg.krylov import spaces as krylov
+from curvcli.linalg.krylov.lanczos import Lanczos
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.probes import sphere

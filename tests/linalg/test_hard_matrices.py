@@ -14,16 +14,19 @@ import pytest
 import scipy.linalg
 
 from curvcli.errors import NumericsError
-from curvcli.linalg import cg, eigen, krylov, minres, neumann, quadratic, slq
-from curvcli.linalg.diagonal import Sampler
+from curvcli.linalg.diagonal.estimators import Sampler
 from curvcli.linalg.iterate import Silent, iterate
-from curvcli.linalg.lanczos import Lanczos
+from curvcli.linalg.krylov import eigen, slq
+from curvcli.linalg.krylov import spaces as krylov
+from curvcli.linalg.krylov.lanczos import Lanczos
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.solvers import cg, minres, neumann
+from curvcli.linalg.solvers.truncated_cg import truncated_cg
+from curvcli.linalg.solvers.trust_region import Point, minimise
 from curvcli.linalg.statistics import student_interval
-from curvcli.linalg.trace import Tracer
-from curvcli.linalg.truncated_cg import truncated_cg
-from curvcli.linalg.trust_region import Point, minimise
+from curvcli.linalg.trace import quadratic
+from curvcli.linalg.trace.estimators import Tracer
 from tests.linalg.hard import DIM, cases
 
 CASES = cases()

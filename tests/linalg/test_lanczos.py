@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.linalg import basis as bases
-from curvcli.linalg.bounds import Measure
 from curvcli.linalg.iterate import Silent, iterate
-from curvcli.linalg.lanczos import Lanczos, LanczosState
+from curvcli.linalg.krylov import basis as bases
+from curvcli.linalg.krylov.bounds import Measure
+from curvcli.linalg.krylov.lanczos import Lanczos, LanczosState
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.probes import sphere
 

@@ -7,8 +7,8 @@ import pytest
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
-from curvcli.linalg.minres import solve
 from curvcli.linalg.operator import LinearOperator, dense_operator
+from curvcli.linalg.solvers.minres import solve
 
 EPS = np.finfo(float).eps
 

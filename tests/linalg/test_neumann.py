@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from curvcli.linalg import neumann
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import dense_operator
+from curvcli.linalg.solvers import neumann
 from tests.linalg.systems import EPS, gaussian, solved, symmetric, true_residuals
 from tests.monitors import StopAfter
 

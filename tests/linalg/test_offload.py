@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from curvcli.errors import MemoryLimitError
-from curvcli.linalg import basis as bases
-from curvcli.linalg import krylov, offload, slq
-from curvcli.linalg.eigen import ThickRestart
 from curvcli.linalg.iterate import Silent, iterate
-from curvcli.linalg.lanczos import Lanczos
-from curvcli.linalg.offload import Store
+from curvcli.linalg.krylov import basis as bases
+from curvcli.linalg.krylov import offload, slq
+from curvcli.linalg.krylov import spaces as krylov
+from curvcli.linalg.krylov.eigen import ThickRestart
+from curvcli.linalg.krylov.lanczos import Lanczos
+from curvcli.linalg.krylov.offload import Store
 from curvcli.linalg.operator import dense_operator
 
 DIM, STEPS = 90, 37

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.linalg import quadratic
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.statistics import student_interval
+from curvcli.linalg.trace import quadratic
 
 DIM = 200
 SPECTRA = {

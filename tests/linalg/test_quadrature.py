@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.linalg import bounds, density, slq
 from curvcli.linalg.iterate import Silent
+from curvcli.linalg.krylov import bounds, density, slq
+from curvcli.linalg.krylov.quadrature import Quadrature, confirmed, normal_quantile
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.quadrature import Quadrature, confirmed, normal_quantile
 from curvcli.schema.estimate import Estimate
 
 DIM = 400

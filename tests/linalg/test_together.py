@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from curvcli.linalg.statistics import student_interval
-from curvcli.linalg.together import Together
+from curvcli.linalg.trace.together import Together
 
 DIM = 60
 EPS = float(np.finfo("float64").eps)

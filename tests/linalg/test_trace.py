@@ -12,8 +12,6 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.linalg import exchange
-from curvcli.linalg.hutchinson import Samples
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.probes import sphere
@@ -24,7 +22,9 @@ from curvcli.linalg.statistics import (
     spent,
     student_interval,
 )
-from curvcli.linalg.trace import Found, Tracer
+from curvcli.linalg.trace import exchange
+from curvcli.linalg.trace.estimators import Found, Tracer
+from curvcli.linalg.trace.hutchinson import Samples
 from tests.monitors import StopAfter
 
 SEGMENTS = (((0, 10),), ((10, 15), (25, 40)), ((15, 25),))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curvcli.linalg.subspace import least_over
-from curvcli.linalg.truncated_cg import PROGRESS, Truncated, truncated_cg
+from curvcli.linalg.solvers.subspace import least_over
+from curvcli.linalg.solvers.truncated_cg import PROGRESS, Truncated, truncated_cg
 from tests.linalg.systems import EPS, gaussian, symmetric
 
 

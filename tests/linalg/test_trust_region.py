@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curvcli.linalg.trust_region import Minimum, Point, minimise
+from curvcli.linalg.solvers.trust_region import Minimum, Point, minimise
 
 EPS = float(np.finfo(float).eps)
 

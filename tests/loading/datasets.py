@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from curvcli import errors
-from curvcli.loading.dataset import Dataset, load_dataset
+from curvcli.loading.data.dataset import Dataset, load_dataset
 from curvcli.schema.spec import DataSpec
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)

@@ -20,7 +20,7 @@ from curvcli import errors
 from curvcli.curvature import build
 from curvcli.linalg.operator import to_dense
 from curvcli.loading.resolve import Loaded, load_problem
-from curvcli.loading.spec_file import FoundSpec, merge
+from curvcli.loading.spec.files import FoundSpec, merge
 from curvcli.problem import Problem
 from curvcli.schema.settings import DataSettings
 

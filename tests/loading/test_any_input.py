@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from curvcli.errors import CurvError
-from curvcli.loading.checkpoint import load_checkpoint
+from curvcli.loading.checkpoints.reading import load_checkpoint
 from curvcli.loading.resolve import checkpoint_path, load_problem
-from curvcli.loading.spec_file import NAME, find_spec, merge
+from curvcli.loading.spec.files import NAME, find_spec, merge
 from curvcli.schema.settings import DataSettings
 from tests.loading import models
 from tests.loading.models import VALUES, X, spec_for, write_data

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx, serialization
 
 from curvcli.errors import DataError, SpecError
-from curvcli.loading.checkpoint import checkpoint_steps, find_params, load_checkpoint
+from curvcli.loading.checkpoints.reading import checkpoint_steps, find_params, load_checkpoint
 from tests.loading.layouts import (
     LAYOUTS,
     PARAMS,
@@ -277,7 +277,7 @@ def test_files_are_told_by_content(name, tmp_path):
 def test_reading_files_needs_no_jax(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.ones(2))
     code = (
-        "import sys; from pathlib import Path; from curvcli.loading.checkpoint import load_checkpoint\n"
+        "import sys; from pathlib import Path; from curvcli.loading.checkpoints.reading import load_checkpoint\n"
         "load_checkpoint(Path(sys.argv[1])); assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.npz")], check=True)

@@ -20,7 +20,7 @@ import pytest
 from flax import serialization
 
 from curvcli.errors import CurvError, DataError, NotFoundError, PermissionDeniedError, SpecError, UsageError
-from curvcli.loading.checkpoint import check_finite, load_checkpoint
+from curvcli.loading.checkpoints.reading import check_finite, load_checkpoint
 from tests.loading.layouts import pytree, standard
 
 with warnings.catch_warnings():
@@ -311,7 +311,7 @@ def test_permission(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Path, "open", refused)
         monkeypatch.setattr(
-            "curvcli.loading.orbax.restore",
+            "curvcli.loading.checkpoints.orbax.restore",
             lambda *_: (_ for _ in ()).throw(ValueError("PERMISSION_DENIED: 0.0")),
         )
     for bad in (path, folder):

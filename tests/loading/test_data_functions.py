@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from curvcli import errors
-from curvcli.loading.dataset import load_dataset
+from curvcli.loading.data.dataset import load_dataset
 from curvcli.schema.spec import DataSpec
 from tests.loading.datasets import X, Y, fails, load, same
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from curvcli import errors
-from curvcli.loading import arrays
+from curvcli.loading.data import arrays
 from tests.loading.datasets import RELAXED, X, Y, csv_file, fails, load, npz_with, same
 
 # --- .npz ---------------------------------------------------------------------------------------------------

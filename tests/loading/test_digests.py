@@ -10,7 +10,7 @@ import pytest
 
 from curvcli.errors import DataError
 from curvcli.loading.resolve import Loaded, load_problem
-from curvcli.loading.spec_file import FoundSpec, merge
+from curvcli.loading.spec.files import FoundSpec, merge
 from curvcli.schema.settings import DataSettings
 from tests.loading import models
 from tests.loading.models import VALUES, X, refused, small

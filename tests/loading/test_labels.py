@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curvcli.errors import DataError, SpecError
-from curvcli.loading.labels import fit_targets, row_remarks
+from curvcli.loading.data.labels import fit_targets, row_remarks
 from curvcli.losses import LOSSES, user_loss
 from tests.loading import models
 
@@ -85,7 +85,7 @@ def test_rows_of_zeros_are_padding() -> None:
 
 
 def test_what_is_said_of_rows_that_are_no_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvcli.loading.labels.ROWS", 2)
+    monkeypatch.setattr("curvcli.loading.data.labels.ROWS", 2)
     rows = np.eye(3)[LABELS]
     assert row_remarks(rows.astype(np.float16) * np.float16(0.9995), np.ones(4)) == []
     empty, sums = row_remarks(rows * [[1], [0], [2], [0.5]], np.array([1, 0, 1, 1]))
@@ -148,7 +148,7 @@ def test_targets_of_a_users_loss_are_taken_as_they_are() -> None:
 
 
 def test_rows_are_counted_over_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvcli.loading.labels.ROWS", 3)
+    monkeypatch.setattr("curvcli.loading.data.labels.ROWS", 3)
     np.save(tmp_path / "y.npy", np.array([0, 1, 2, 0, 1, 2, 0, 7]))
     labels = np.load(tmp_path / "y.npy", mmap_mode="r")
     models.refused(DataError, fit, labels, 3, says="label 7 in row 7")

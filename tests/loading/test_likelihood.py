@@ -12,7 +12,7 @@ import pytest
 from curvcli.curvature import build
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
-from curvcli.loading.spec_file import relative_to
+from curvcli.loading.spec.files import relative_to
 from tests.loading import models
 from tests.loading.models import HERE, load, refused, small
 

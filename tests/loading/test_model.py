@@ -15,7 +15,7 @@ from flax import nnx
 
 from curvcli.errors import SpecError
 from curvcli.loading.resolve import Loaded
-from curvcli.loading.targets import Targets
+from curvcli.loading.spec.targets import Targets
 from tests.loading import models
 from tests.loading.models import COUNT, Truth, load, same_matrix, spec_for, write_data
 

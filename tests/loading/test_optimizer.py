@@ -13,11 +13,11 @@ from flax import nnx, serialization
 from flax.training import train_state
 from jax.flatten_util import ravel_pytree
 
-from curvcli.analyses.descent import stability_threshold
+from curvcli.analyses.saddle.descent import stability_threshold
 from curvcli.errors import DataError, NumericsError
-from curvcli.loading import orbax
-from curvcli.loading.optimizer import preconditioner, read_adam, unseen
-from curvcli.loading.trees import flatten_tree
+from curvcli.loading.checkpoints import orbax
+from curvcli.loading.checkpoints.optimizer import preconditioner, read_adam, unseen
+from curvcli.loading.checkpoints.trees import flatten_tree
 from tests.loading.layouts import (
     Net,
     managed,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curvcli.errors import DataError, NotFoundError, SpecError, UsageError
-from curvcli.loading.checkpoint import load_checkpoint
+from curvcli.loading.checkpoints.reading import load_checkpoint
 from curvcli.loading.resolve import checkpoint_path
 from curvcli.schema.spec import ProblemSpec
 from tests.loading import models

@@ -15,7 +15,7 @@ import pytest
 
 from curvcli.errors import DataError, NotFoundError, SpecError
 from curvcli.loading.resolve import Loaded, load_problem
-from curvcli.loading.spec_file import FoundSpec, find_spec, merge
+from curvcli.loading.spec.files import FoundSpec, find_spec, merge
 from curvcli.schema.settings import DataSettings
 from tests.loading import models
 from tests.loading.models import VALUES, X, refused, spec_for, write_data

@@ -10,10 +10,10 @@ import pytest
 import tomli_w
 
 from curvcli.errors import NotFoundError, SpecError
-from curvcli.loading.checkpoint import load_checkpoint
-from curvcli.loading.orbax import read_metadata
+from curvcli.loading.checkpoints.orbax import read_metadata
+from curvcli.loading.checkpoints.reading import load_checkpoint
 from curvcli.loading.resolve import checkpoint_path, load_problem
-from curvcli.loading.spec_file import FoundSpec, find_spec, merge, relative_to
+from curvcli.loading.spec.files import FoundSpec, find_spec, merge, relative_to
 from curvcli.schema.settings import DataSettings
 from tests.loading import models
 from tests.loading.models import ocp, refused

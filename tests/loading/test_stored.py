@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curvcli import errors
-from curvcli.curvature.prefetch import Prefetched
-from curvcli.loading import stored
-from curvcli.loading.stored import Rows
+from curvcli.curvature.products.prefetch import Prefetched
+from curvcli.loading.data import stored
+from curvcli.loading.data.stored import Rows
 from curvcli.problem import Batches
 from tests.loading.datasets import fails, load, same
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curvcli import errors
-from curvcli.loading import stored, tables
+from curvcli.loading.data import stored, tables
 from tests.loading.datasets import X, Y, csv_file, fails, load, same
 
 # --- .csv ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from curvcli.errors import SpecError
 from curvcli.loading.resolve import load_problem
-from curvcli.loading.spec_file import FoundSpec, merge
+from curvcli.loading.spec.files import FoundSpec, merge
 from curvcli.schema.settings import DataSettings
 from tests.loading import models
 from tests.loading.models import HERE, load, refused, small, spec_for, write_data

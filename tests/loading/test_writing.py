@@ -14,11 +14,11 @@ import pytest
 from flax import nnx, serialization
 
 from curvcli.errors import DataError, NotFoundError, NumericsError, OutputError, UsageError
-from curvcli.loading import orbax, writing
-from curvcli.loading.checkpoint import find_params, leaves, load_checkpoint, locate, read_selected
-from curvcli.loading.spec_file import find_spec, merge
-from curvcli.loading.trees import flatten_tree
-from curvcli.loading.writing import check_target, write_checkpoint
+from curvcli.loading.checkpoints import orbax, writing
+from curvcli.loading.checkpoints.reading import find_params, leaves, load_checkpoint, locate, read_selected
+from curvcli.loading.checkpoints.trees import flatten_tree
+from curvcli.loading.checkpoints.writing import check_target, write_checkpoint
+from curvcli.loading.spec.files import find_spec, merge
 from tests.full_disk import file_size_limit
 from tests.loading.layouts import (
     LAYOUTS,
@@ -282,7 +282,7 @@ def test_a_failure_leaves_nothing_behind(source, place, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"curvcli.loading.writing.{place}", full)
+    monkeypatch.setattr(f"curvcli.loading.checkpoints.writing.{place}", full)
     with pytest.raises(OutputError, match="No space left") as caught:
         write_checkpoint(path, MOVED, tmp_path / "b")
     assert caught.value.exit_code == 74

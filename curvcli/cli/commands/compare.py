@@ -22,7 +22,7 @@ def compare(request: Request) -> int:
     from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
-        from curvcli.analyses.compare import forecast as forecast_compare
+        from curvcli.analyses.compare.analysis import forecast as forecast_compare
 
         return forecast(request, forecast_compare)
 

@@ -21,7 +21,7 @@ def direction(request: Request) -> int:
     from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
-        from curvcli.analyses.direction import forecast as forecast_direction
+        from curvcli.analyses.lines.direction import forecast as forecast_direction
 
         return forecast(request, forecast_direction)
 

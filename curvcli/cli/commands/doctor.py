@@ -26,7 +26,7 @@ def doctor(
 
     with output.own_stdout() as stdout:
         prepare_jax("float32", threads, cache=True)
-        from curvcli.analyses import machine
+        from curvcli.analyses.common import machine
 
         record = examined(threads, machine.sums_rightly(), machine.memory(), machine.speed())
         as_text = format == "text" or (format is None and stdout.isatty())

@@ -22,7 +22,7 @@ def influence(request: Request) -> int:
     from curvcli.cli.inputs import analyse, given_influence
 
     if request.output["dry_run"]:
-        from curvcli.analyses.influence import forecast as forecast_influence
+        from curvcli.analyses.influence.analysis import forecast as forecast_influence
 
         return forecast(request, forecast_influence, given_influence)
 

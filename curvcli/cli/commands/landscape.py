@@ -21,7 +21,7 @@ def landscape(request: Request) -> int:
     from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
-        from curvcli.analyses.landscape import forecast as forecast_landscape
+        from curvcli.analyses.lines.landscape import forecast as forecast_landscape
 
         return forecast(request, forecast_landscape)
 

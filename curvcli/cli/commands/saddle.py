@@ -22,7 +22,7 @@ def saddle(request: Request) -> int:
     from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
-        from curvcli.analyses.saddle import forecast as forecast_saddle
+        from curvcli.analyses.saddle.analysis import forecast as forecast_saddle
 
         return forecast(request, forecast_saddle)
 

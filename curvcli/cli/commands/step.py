@@ -21,7 +21,7 @@ def step(request: Request) -> int:
     from curvcli.cli.inputs import analyse
 
     if request.output["dry_run"]:
-        from curvcli.analyses.step import forecast as forecast_step
+        from curvcli.analyses.step.analysis import forecast as forecast_step
 
         return forecast(request, forecast_step)
 

@@ -1,0 +1,1 @@
+"""`curv direction` and `curv landscape`."""

@@ -1,0 +1,1 @@
+"""Queries, and their responses to changes of the data."""

@@ -1,0 +1,1 @@
+"""Networks read and evaluated as equations."""

@@ -1,0 +1,1 @@
+"""K-FAC and E-KFAC."""

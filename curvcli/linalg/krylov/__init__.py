@@ -1,0 +1,1 @@
+"""Lanczos, Krylov spaces and what is read off them."""

@@ -1,0 +1,176 @@
+"""Named arrays of examples: what each is for, and whether its shape and its numbers can be used."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from curvcli.devices import from_all, process, processes
+from curvcli.errors import DataError
+from curvcli.loading.data.stored import mapped
+from curvcli.problem import let_go
+
+_BLOCK = 64 * 2**20  # bytes of an array looked at together
+_INT32 = np.iinfo(np.int32)
+
+
+class Key(NamedTuple):
+    """What an array is for, its name, and whether the model is to get it in a dict."""
+
+    role: str
+    name: str
+    in_dict: bool
+
+
+def of(role: str, arrays: dict[Key, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one role, by name."""
+    return {key.name: array for key, array in arrays.items() if key.role == role}
+
+
+def check_dtype(where: str, dtype: np.dtype) -> None:
+    """Refuse what is not boolean, integer or real."""
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds Python objects (in a file, a pickle), not numbers",
+            "store numbers, with lists padded to one length: a.astype(np.float32)",
+        )
+    if dtype.kind not in "biuf" and dtype.name != "bfloat16":
+        raise DataError(f"{where} has the dtype {dtype}, not numbers", "convert it to integers or floats")
+
+
+def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
+    """How many examples all the arrays have."""
+    if not (of("inputs", arrays) and of("targets", arrays)):
+        raise DataError(f"{path}: gave no inputs or no targets", "give at least one example")
+    first, total = next((key.name, array.shape[:1]) for key, array in arrays.items())
+    for key, array in arrays.items():
+        where = f"{path}: {noun} {key.name!r}"
+        check_dtype(where, array.dtype)
+        if not array.ndim:
+            raise DataError(f"{where} is a single number", "its first axis must count the examples")
+        if not array.size:
+            raise DataError(f"{where} is empty, of the shape {array.shape}", "give at least one example")
+        if array.shape[:1] != total:
+            raise DataError(
+                f"{where} has {len(array)} examples, and {first!r} has {total[0]}",
+                "give inputs, targets and mask of one length, in the same order",
+            )
+    return total[0]
+
+
+def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
+    """Refuse NaN and infinity, and take the digest, in one pass over blocks; several processes share the blocks.
+
+    Of an array of several blocks their digests are digested: they are the same whoever reads them.
+    """
+    digest = hashlib.sha256()
+    for key, array in arrays.items():
+        header = (key.role, key.name, array.dtype.name, array.dtype.str, array.shape)
+        digest.update(repr(header).encode("utf-8", "surrogatepass"))
+        seen = _seen(array)
+        count = sum(bad for _, bad, _ in seen)
+        if count:
+            first = next(row for _, bad, row in seen if bad)
+            raise DataError(
+                f"{path}: {noun} {key.name!r} has {count} values that are NaN or infinite, "
+                f"the first in row {first} (counting from 0)",
+                "remove or replace them",
+            )
+        digest.update(_bytes(np.asarray(array)) if len(seen) == 1 else b"".join(own for own, _, _ in seen))
+    return digest.hexdigest()
+
+
+_SEEN = struct.Struct("32sqq")
+"""Of a block: its digest, how many values are not finite, the first row that has one."""
+
+
+def _seen(array: Any) -> list[tuple[bytes, int, int]]:
+    """What each block of an array is like, every process having looked at its own."""
+    starts = _starts(array)
+    count = processes()
+    own = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
+    own += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(own))
+    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(own))]
+    return [everyone[place % count][place // count] for place in range(len(starts))]
+
+
+def _look(array: Any, start: int) -> tuple[bytes, int, int]:
+    block = np.asarray(array[start : start + _rows(array)])
+    digest = hashlib.sha256(_bytes(block)).digest()
+    finite = None if array.dtype.kind in "biu" else np.isfinite(block)
+    let_go(array)
+    if finite is None or finite.all():
+        return digest, 0, 0
+    first = int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
+    return digest, int(finite.size - np.count_nonzero(finite)), start + first
+
+
+def _bytes(block: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(block).view(np.uint8).data
+
+
+def _rows(array: Any) -> int:
+    return max(1, _BLOCK * len(array) // max(1, array.nbytes))
+
+
+def _starts(array: Any) -> range:
+    return range(0, len(array), _rows(array))
+
+
+def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows at a time, and the number of the first of them: memory-mapped arrays may be larger than memory."""
+    for start in _starts(array):
+        yield start, np.asarray(array[start : start + _rows(array)])
+        let_go(array)
+
+
+def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
+    """The type in which an array of the data reaches the model: `dtype` for reals, at most 32 bits for integers.
+
+    Raises
+    ------
+    DataError
+        A number does not fit: a real would become infinite, an integer another one.
+    """
+    real = np.issubdtype(array.dtype, np.floating)
+    if array.dtype.itemsize <= (dtype.itemsize if real else 4):
+        return dtype if real else array.dtype
+    low, high = (np.finfo(dtype).min, np.finfo(dtype).max) if real else (_INT32.min, _INT32.max)
+    for start, block in _blocks(array):
+        if block.size and (block.min() < low or block.max() > high):
+            row = start + int(np.argmax(((block < low) | (block > high)).reshape(len(block), -1).any(axis=1)))
+            raise DataError(
+                f"the {what} have a number in row {row} (counting from 0) that does not fit "
+                f"{dtype.name if real else '32 bits'}",
+                "scale the data, or use --dtype float64" if real else "number the ids from 0 on",
+            )
+    return dtype if real else np.dtype(np.int32)
+
+
+def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Weights: one array, none negative, not all zero."""
+    if not arrays:
+        return None
+    name, mask = next((name, np.asarray(array)) for name, array in arrays.items())
+    where = f"{path}: mask {name!r}"
+    if len(arrays) > 1 or mask.ndim > 2:
+        told = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
+        raise DataError(told, "give one array of weights, [N] or [N, T]")
+    if (negative := (mask < 0).reshape(len(mask), -1).any(axis=1)).any():
+        told = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
+        raise DataError(told, "use weights of 0 and above")
+    if not mask.any():
+        raise DataError(f"{where} is 0 everywhere", "give some example a weight above 0")
+    return mask
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a dtype that JAX takes: of this machine's byte order, and not bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return mapped(array, lambda block: block.astype(np.float32), np.float32)
+    native = array.dtype.newbyteorder("=")
+    return array if array.dtype.isnative else mapped(array, lambda block: block.astype(native), native)

@@ -1,0 +1,94 @@
+"""Inputs of single examples, where they are images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curvcli.errors import CurvError, UsageError
+from curvcli.loading.data.dataset import Dataset, load_dataset
+from curvcli.schema.report import ProblemRecord
+
+LARGEST = 128
+"""Pixels of a side: larger images are thinned out, for they are shown as small as a thumb."""
+
+
+def read_images(
+    problem: ProblemRecord, rows: Sequence[tuple[str, int]], shape: tuple[int, ...] | None
+) -> tuple[dict[tuple[str, int], np.ndarray], str]:
+    """Images [H, W] or [H, W, 3] between 0 and 1, by where they stand; and why there are none, where there are none.
+
+    Parameters
+    ----------
+    problem
+        What the report says of the data. A function of the user's own is not called.
+    rows
+        (`data` or `test`, row) of each.
+    shape
+        Of each input; by default its own.
+
+    Raises
+    ------
+    UsageError
+        The inputs do not have as many entries as the shape.
+    """
+    sources = list(dict.fromkeys(source for source, _ in rows))
+    read = _read(problem, sources)
+    if isinstance(read, str):
+        return {}, read
+    found: dict[tuple[str, int], np.ndarray] = {}
+    for source in sources:
+        inputs = read[source].inputs
+        if isinstance(inputs, dict):
+            return {}, "the inputs are several arrays"
+        each = tuple(inputs.shape[1:]) if shape is None else shape
+        if shape is not None and np.prod(shape) != np.prod(inputs.shape[1:]):
+            raise UsageError(
+                f"--image-shape {'x'.join(map(str, shape))}: the inputs are {list(inputs.shape[1:])} each",
+                f"give a shape with {int(np.prod(inputs.shape[1:]))} entries",
+            )
+        if len(each) not in (2, 3) or (len(each) == 3 and each[2] not in (1, 3)) or min(each[:2]) < 2:
+            return {}, f"the inputs are {list(each)} each; --image-shape 8x8 would make images of rows of 64"
+        for place, row in rows:
+            if place == source and row < len(inputs):
+                found[place, row] = np.asarray(inputs[row], float).reshape(each)
+    return _scaled(found), ""
+
+
+def _scaled(images: dict[tuple[str, int], np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
+    """Between the least and the largest value of all; a single channel is grey."""
+    if not images:
+        return {}
+    low = min(float(one.min()) for one in images.values())
+    extent = max(float(one.max()) for one in images.values()) - low or 1.0
+    small = {}
+    for place, one in images.items():
+        every = max(1, -(-max(one.shape[:2]) // LARGEST))
+        grey = one[..., 0] if one.ndim == 3 and one.shape[2] == 1 else one
+        small[place] = (grey[::every, ::every] - low) / extent
+    return small
+
+
+def _read(problem: ProblemRecord, sources: Sequence[str]) -> dict[str, Dataset] | str:
+    """The examples that the report is of, and other splits of the same source; or why they cannot be had."""
+    spec, record = problem.spec.data, problem.data
+    bases = [Path.cwd(), *([Path(problem.spec_file).resolve().parent] if problem.spec_file else [])]
+    base = next((one for one in bases if spec.path and (one / spec.path).exists()), None)
+    if base is None:
+        return f"{spec.path} is not there"
+    try:
+        own = load_dataset(spec, base=base, call_target=_no_code, num_examples=record.num_examples)
+        if own.sha256 != record.sha256:
+            return f"{spec.path} has changed since the report"
+        splits = {one: spec.model_copy(update={"split": one, "sha256": None}) for one in sources if one != "data"}
+        others = {name: load_dataset(one, base=base, call_target=_no_code) for name, one in splits.items()}
+        return {"data": own, **others}
+    except CurvError as error:
+        return error.message
+
+
+def _no_code(target: str) -> Any:
+    raise UsageError(f"{target} is code", "pictures run none")

@@ -1,0 +1,1 @@
+"""curv.toml, and the code that it names."""
