@@ -19,7 +19,6 @@ import scipy.linalg
 from samples import SAMPLES, load
 
 from curvcli.analyses.common.preconditioners import ggn_diagonal
-from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker.kfac import Recipe, cotangents, kfac
@@ -28,6 +27,7 @@ from curvcli.curvature.products.sums import objective_and_gradient
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.solvers import cg
 from curvcli.problem import Problem
+from curvcli.run.runtime import prepare_jax
 from curvcli.schema.influence import InfluenceSettings
 
 SETTINGS = InfluenceSettings(remove=True, dtype="float64")

@@ -20,7 +20,6 @@ import numpy as np
 from samples import SAMPLES, load
 
 from curvcli.analyses import spectrum, trace
-from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build_for
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.meter import Meter
@@ -28,6 +27,7 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.trace.estimators import Tracer
 from curvcli.linalg.trace.hutchinson import Segments
 from curvcli.problem import Problem
+from curvcli.run.runtime import prepare_jax
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.spectrum import SpectrumSettings
 from curvcli.schema.trace import TraceResult, TraceSettings

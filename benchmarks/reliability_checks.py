@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from curvcli.cli.runtime import prepare_jax
+from curvcli.run.runtime import prepare_jax
 
 SEEDS = 200
 SAMPLES = (

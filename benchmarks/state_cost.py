@@ -35,8 +35,8 @@ def main() -> None:
     from curvcli import journal
     from curvcli.analyses.common import precision as precise
     from curvcli.cli import main as cli
-    from curvcli.cli.records import Records
-    from curvcli.cli.state import State
+    from curvcli.run.records import Records
+    from curvcli.run.state import State
 
     spent: Counter[str] = Counter()
     for owner, name in (

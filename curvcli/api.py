@@ -207,9 +207,9 @@ class Objective:
 
         from curvcli.analyses.common.tuning import planned, remarks, way_of
         from curvcli.cli.console import Watch
-        from curvcli.cli.inputs import analyse
-        from curvcli.cli.reporting import report_of, warnings_of, write_array_files
-        from curvcli.cli.runtime import compile_clock
+        from curvcli.run.inputs import analyse
+        from curvcli.run.reporting import report_of, warnings_of, write_array_files
+        from curvcli.run.runtime import compile_clock
         from curvcli.stopwatch import Stopwatch
 
         with _as_python_says():

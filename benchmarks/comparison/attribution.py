@@ -15,11 +15,11 @@ from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.tuning import planned
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
-from curvcli.cli.runtime import prepare_jax
 from curvcli.linalg.iterate import Silent
 from curvcli.loading.resolve import checkpoint_path, load_problem
 from curvcli.loading.spec.files import find_spec, merge
 from curvcli.problem import Problem
+from curvcli.run.runtime import prepare_jax
 from curvcli.schema.influence import InfluenceSettings
 
 from . import ours

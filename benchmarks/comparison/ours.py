@@ -15,7 +15,6 @@ import optax
 from curvcli.analyses import spectrum
 from curvcli.analyses.common.tuning import planned, way_of
 from curvcli.analyses.inspect import forecast_spectrum
-from curvcli.cli.runtime import prepare_jax
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker.kfac import Recipe, Taps, kfac
@@ -27,6 +26,7 @@ from curvcli.loading.checkpoints.trees import flatten_tree
 from curvcli.loading.resolve import checkpoint_path, load_problem
 from curvcli.loading.spec.files import find_spec, merge
 from curvcli.problem import Problem
+from curvcli.run.runtime import prepare_jax
 from curvcli.schema.inspect import InspectSettings
 from curvcli.schema.spectrum import SpectrumSettings
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from curvcli.cli import interrupts
 from curvcli.errors import CurvError, InternalError, SpecError
 from curvcli.printable import printable
+from curvcli.run.monitor import Monitor
 
 
 def report_error(error: CurvError, *, debug: bool) -> int:
@@ -83,41 +83,27 @@ def finish(code: int) -> None:
     os._exit(code)
 
 
-REASONS = (None, "time limit", "interrupted")
-"""Why a run is stopped, by how much it matters."""
-
-
-class Watch:
-    """The monitor of a run at a terminal: progress on stderr, a deadline, Ctrl-C (see `interrupts`).
+class Watch(Monitor):
+    """The monitor of a run at a terminal: progress on stderr, and Ctrl-C (see `interrupts`), beside the deadline.
 
     Parameters
     ----------
-    time_limit
-        Seconds from now, or None.
+    time_limit, agreed
+        See `Monitor`.
     show
         Whether progress is drawn.
-    agreed
-        Of several processes, the largest of the numbers that they give: one that has to stop stops all.
     """
 
     def __init__(
         self, time_limit: float | None, show: bool, agreed: Callable[[float], float] = lambda value: value
     ) -> None:
-        self._agreed = agreed
-        self.deadline = None if time_limit is None else time.monotonic() + time_limit
-        self.reason: str | None = None
+        super().__init__(time_limit, agreed)
         self._show, self._bar, self._task, self._stage, self._known = show, None, None, "", ""
 
-    def stop(self) -> str | None:
-        """Why to stop, if there is a reason. A run that asks has an answer, should it be told to stop."""
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C asked for what was reached; a run that asks has an answer, should it be told to stop."""
         interrupts.current.answerable = True
-        reason = None
-        if interrupts.current.number is not None:
-            reason = "interrupted"
-        elif self.deadline is not None and time.monotonic() > self.deadline:
-            reason = "time limit"
-        self.reason = REASONS[int(self._agreed(REASONS.index(reason)))]
-        return self.reason
+        return interrupts.current.number is not None
 
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
         """Redraw the line: stage, what is done of what is planned, time left."""

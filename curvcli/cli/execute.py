@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from curvcli.cli import console, distributed, following, output, provenance, trusting
+from curvcli.cli import console, distributed, following, output, provenance
 from curvcli.cli.options import Request, absolute_source, absolute_target
 from curvcli.cli.replies import Reply, Target, answer_each
-from curvcli.cli.reporting import (
+from curvcli.errors import CurvError, NotFoundError, OutputError, UsageError
+from curvcli.run import files, trust
+from curvcli.run.plans import form, read_way, remembered
+from curvcli.run.reporting import (
     ARRAY_FILES,
     facts,
     profile,
@@ -23,10 +26,8 @@ from curvcli.cli.reporting import (
     what_was_read,
     write_array_files,
 )
-from curvcli.cli.runtime import compile_clock, prepare_jax
-from curvcli.cli.state import state
-from curvcli.cli.ways import form, read_way, remembered
-from curvcli.errors import CurvError, NotFoundError, OutputError, UsageError
+from curvcli.run.runtime import compile_clock, prepare_jax
+from curvcli.run.state import state
 from curvcli.schema.inspect import ForecastRecord
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
@@ -82,8 +83,8 @@ def _check_file(request: Request, name: str, path: Path) -> None:
 
         check_target(path)
     else:
-        output.check_writable(path)
-        output.check_array_format(path, tables=name == "scores")
+        files.check_writable(path)
+        files.check_array_format(path, tables=name == "scores")
 
 
 def _check_one(request: Request, name: str, does: str) -> None:
@@ -227,10 +228,10 @@ def named_specification(path: Path) -> Any:
 def _trusted(request: Request, found: Any) -> bool:
     """Whether the code that a specification names may run; `--trust` is remembered."""
     if not request.spec["trust"]:
-        return trusting.is_trusted(found)
-    if not (found.trusted or request.output["no_cache"] or trusting.is_trusted(found)) and trusting.code_of(found):
+        return trust.is_trusted(found)
+    if not (found.trusted or request.output["no_cache"] or trust.is_trusted(found)) and trust.code_of(found):
         with contextlib.suppress(OutputError, OSError):  # it holds for this run all the same
-            trusting.trust(found)
+            trust.trust(found)
     return True
 
 
@@ -247,7 +248,7 @@ def _one(
     from curvcli.analyses.common.tuning import way_of
     from curvcli.devices import greatest, is_first
 
-    output.check_distinct(_written(request, settings))
+    files.check_distinct(_written(request, settings))
     quiet, profiling = request.output["quiet"] or not is_first(), request.output["profile"]
     started, clock = time.perf_counter(), Stopwatch()
     timing = "always" if getattr(settings, "calibrate", False) else "if worth it"
@@ -299,8 +300,8 @@ def _tell_settings(request: Request, loaded: Loaded, said: set[str]) -> None:
 
 def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
     """The folder of --state."""
-    from curvcli.cli.shared_state import shared_state
     from curvcli.devices import several_processes
+    from curvcli.run.shared_state import shared_state
 
     if not settings.state.strip() or "\0" in settings.state:
         raise UsageError("--state: the name is empty or has a null byte", "give the name of a folder")
@@ -365,7 +366,7 @@ def write_spec(request: Request) -> int:
     file = request.output["output"] or Path("curv.toml")
     if os.path.lexists(file):
         raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
-    output.check_writable(file)
+    files.check_writable(file)
     with output.own_stdout() as stdout:
         prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
         from curvcli.analyses.common.checks import finite_objective
@@ -379,10 +380,10 @@ def write_spec(request: Request) -> int:
         document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
         if settings.pin:
             _pin(document, loaded, path, settings)
-        output.write_file(file, tomli_w.dumps(document))
+        files.write_file(file, tomli_w.dumps(document))
         if not request.output["no_cache"]:  # what it names is what the user named, or trusts
             with contextlib.suppress(OutputError, OSError):
-                trusting.trust(find_spec(None, file))
+                trust.trust(find_spec(None, file))
         problem = loaded.problem
         output.write_line(
             stdout,

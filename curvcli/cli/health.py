@@ -8,8 +8,8 @@ import platform
 from importlib import metadata
 
 from curvcli import __version__
-from curvcli.cli import cache
-from curvcli.cli.runtime import thread_count
+from curvcli.run import cache
+from curvcli.run.runtime import thread_count
 from curvcli.schema.doctor import Cache, DoctorRecord, Memory, Speed
 
 PACKAGES = (

@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from curvcli.cli import console, distributed, interrupts, output
 from curvcli.cli.options import Request
-from curvcli.cli.runtime import prepare_jax
 from curvcli.errors import CurvError, DistributedError
+from curvcli.run import files
+from curvcli.run.runtime import prepare_jax
 from curvcli.schema.report import ErrorRecord
 
 
@@ -63,13 +64,13 @@ def answer_each(request: Request, settings: Any, targets: Iterable[Target], answ
     if file in output.STDOUT:
         file, kind = None, kind or "json"
     if file is not None:
-        output.check_writable(file)
+        files.check_writable(file)
     as_text = kind == "text" or (kind is None and sys.stdout is not None and sys.stdout.isatty())
     several = len(request.checkpoints) > 1 or request.spec["all_steps"]
     codes: list[int] = []
     received = interrupts.current
     received.answerable = False
-    to_file = contextlib.nullcontext() if file is None else output.ReportFile(file)
+    to_file = contextlib.nullcontext() if file is None else files.ReportFile(file)
     with (
         output.own_stdout(needed=as_text or file is None) as stdout,
         to_file as reports,
@@ -90,7 +91,7 @@ def answer_each(request: Request, settings: Any, targets: Iterable[Target], answ
     return next((code for code in codes if code), 0)
 
 
-def _say(reply: Reply, stdout: TextIO, reports: output.ReportFile | None, *, as_text: bool) -> None:
+def _say(reply: Reply, stdout: TextIO, reports: files.ReportFile | None, *, as_text: bool) -> None:
     """A reply where it belongs."""
     if reports is not None:
         reports.add(reply.line)

@@ -11,6 +11,7 @@ import pytest
 from curvcli import atomic
 from curvcli.cli import output
 from curvcli.errors import OutputError, UsageError
+from curvcli.run import files
 from curvcli.schema.report import load_json
 from tests.full_disk import file_size_limit
 
@@ -26,9 +27,9 @@ def names_in(folder):
 def test_a_full_disk_leaves_what_was_there(tmp_path, extension):
     path = tmp_path / f"file.{extension}"
     path.write_text("old")
-    write = partial(output.write_file, content="long" * 1000)
+    write = partial(files.write_file, content="long" * 1000)
     if extension != "json":
-        write = partial(output.write_arrays, arrays=ARRAYS, axes=AXES)
+        write = partial(files.write_arrays, arrays=ARRAYS, axes=AXES)
     with file_size_limit(1000), pytest.raises(OutputError, match="File too large") as caught:
         write(path)
     assert caught.value.exit_code == 74
@@ -37,10 +38,10 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, extension):
 
 
 def test_arrays_come_back(tmp_path):
-    output.write_arrays(tmp_path / "a.npz", ARRAYS, AXES)
+    files.write_arrays(tmp_path / "a.npz", ARRAYS, AXES)
     with np.load(tmp_path / "a.npz") as found:
         np.testing.assert_array_equal(found["scores"], ARRAYS["scores"])
-    output.write_arrays(tmp_path / "a.parquet", ARRAYS, AXES)
+    files.write_arrays(tmp_path / "a.parquet", ARRAYS, AXES)
     table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "a.parquet")
     assert table.column_names == ["query", "example", "scores"]
     np.testing.assert_array_equal(table["scores"].to_numpy(), ARRAYS["scores"].reshape(-1))
@@ -49,7 +50,7 @@ def test_arrays_come_back(tmp_path):
 def test_reports_are_on_the_disk_one_by_one(tmp_path):
     path = tmp_path / "reports.jsonl"
     path.write_text("old")
-    with output.ReportFile(path) as reports:
+    with files.ReportFile(path) as reports:
         assert path.read_text() == "old"
         reports.add("first")
         assert path.read_text() == "first\n"
@@ -70,7 +71,7 @@ def test_a_pipe_is_read_as_reports_are_finished(tmp_path):
 
     thread = threading.Thread(target=reader)
     thread.start()
-    with output.ReportFile(pipe) as reports:
+    with files.ReportFile(pipe) as reports:
         reports.add("first")
         reports.add("second")
     thread.join(10)
@@ -81,16 +82,16 @@ def test_links_permissions_and_names(tmp_path):
     (tmp_path / "kept").write_text("old")
     (tmp_path / "kept").chmod(0o640)
     (tmp_path / "link").symlink_to("kept")
-    output.write_file(tmp_path / "link", "new")
+    files.write_file(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "kept").read_text() == "new"
     assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o640
     (tmp_path / "dangling").symlink_to("made")
-    output.write_file(tmp_path / "dangling", "new")
+    files.write_file(tmp_path / "dangling", "new")
     assert (tmp_path / "made").read_text() == "new"
     for name in (os.fsdecode(b"\xff.json"), "n" * 255):
-        output.check_writable(tmp_path / name)
-        output.write_file(tmp_path / name, "new")
+        files.check_writable(tmp_path / name)
+        files.write_file(tmp_path / name, "new")
         assert (tmp_path / name).read_text() == "new"
 
 
@@ -101,17 +102,17 @@ def test_places_that_are_refused_before_the_work(tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
     before = names_in(tmp_path)
     with pytest.raises(OutputError):
-        output.check_writable(tmp_path / name)
+        files.check_writable(tmp_path / name)
     with pytest.raises(OutputError):
-        output.write_file(tmp_path / name, "new")
+        files.write_file(tmp_path / name, "new")
     assert names_in(tmp_path) == before
 
 
 def test_a_read_only_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(output.os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="not writable"):
-        output.check_writable(tmp_path / "file")
-    output.check_writable(Path("/dev/null"))
+        files.check_writable(tmp_path / "file")
+    files.check_writable(Path("/dev/null"))
 
 
 FULL = OSError(28, "No space left on device")
@@ -182,7 +183,7 @@ def test_what_was_read_is_not_written_over(project, curv, arguments, text):
 
 
 def test_reports_before_a_failure_stay_in_the_file(project, curv, monkeypatch):
-    finished, append = [], output._append
+    finished, append = [], files._append
 
     def full_at_the_third(stream, data):
         finished.append(data)

@@ -226,7 +226,7 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(project, curv, process_envir
 
 def records_in(path):
     """Bytes of the whole records of a file."""
-    from curvcli.cli.records import Records
+    from curvcli.run.records import Records
 
     copy = path.with_name("copy")
     copy.write_bytes(path.read_bytes())

@@ -19,7 +19,7 @@ def compare(request: Request) -> int:
     they would take. With --laplace also the log evidence and the variances of the outputs.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.compare.analysis import forecast as forecast_compare

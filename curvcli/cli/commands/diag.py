@@ -18,7 +18,7 @@ def diag(request: Request) -> int:
     its pruning saliencies ½ H_ii w_i². With `--prune` the weights of least saliency are zeroed, the losses compared.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.diag import forecast as forecast_diag

@@ -22,7 +22,8 @@ def diff(
     Two reports of one analysis, number by number: the change, where the true change lies by both intervals, and whether
     it can be chance. Settings that the two runs did not share are listed.
     """
-    from curvcli.cli import output as files
+    from curvcli.run import files
+    from curvcli.cli.output import own_stdout, write_line
     from curvcli.cli.differences import compared
     from curvcli.cli.render import render
 
@@ -32,9 +33,9 @@ def diff(
     record = compared(a, b)
     if output is not None:
         files.write_file(output, record.to_json() + "\n")
-    with files.own_stdout(needed=output is None) as stdout:
+    with own_stdout(needed=output is None) as stdout:
         if format == "text" or (format is None and output is None and stdout.isatty()):
-            files.write_line(stdout, render(record, stdout))
+            write_line(stdout, render(record, stdout))
         elif output is None:
-            files.write_line(stdout, record.to_json())
+            write_line(stdout, record.to_json())
     return 0

@@ -18,7 +18,7 @@ def direction(request: Request) -> int:
     along it beside its quadratic model, with the radius within which the model holds.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.lines.direction import forecast as forecast_direction

@@ -22,7 +22,7 @@ def doctor(
     from curvcli.cli import output
     from curvcli.cli.health import examined
     from curvcli.cli.render import render
-    from curvcli.cli.runtime import prepare_jax
+    from curvcli.run.runtime import prepare_jax
 
     with output.own_stdout() as stdout:
         prepare_jax("float32", threads, cache=True)

@@ -18,7 +18,7 @@ def eigs(request: Request) -> int:
     eigenvectors by parameter path; how much of the gradient lies in their span.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.eigs import forecast as forecast_eigs

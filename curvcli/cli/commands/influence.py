@@ -19,7 +19,7 @@ def influence(request: Request) -> int:
     labels that the fit leans on. --perturb and --hyper go the other way: one change, all predictions.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse, given_influence
+    from curvcli.run.inputs import analyse, given_influence
 
     if request.output["dry_run"]:
         from curvcli.analyses.influence.analysis import forecast as forecast_influence

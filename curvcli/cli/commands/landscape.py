@@ -18,7 +18,7 @@ def landscape(request: Request) -> int:
     height of the barrier between.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.lines.landscape import forecast as forecast_landscape

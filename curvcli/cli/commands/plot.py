@@ -42,7 +42,8 @@ def plot(
     Several reports are laid over each other; those of one run at several steps become curves over the steps, and
     spectra a map. stdout has the names of the files written.
     """
-    from curvcli.cli import output as files
+    from curvcli.run import files
+    from curvcli.cli.output import STDOUT, own_stdout, write_line
 
     if importlib.util.find_spec("matplotlib") is None:
         raise SpecError("curv plot needs matplotlib", "pip install 'curvcli[plot]'")
@@ -51,20 +52,20 @@ def plot(
     targets: list[tuple[Path, Kind]] = [
         (path, _kind(path, format)) for path in output or [_beside(reports[0], found[0], format)]
     ]
-    written = {f"-o {path}": path for path, _ in targets if path not in files.STDOUT}
+    written = {f"-o {path}": path for path, _ in targets if path not in STDOUT}
     for path in written.values():
         files.check_writable(path)
     files.check_distinct(written)
     made = _picture(found, learning_rate, shape)
-    with files.own_stdout() as stdout:
+    with own_stdout() as stdout:
         for path, kind in targets:
             content = _written(made, found, kind, dpi)
-            if path in files.STDOUT:
+            if path in STDOUT:
                 stdout.buffer.write(content)
                 stdout.flush()
             else:
                 files.write_file(path, content)
-                files.write_line(stdout, str(path))
+                write_line(stdout, str(path))
     return 0
 
 
@@ -88,9 +89,9 @@ def _read(paths: list[Path]) -> list[Any]:
 
 def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ...] | None) -> Any:
     from curvcli.cli.console import warn
-    from curvcli.cli.inputs import images_of, scores_of
     from curvcli.figures.assemble import analysis, picture, wanted_images
     from curvcli.figures.picture import Image
+    from curvcli.run.inputs import images_of, scores_of
     from curvcli.schema.base import printable_values
 
     images = {}

@@ -19,7 +19,7 @@ def saddle(request: Request) -> int:
     does here.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.saddle.analysis import forecast as forecast_saddle

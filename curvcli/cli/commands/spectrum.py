@@ -18,7 +18,7 @@ def spectrum(request: Request) -> int:
     residuals; trace, Frobenius norm and the negative mass with intervals. Small matrices are diagonalised exactly.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.inspect import forecast_spectrum

@@ -18,7 +18,7 @@ def step(request: Request) -> int:
     its quadratic model predicts and what the loss does, and the damping to go on with. --steps makes several of them.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.step.analysis import forecast as forecast_step

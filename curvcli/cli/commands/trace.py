@@ -18,7 +18,7 @@ def trace(request: Request) -> int:
     from the same products. With `--rtol` products are spent until the trace is known as precisely as that.
     """
     from curvcli.cli.execute import execute, forecast
-    from curvcli.cli.inputs import analyse
+    from curvcli.run.inputs import analyse
 
     if request.output["dry_run"]:
         from curvcli.analyses.trace import forecast_trace

@@ -22,9 +22,9 @@ def trust(
     """
     from curvcli.cli import output
     from curvcli.cli.execute import named_specification
-    from curvcli.cli.trusting import code_of
-    from curvcli.cli.trusting import revoke as forget
-    from curvcli.cli.trusting import trust as remember
+    from curvcli.run.trust import code_of
+    from curvcli.run.trust import revoke as forget
+    from curvcli.run.trust import trust as remember
 
     found = named_specification(file)
     if revoke:

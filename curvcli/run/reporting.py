@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from curvcli import __version__
-from curvcli.cli import output
-from curvcli.cli.runtime import environment, peak_memory
+from curvcli.run import files
+from curvcli.run.runtime import environment, peak_memory
 from curvcli.schema.plan import Way
 from curvcli.schema.report import Cost, DataRecord, ProblemRecord, Profile, Report
 from curvcli.stopwatch import Stopwatch
@@ -56,7 +56,7 @@ def write_array_files(answer: Any, settings: Any) -> None:
     """Write the arrays of an answer where the settings name files for them."""
     for name, held in ARRAY_FILES.items():
         if (arrays := getattr(answer, held)) and getattr(settings, name, None):
-            output.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
+            files.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
 
 
 def report_of(

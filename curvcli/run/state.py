@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from curvcli import __version__, sources
-from curvcli.cli import output
-from curvcli.cli.records import Records, open_regular
-from curvcli.cli.runtime import environment
 from curvcli.errors import DataError, OutputError, PermissionDeniedError, StateLockedError, UsageError
 from curvcli.journal import Journal
+from curvcli.run import files
+from curvcli.run.records import Records, open_regular
+from curvcli.run.runtime import environment
 from curvcli.schema.plan import Way
 from curvcli.schema.state import StateRecord
 
@@ -94,7 +94,7 @@ class State:
             path.unlink(missing_ok=True)
             text = json.dumps(now.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
             for name in PROBLEM:
-                output.write_file(self._folder / name, text)
+                files.write_file(self._folder / name, text)
         else:
             self._compare(self._said, now)
         self._records = Records(path)

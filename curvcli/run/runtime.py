@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curvcli.cli.cache import enable_compilation_cache
+from curvcli.run.cache import enable_compilation_cache
 from curvcli.schema.report import Environment
 from curvcli.stopwatch import Stopwatch
 from curvcli.xla import guard_environment

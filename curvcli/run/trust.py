@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from curvcli import atomic
-from curvcli.cli import cache
 from curvcli.errors import OutputError
+from curvcli.run import cache
 
 ZOO = "curvcli.zoo"
 """Its functions may be named by any file."""

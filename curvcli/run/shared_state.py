@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from curvcli.cli.state import State, state
 from curvcli.devices import from_first, is_first
 from curvcli.journal import Journal, Store
+from curvcli.run.state import State, state
 from curvcli.schema.plan import Way
 
 Array = Any

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from curvcli import __version__
-from curvcli.cli.cache import folder
-from curvcli.cli.output import write_file
-from curvcli.cli.runtime import environment
 from curvcli.errors import UsageError
+from curvcli.run.cache import folder
+from curvcli.run.files import write_file
+from curvcli.run.runtime import environment
 from curvcli.schema.plan import Way
 from curvcli.sources import register
 

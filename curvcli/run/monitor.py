@@ -1,0 +1,46 @@
+"""The monitor of a run: its deadline, and why it ended early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+REASONS = (None, "time limit", "interrupted")
+"""Why a run is stopped, by how much it matters."""
+
+
+class Monitor:
+    """Ends a run at its deadline, and shows nothing.
+
+    Parameters
+    ----------
+    time_limit
+        Seconds from now, or None.
+    agreed
+        Of several processes, the largest of the numbers that they give: one that has to stop stops all.
+    """
+
+    def __init__(self, time_limit: float | None, agreed: Callable[[float], float] = lambda value: value) -> None:
+        self._agreed = agreed
+        self.deadline = None if time_limit is None else time.monotonic() + time_limit
+        self.reason: str | None = None
+
+    def interrupted(self) -> bool:
+        """Whether the user asked for what was reached."""
+        return False
+
+    def stop(self) -> str | None:
+        """Why to stop, if there is a reason."""
+        reason = None
+        if self.interrupted():
+            reason = "interrupted"
+        elif self.deadline is not None and time.monotonic() > self.deadline:
+            reason = "time limit"
+        self.reason = REASONS[int(self._agreed(REASONS.index(reason)))]
+        return self.reason
+
+    def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
+        """Note what is done of a stage."""
+
+    def known(self, text: str) -> None:
+        """Note what is known so far."""
