@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from curvcli.analyses.common.context import Context
 from curvcli.xla import guard_environment
 
 guard_environment()
@@ -71,9 +72,11 @@ def regression(inputs: np.ndarray) -> Problem:
 
 def row(name: str, whole: Problem, used: int, settings: SpectrumSettings, runs: int) -> None:
     """Coverage over random parts of one set."""
-    exact, held, width = spectrum.run(whole, settings, Silent()).result, np.zeros(len(NUMBERS)), 0.0
+    exact, held, width = spectrum.run(Context(whole, Silent()), settings).result, np.zeros(len(NUMBERS)), 0.0
     for seed in range(runs):
-        found = spectrum.run(part(whole, used, seed), settings.model_copy(update={"seed": seed}), Silent()).result
+        found = spectrum.run(
+            Context(part(whole, used, seed), Silent()), settings.model_copy(update={"seed": seed})
+        ).result
         held += holds(found, exact)
         low, high = found.lambda_max.interval
         width += (high - low) / exact.lambda_max.value

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse.linalg
 from scipy.sparse.linalg import ArpackNoConvergence
 
+from curvcli.analyses.common.context import Context
 from curvcli.xla import guard_environment
 
 guard_environment()
@@ -75,7 +76,7 @@ def compare(model: str, k: int) -> None:
 
 def by_curv(problem: Problem, settings: EigsSettings) -> tuple[np.ndarray, np.ndarray, int]:
     """Values, vectors and products of the whole analysis."""
-    answer = eigs.run(problem, settings, Silent())
+    answer = eigs.run(Context(problem, Silent()), settings)
     names = sorted(problem.params)
     vectors = np.concatenate([answer.arrays[f"vectors/{name}"].reshape(settings.k, -1) for name in names], axis=1)
     return answer.arrays["eigenvalues"], vectors, answer.meter.products

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from curvcli.analyses.common.context import Context
 from curvcli.xla import guard_environment
 
 guard_environment()
@@ -47,7 +48,7 @@ def main(runs: int) -> None:
     for name, examples in MODELS.items():
         problem = load(SAMPLES / f"{name}.ckpt", TraceSettings(num_examples=examples))
         operator = build_for(problem, TraceSettings())
-        exact = trace.run(problem, TraceSettings(method="dense", skip_checks=True), Silent()).result
+        exact = trace.run(Context(problem, Silent()), TraceSettings(method="dense", skip_checks=True)).result
         print(f"\n{name}: {description(problem, operator, exact)}\n", flush=True)
         samples_table(operator, exact.trace.value, runs)
         rtol_table(operator, exact.trace.value, runs)
@@ -121,7 +122,7 @@ def spectrum_table(problem: Problem, truth: float) -> None:
     print("|---|---|---|---|---|---|---|")
     for probes, steps in SPECTRUM:
         settings = SpectrumSettings(probes=probes, steps=steps, skip_checks=True)
-        answer = spectrum.run(problem, settings, Silent())
+        answer = spectrum.run(Context(problem, Silent()), settings)
         result, band = answer.result, answer.result.cumulative
         gap = np.mean(np.subtract(band.upper, band.lower))
         low, high = result.near_zero_mass.interval

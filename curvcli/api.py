@@ -13,28 +13,31 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from curvcli.errors import CurvError, CurvWarning, UsageError
-from curvcli.schema.compare import CompareReport
-from curvcli.schema.diag import DiagReport
-from curvcli.schema.direction import DirectionReport
-from curvcli.schema.eigs import EigsReport
-from curvcli.schema.influence import InfluenceReport
-from curvcli.schema.landscape import LandscapeReport
+from curvcli.registry import ANALYSES, Analysis
 from curvcli.schema.report import Report
-from curvcli.schema.saddle import SaddleReport
-from curvcli.schema.spectrum import SpectrumReport
-from curvcli.schema.step import StepReport
-from curvcli.schema.trace import TraceReport
+from curvcli.schema.settings import AnalysisSettings
 from curvcli.xla import guard_environment
 
 if TYPE_CHECKING:
     from curvcli.loading.resolve import Loaded
+    from curvcli.schema.compare import CompareReport
+    from curvcli.schema.diag import DiagReport
+    from curvcli.schema.direction import DirectionReport
+    from curvcli.schema.eigs import EigsReport
+    from curvcli.schema.influence import InfluenceReport
+    from curvcli.schema.inspect import InspectReport
+    from curvcli.schema.landscape import LandscapeReport
+    from curvcli.schema.saddle import SaddleReport
+    from curvcli.schema.spectrum import SpectrumReport
+    from curvcli.schema.step import StepReport
+    from curvcli.schema.trace import TraceReport
 
-R = TypeVar("R", bound=Report[Any, Any])
+R = TypeVar("R", bound=Report[Any, Any], covariant=True)
 
 FILES = ("save", "escape", "state", "plan", "save_factors", "optimizer_state")
 """Settings that speak of files a program has no need of."""
@@ -74,6 +77,14 @@ class Found(Generic[R]):
 def _failed(report: Report[Any, Any]) -> list[str]:
     """The names of the self-checks that failed."""
     return [name for name, check in report.checks.items() if not check.passed]
+
+
+class Method(Protocol[R]):
+    """The signature that the methods of `Objective` share."""
+
+    def __call__(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[R]:
+        """Run the analysis at these weights."""
+        ...
 
 
 class Objective:
@@ -141,94 +152,46 @@ class Objective:
             )  # fmt: skip
         self._functions: dict[Any, dict[str, Any]] = {}
 
-    def spectrum(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SpectrumReport]:
-        """`curv spectrum`: density, extremes, trace. All methods take the same first arguments.
+    if TYPE_CHECKING:
+        spectrum: Method[SpectrumReport]
+        trace: Method[TraceReport]
+        diag: Method[DiagReport]
+        eigs: Method[EigsReport]
+        saddle: Method[SaddleReport]
+        direction: Method[DirectionReport]
+        landscape: Method[LandscapeReport]
+        influence: Method[InfluenceReport]
+        step: Method[StepReport]
+        compare: Method[CompareReport]
+        inspect: Method[InspectReport]
 
-        Parameters
-        ----------
-        variables
-            The parameters, the variables with other collections beside `params`, or an nnx module.
-        at
-            The training step, which goes into the report.
-        settings
-            The command's options, by name: `matrix="ggn"`, `probes=4`, `num_examples=512`.
-
-        Raises
-        ------
-        CurvError
-            Of the class that fits what is wrong: a setting, the model, the numbers.
-
-        Warns
-        -----
-        CurvWarning
-            A self-check failed: `report.untrusted`.
-        """
-        return self._run("spectrum", SpectrumReport, variables, at, settings)
-
-    def trace(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[TraceReport]:
-        """`curv trace`: trace, Frobenius norm, the trace of each layer."""
-        return self._run("trace", TraceReport, variables, at, settings)
-
-    def diag(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DiagReport]:
-        """`curv diag`: the diagonal, in `arrays` where `arrays=` names a file."""
-        return self._run("diag", DiagReport, variables, at, settings)
-
-    def eigs(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[EigsReport]:
-        """`curv eigs`: extreme eigenpairs, the vectors in `arrays` where `vectors=` names a file."""
-        return self._run("eigs", EigsReport, variables, at, settings)
-
-    def saddle(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[SaddleReport]:
-        """`curv saddle`: what kind of point this is."""
-        return self._run("saddle", SaddleReport, variables, at, settings)
-
-    def direction(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[DirectionReport]:
-        """`curv direction`: curvature and loss along directions."""
-        return self._run("direction", DirectionReport, variables, at, settings)
-
-    def landscape(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[LandscapeReport]:
-        """`curv landscape`: the loss on a line or a plane."""
-        return self._run("landscape", LandscapeReport, variables, at, settings)
-
-    def influence(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[InfluenceReport]:
-        """`curv influence`: `remove=True`, `label_perturb=True` or `input_perturb=True`; queries are rows of data."""
-        return self._run("influence", InfluenceReport, variables, at, settings)
-
-    def step(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[StepReport]:
-        """`curv step`: a second-order step; `params` has the weights that it leads to."""
-        return self._run("step", StepReport, variables, at, settings)
-
-    def compare(self, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[CompareReport]:
-        """`curv compare`: matrices side by side."""
-        return self._run("compare", CompareReport, variables, at, settings)
-
-    def _run(self, name: str, kind: type[R], variables: Any, at: int | None, given: dict[str, Any]) -> Found[R]:
+    def _run(self, analysis: Analysis, variables: Any, at: int | None, given: dict[str, Any]) -> Found[Any]:
         """One analysis, and its report."""
         import jax
 
-        from curvcli.analyses.common.tuning import planned, remarks, way_of
-        from curvcli.cli.console import Watch
-        from curvcli.run.inputs import analyse
+        from curvcli.analyses.common.tuning import way_of
+        from curvcli.run.inputs import answer_of
+        from curvcli.run.monitor import Monitor
+        from curvcli.run.plans import with_plan
         from curvcli.run.reporting import report_of, warnings_of, write_array_files
         from curvcli.run.runtime import compile_clock
         from curvcli.stopwatch import Stopwatch
 
         with _as_python_says():
-            settings = _settings(kind, name, given)
+            settings = _settings(analysis, given)
         started, clock = time.perf_counter(), Stopwatch()
         precision = jax.default_matmul_precision("highest")
         with _as_python_says(), compile_clock(clock), precision, jax.enable_x64(settings.dtype == "float64"):
             loaded = self._held.at(variables, at, settings)
             problem = replace(loaded.problem, **self._shared(loaded, settings))
-            problem = planned(problem, settings)
-            loaded = replace(
-                loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)],
-                settings_from=_settings_from(loaded.spec, settings),
-            )  # fmt: skip
-            watch = Watch(settings.time_limit, show=False)
-            answer = analyse(name, loaded, settings, watch)
+            loaded = replace(loaded, problem=problem, settings_from=_settings_from(loaded.spec, settings))
+            if isinstance(settings, AnalysisSettings):
+                loaded = with_plan(loaded, settings)
+            monitor = Monitor(settings.time_limit)
+            answer = answer_of(analysis, loaded, settings, monitor)
         write_array_files(answer, settings)
         report = report_of(
-            kind, loaded, settings, answer, warnings_of(loaded, answer, watch), way=way_of(problem),
+            analysis.report, loaded, settings, answer, warnings_of(loaded, answer, monitor), way=way_of(loaded.problem),
             seconds=time.perf_counter() - started, compiling=clock.compiling,
         )  # fmt: skip
         if report.untrusted:
@@ -278,11 +241,46 @@ def _argument_names(text: str) -> str:
     return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
 
 
-def _settings(kind: type[Report[Any, Any]], name: str, given: dict[str, Any]) -> Any:
+def _method(analysis: Analysis) -> Callable[..., Found[Any]]:
+    """The method of an analysis."""
+
+    def method(self: Objective, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[Any]:
+        return self._run(analysis, variables, at, settings)
+
+    method.__name__, method.__qualname__ = analysis.name, f"Objective.{analysis.name}"
+    method.__doc__ = f"""`curv {analysis.name}`: {analysis.summary}.
+
+        Parameters
+        ----------
+        variables
+            The parameters, the variables with other collections beside `params`, or an nnx module.
+        at
+            The training step, which goes into the report.
+        settings
+            The command's options, by name: `matrix="ggn"`, `probes=4`, `num_examples=512`.
+
+        Raises
+        ------
+        CurvError
+            Of the class that fits what is wrong: a setting, the model, the numbers.
+
+        Warns
+        -----
+        CurvWarning
+            A self-check failed: `report.untrusted`.
+        """
+    return method
+
+
+for _analysis in ANALYSES.values():
+    setattr(Objective, _analysis.name, _method(_analysis))
+
+
+def _settings(analysis: Analysis, given: dict[str, Any]) -> Any:
     """The command's settings, from the names of its options."""
     from pydantic import ValidationError
 
-    model: Any = kind.model_fields["settings"].annotation
+    model, name = analysis.settings, analysis.name
     if given.get("distributed"):
         raise UsageError("distributed is of processes that curv joins", "call jax.distributed.initialize beforehand")
     for setting in FILES:

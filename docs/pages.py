@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/commands"
 sys.path.insert(0, str(ROOT))
 
-from curvcli.cli.main import COMMANDS, _load  # noqa: E402
+from curvcli.cli.main import COMMANDS, command_of  # noqa: E402
 from curvcli.cli.options import analysis  # noqa: E402
 from curvcli.schema.settings import AnalysisSettings  # noqa: E402
 
@@ -103,7 +103,7 @@ def tables(name: str) -> str:
             (f"### {panel}\n\n" if panel else "") + _table([one for one in shared() if one.panel == panel])
             for panel in panels
         )
-    has, common = options(_load(name)), shared()
+    has, common = options(command_of(name)), shared()
     own = [one for one in has if one not in common]
     text = _table(own) if own else ""
     if len(own) == len(has):

@@ -18,8 +18,11 @@ from flax import nnx
 import curvcli
 from curvcli import CurvError, Objective
 from curvcli.analyses.common import machine
-from curvcli.schema.registry import SCHEMAS
+from curvcli.registry import schemas
 from curvcli.zoo import MLP
+
+SCHEMAS = schemas()
+
 
 PAGE = Path(curvcli.__file__).parents[1] / "docs/python.md"
 

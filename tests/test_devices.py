@@ -14,12 +14,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.planning import plan_lanczos
 from curvcli.analyses.common.tuning import planned
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given as Queries
 from curvcli.analyses.lines import direction, landscape
+from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.analyses.saddle import analysis as saddle
 from curvcli.analyses.step import analysis as step
 from curvcli.curvature import build
@@ -231,21 +233,25 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 COMMON: dict[str, Any] = {"dtype": "float64", "skip_checks": True}
 ANALYSES: dict[str, Callable[[Problem], Any]] = {
     "spectrum": lambda p: spectrum.run(
-        p, SpectrumSettings(method="hutchinson", probes=3, steps=10, tol=1e-9, **COMMON), Silent()
+        Context(p, Silent()), SpectrumSettings(method="hutchinson", probes=3, steps=10, tol=1e-9, **COMMON)
     ),
-    "trace": lambda p: trace.run(p, TraceSettings(method="xtrace", probes=4, **COMMON), Silent()),
-    "diag": lambda p: diag.run(p, DiagSettings(method="hutchinson", probes=4, **COMMON), Silent()),
-    "eigs": lambda p: eigs.run(p, EigsSettings(method="lanczos", k=3, tol=1e-9, **COMMON), Silent()),
-    "saddle": lambda p: saddle.run(p, SaddleSettings(tol=1e-9, **COMMON), Silent()),
-    "direction": lambda p: direction.run(p, DirectionSettings(along=["gradient"], **COMMON), {}, Silent()),
-    "landscape": lambda p: landscape.run(p, LandscapeSettings(along=["random"], points=5, **COMMON), {}, Silent()),
+    "trace": lambda p: trace.run(Context(p, Silent()), TraceSettings(method="xtrace", probes=4, **COMMON)),
+    "diag": lambda p: diag.run(Context(p, Silent()), DiagSettings(method="hutchinson", probes=4, **COMMON)),
+    "eigs": lambda p: eigs.run(Context(p, Silent()), EigsSettings(method="lanczos", k=3, tol=1e-9, **COMMON)),
+    "saddle": lambda p: saddle.run(Context(p, Silent()), SaddleSettings(tol=1e-9, **COMMON)),
+    "direction": lambda p: direction.run(
+        Context(p, Silent(), LineInputs({})), DirectionSettings(along=["gradient"], **COMMON)
+    ),
+    "landscape": lambda p: landscape.run(
+        Context(p, Silent(), LineInputs({})), LandscapeSettings(along=["random"], points=5, **COMMON)
+    ),
     "influence": lambda p: influence.run(
-        p, InfluenceSettings(label_perturb=True, solver="cg", tol=1e-10, damping=0.1, **COMMON),
-        Queries(queries=p.batches.resized(1).chosen(np.arange(3))), Silent(),
+        Context(p, Silent(), Queries(queries=p.batches.resized(1).chosen(np.arange(3)))),
+        InfluenceSettings(label_perturb=True, solver="cg", tol=1e-10, damping=0.1, **COMMON),
     ),
-    "step": lambda p: step.run(p, StepSettings(**COMMON), step.Given(), Silent()),
-    "compare": lambda p: compare.run(p, CompareSettings(matrices="ggn,kfac", **COMMON), Silent()),
-}  # fmt: skip
+    "step": lambda p: step.run(Context(p, Silent(), step.Given()), StepSettings(**COMMON)),
+    "compare": lambda p: compare.run(Context(p, Silent()), CompareSettings(matrices="ggn,kfac", **COMMON)),
+}
 
 
 PATH_DEPENDENT = ("residual", "data_passes", "lowest_curvature")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from curvcli.cli.main import COMMANDS, _load
+from curvcli.cli.main import COMMANDS, command_of
 from curvcli.schema.spectrum import SpectrumReport, SpectrumResult
 from docs.pages import options
 
@@ -37,7 +37,7 @@ def test_command_lines_are_understood(page: Path) -> None:
 
 def known_options(command: str) -> set[str]:
     """Every flag of a command."""
-    return {flag for option in options(_load(command)) for flag in option.flags}
+    return {flag for option in options(command_of(command)) for flag in option.flags}
 
 
 def test_every_command_is_in_the_readme() -> None:

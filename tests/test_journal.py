@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from curvcli import journal
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.lines import landscape
+from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.curvature import along, build
 from curvcli.journal import Journal
 from curvcli.linalg.iterate import Silent
@@ -119,7 +121,7 @@ def test_a_killed_landscape_goes_on(network: Problem) -> None:
     settings = LandscapeSettings(dtype="float64", skip_checks=True, along=["random", "gradient"], points=4)
 
     def run(problem: Problem = network) -> Any:
-        return landscape.run(problem, settings, {}, Silent()).result
+        return landscape.run(Context(problem, Silent(), LineInputs({})), settings).result
 
     whole, memory = run(), Memory()
     for _ in range(2):

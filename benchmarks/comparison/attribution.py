@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.tuning import planned
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
@@ -82,7 +83,7 @@ def ask(problem: Problem, queries: Data, dtype: str, **settings: Any) -> tuple[A
     monitor = Deadline(settings.get("time_limit"))
     asked = {"dtype": dtype, "skip_checks": True, "queries": f"0:{len(x)}", "scores": "scores.npz", **mode, **settings}
     start = time.perf_counter()
-    answer = influence.run(problem, InfluenceSettings(**asked), Given(queries=batches), monitor)
+    answer = influence.run(Context(problem, monitor, Given(queries=batches)), InfluenceSettings(**asked))
     jax.block_until_ready(answer.arrays)
     return answer, time.perf_counter() - start
 

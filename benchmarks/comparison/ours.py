@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from curvcli.analyses import spectrum
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.tuning import planned, way_of
 from curvcli.analyses.inspect import forecast_spectrum
 from curvcli.curvature import build
@@ -127,7 +128,7 @@ def density(folder: Path, **given: Any) -> tuple[Callable[[], int], int, dict[st
     settings = SpectrumSettings(skip_checks=True, **given)
     problem = _planned(folder, settings, calibrated=False)
     forecast = forecast_spectrum(problem, InspectSettings(**settings.model_dump()))[1]
-    return lambda: spectrum.run(problem, settings, Silent()).meter.products, forecast.bytes, way(problem)
+    return lambda: spectrum.run(Context(problem, Silent()), settings).meter.products, forecast.bytes, way(problem)
 
 
 @contextlib.contextmanager

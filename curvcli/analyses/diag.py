@@ -13,6 +13,7 @@ from curvcli.analyses import pruning
 from curvcli.analyses.common import planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
@@ -57,12 +58,13 @@ MARGIN = 1.15
 BLOCK = 8
 
 
-def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[DiagResult]:
+def run(context: Context[None], settings: DiagSettings) -> Answer[DiagResult]:
     """Diagonal, per-layer summary, saliencies, and a trial of pruning.
 
     Cost: `probes` products; for a dense answer a product a row of the smaller side, parameters or outputs. `--prune`
     takes up to 17 more and two losses.
     """
+    problem, monitor = context.problem, context.monitor
     pruning.check(settings)
     value, gradient = finite_objective(problem)
     meter = Meter()
@@ -157,8 +159,9 @@ def memory_plan(problem: Problem, settings: DiagSettings) -> planning.MemoryPlan
     return planning.plan_vectors(problem, settings, dim, rows=rows, block=block, growing=fewer)
 
 
-def forecast(problem: Problem, settings: DiagSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: DiagSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, and at most how many products, passes and bytes."""
+    problem = context.problem
     pruning.check(settings)
     memory, rows = memory_plan(problem, settings), smaller_side(problem, settings).rows
     exact = resolved_method(settings, rows) == "dense"

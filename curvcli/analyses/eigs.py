@@ -16,6 +16,7 @@ import numpy as np
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM, plan_factors, written_out
 from curvcli.analyses.common.rounding import least_residual
 from curvcli.analyses.common.subsampling import Side, eigenvalue_errors, images, subsampled, widened
@@ -79,12 +80,13 @@ class Pairs:
     restarts: int = 0
 
 
-def run(problem: Problem, settings: EigsSettings, monitor: Monitor) -> Answer[EigsResult]:
+def run(context: Context[None], settings: EigsSettings) -> Answer[EigsResult]:
     """The k extreme eigenpairs of one curvature matrix.
 
     Cost: for networks about 3k + 20 products, k of them to measure the residuals; D products for a dense
     answer. On part of the examples, 4 products and 9 k quadratic forms of every example more.
     """
+    problem, monitor = context.problem, context.monitor
     value, gradient = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
@@ -113,8 +115,9 @@ def run(problem: Problem, settings: EigsSettings, monitor: Monitor) -> Answer[Ei
     return Answer(result, meter, value, checks, warnings, arrays)
 
 
-def forecast(problem: Problem, settings: EigsSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: EigsSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products."""
+    problem = context.problem
     plan, dim = memory_plan(problem, settings), dimension(problem, settings.matrix)
     block = min(plan.block, dim)
     products = dim if plan.method == "dense" else min(3 * settings.k + 20, settings.max_probes)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from curvcli.analyses.common import planning
+from curvcli.analyses import spectrum
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
-from curvcli.analyses.common.dense import smaller_side
-from curvcli.analyses.spectrum import memory_plan, resolved_method
-from curvcli.curvature import build_for, dimension
+from curvcli.analyses.common.context import Context
+from curvcli.curvature import build_for
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products.collectives import product_traffic
 from curvcli.devices import on_host
 from curvcli.linalg.meter import Meter
-from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import norm
 from curvcli.problem import Problem, unit_weight
 from curvcli.schema.inspect import (
@@ -33,17 +32,32 @@ from curvcli.schema.inspect import (
 from curvcli.schema.plan import Plan
 
 
-def run(
-    problem: Problem, settings: InspectSettings, outputs: Any, stored_dtypes: dict[str, str]
-) -> Answer[InspectResult]:
+@dataclass(frozen=True)
+class Inputs:
+    """What loading found out of the model.
+
+    Parameters
+    ----------
+    outputs
+        Shape and dtype of the outputs for one batch.
+    stored_dtypes
+        The dtype of every parameter in the checkpoint, by path.
+    """
+
+    outputs: jax.ShapeDtypeStruct
+    stored_dtypes: Mapping[str, str]
+
+
+def run(context: Context[Inputs], settings: InspectSettings) -> Answer[InspectResult]:
     """What was understood of the files, and what `curv spectrum` would cost with these settings.
 
     Cost: one gradient, the self-checks' products, and two timed blocks of products; several devices: two compilations.
     """
+    problem, stored_dtypes = context.problem, context.inputs.stored_dtypes
     value, gradient = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
-    plan, forecast = forecast_spectrum(problem, settings, operator=operator)
+    plan, forecast = spectrum.forecast(context, settings, operator)
     block = plan.probes_at_once
     checks, warnings = examined(problem, operator, settings, block)
     everything = {**problem.frozen["params"], **problem.params}
@@ -54,7 +68,7 @@ def run(
         ],
         layers=layer_sizes(problem),
         collections=collection_sizes(problem),
-        data=_data(problem, outputs),
+        data=_data(problem, context.inputs.outputs),
         loss_value=value,
         gradient_norm=float(norm(gradient)),
         plan=plan,
@@ -64,24 +78,9 @@ def run(
     return Answer(result, meter, value, checks, warnings)
 
 
-def forecast_spectrum(problem: Problem, settings: InspectSettings, operator: Any = None) -> tuple[Plan, Forecast]:
-    """How the work would be cut, and products, passes and bytes; seconds too if there is an operator to time."""
-    dim = dimension(problem, settings.matrix)
-    rows = smaller_side(problem, settings).rows
-    dense, steps = resolved_method(settings, rows) == "dense", min(settings.steps, dim)
-    memory = memory_plan(problem, settings)
-    block = memory.at_once
-    products = rows if dense else settings.max_probes * steps
-    passes = -(-rows // block) if dense else -(-settings.max_probes // block) * steps
-    seconds = None
-    if operator is not None:
-        vectors = sphere(jax.random.key(settings.seed), 0, block, operator.dim, operator.dtype)
-        jax.block_until_ready(operator.matmat(vectors))
-        start = time.perf_counter()
-        jax.block_until_ready(operator.matmat(vectors))
-        seconds = passes * (time.perf_counter() - start)
-    plan = planning.cut(problem, memory.at_once, memory)
-    return plan, planning.forecast(problem, products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)
+def forecast(context: Context[Inputs], settings: InspectSettings) -> tuple[Plan, Forecast]:
+    """What `curv spectrum` would cost with these settings."""
+    return spectrum.forecast(context, settings)
 
 
 def layer_sizes(problem: Problem) -> dict[str, int]:

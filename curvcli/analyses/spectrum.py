@@ -7,6 +7,7 @@ then both extremes are refined from the density's own Krylov spaces until their 
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import scipy.linalg
 from curvcli.analyses.common import krylov_memory, planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
@@ -41,6 +43,8 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Bounded, Eigenvalue, Estimate
+from curvcli.schema.inspect import Forecast
+from curvcli.schema.plan import Plan
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
 
@@ -55,12 +59,13 @@ REFINING, FURTHER = 60.0, (20, 100)
 """Expected seconds that each extreme may be refined for, however few products were spent; within these products."""
 
 
-def run(problem: Problem, settings: SpectrumSettings, monitor: Monitor) -> Answer[SpectrumResult]:
+def run(context: Context[None], settings: SpectrumSettings) -> Answer[SpectrumResult]:
     """Spectral density, extremes, trace, Frobenius norm and masses of one curvature matrix.
 
     Cost: `probes`·`steps` products and what the extremes need beyond them; for a dense answer a product a
     row of the smaller side, parameters or outputs.
     """
+    problem, monitor = context.problem, context.monitor
     value, _ = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
@@ -448,3 +453,24 @@ def _square_root(square: Estimate) -> Estimate:
             "interval": (low, high),
         }
     )
+
+
+def forecast(
+    context: Context[Any], settings: SpectrumSettings, operator: LinearOperator | None = None
+) -> tuple[Plan, Forecast]:
+    """How the work would be cut, and products, passes and bytes; seconds too if there is an operator to time."""
+    problem, rows = context.problem, smaller_side(context.problem, settings).rows
+    dense, steps = resolved_method(settings, rows) == "dense", min(settings.steps, dimension(problem, settings.matrix))
+    memory = memory_plan(problem, settings)
+    block = memory.at_once
+    products = rows if dense else settings.max_probes * steps
+    passes = -(-rows // block) if dense else -(-settings.max_probes // block) * steps
+    seconds = None
+    if operator is not None:
+        vectors = sphere(jax.random.key(settings.seed), 0, block, operator.dim, operator.dtype)
+        jax.block_until_ready(operator.matmat(vectors))
+        start = time.perf_counter()
+        jax.block_until_ready(operator.matmat(vectors))
+        seconds = passes * (time.perf_counter() - start)
+    plan = planning.cut(problem, memory.at_once, memory)
+    return plan, planning.forecast(problem, products=products, data_passes=passes, bytes=memory.bytes, seconds=seconds)

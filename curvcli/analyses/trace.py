@@ -11,6 +11,7 @@ import numpy as np
 from curvcli.analyses.common import planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
@@ -56,12 +57,13 @@ WITHIN = (0.1, 0.01, 0.001)
 BLOCK = 8
 
 
-def run(problem: Problem, settings: TraceSettings, monitor: Monitor) -> Answer[TraceResult]:
+def run(context: Context[None], settings: TraceSettings) -> Answer[TraceResult]:
     """Trace, Frobenius norm and per-layer traces of one curvature matrix.
 
     Cost: `probes` products (forms, at half of that, without the layers' traces); for a dense answer a product a row of
     the smaller side, parameters or outputs.
     """
+    problem, monitor = context.problem, context.monitor
     value, _ = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
@@ -142,8 +144,9 @@ def layer_segments(problem: Problem, dim: int) -> tuple[list[str], Segments]:
     return list(layout.layers), layout.segments
 
 
-def forecast_trace(problem: Problem, settings: TraceSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[None], settings: TraceSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, and at most how many products, passes and bytes."""
+    problem = context.problem
     memory, rows = memory_plan(problem, settings), smaller_side(problem, settings).rows
     products = rows if resolved_method(settings, rows) == "dense" else settings.max_probes
     passes = -(-products // memory.at_once)

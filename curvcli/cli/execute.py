@@ -1,36 +1,34 @@
-"""Load, run, report: the only door from the command line to the engine, which is imported here and nowhere earlier."""
+"""Run an analysis, or forecast it, and report: what every command over checkpoints does."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from curvcli.cli import console, distributed, following, output, provenance
-from curvcli.cli.options import Request, absolute_source, absolute_target
+from curvcli.cli import console, output, provenance
+from curvcli.cli.options import Request
+from curvcli.cli.problem import load, locate
 from curvcli.cli.replies import Reply, Target, answer_each
-from curvcli.errors import CurvError, NotFoundError, OutputError, UsageError
-from curvcli.run import files, trust
-from curvcli.run.plans import form, read_way, remembered
+from curvcli.errors import CurvError, UsageError
+from curvcli.registry import Analysis
+from curvcli.run import files
+from curvcli.run.inputs import answer_of, context_of
 from curvcli.run.reporting import (
     ARRAY_FILES,
-    facts,
     profile,
     report_of,
     warnings_of,
     what_was_read,
     write_array_files,
 )
-from curvcli.run.runtime import compile_clock, prepare_jax
+from curvcli.run.runtime import compile_clock
 from curvcli.run.state import state
 from curvcli.schema.inspect import ForecastRecord
 from curvcli.schema.report import Report
-from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -40,22 +38,10 @@ if TYPE_CHECKING:
 EXIT_UNTRUSTED = 3
 CHECKPOINTS = ("escape", "save")
 """Settings that name a checkpoint to be written."""
-Timing = Literal["never", "if worth it", "always"]
-Run = Callable[["Loaded", Any, console.Watch], "Answer[Any]"]
 
 
-def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) -> int:
-    """Answer one command line: a report for each checkpoint, on stdout or in a file. Returns the exit code.
-
-    Parameters
-    ----------
-    request
-        The command line.
-    report_class
-        Envelope of the reports.
-    run
-        `(loaded, settings, monitor) -> Answer`.
-    """
+def execute(request: Request, analysis: Analysis) -> int:
+    """Run an analysis of each checkpoint, and write the reports to stdout or a file. Returns the exit code."""
     settings = request.parsed_settings()
     for name in (*ARRAY_FILES, *CHECKPOINTS):
         if getattr(settings, name, None):
@@ -69,7 +55,7 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
     def answer(target: Target) -> Reply:
         from curvcli.cli.render import render
 
-        report, code = _one(request, settings, target, report_class, run, forms, said)
+        report, code = _one(request, settings, target, analysis, forms, said)
         return Reply(report.to_json(), partial(render, report), code)
 
     return answer_each(request, settings, _targets(request), answer)
@@ -114,8 +100,8 @@ def _targets(request: Request) -> Iterator[Target]:
         if not every:
             yield Target(argument, step, argument or "")
             continue
-        if (how := following.active()) is not None:
-            steps = how.steps(partial(checkpoint_steps, Path(argument or "")))
+        if request.following is not None:
+            steps = request.following.steps(partial(checkpoint_steps, Path(argument or "")))
             yield from (Target(argument, one, argument or "") for one in steps)
             continue
         try:
@@ -133,114 +119,11 @@ def _targets(request: Request) -> Iterator[Target]:
             yield from (Target(argument, one, str(path)) for one in steps)
 
 
-def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
-    """Where the specification was found, the specification with the command line over it, and the checkpoint."""
-    from curvcli.loading.checkpoints import orbax
-    from curvcli.loading.resolve import checkpoint_path
-    from curvcli.loading.spec.files import find_spec, merge
-
-    given = None if argument is None else checkpoint_path(argument, None, Path.cwd())
-    found = find_spec(given, request.spec["spec"], orbax.read_metadata)
-    overrides = request.overrides()
-    # Files given on the command line are relative to the current folder, those in curv.toml to it.
-    for table, key in (("model", "target"), ("loss", "name")):
-        overrides[table][key] = absolute_target(overrides[table][key])
-    overrides["data"]["path"] = absolute_source(overrides["data"]["path"])
-    spec = merge(found, overrides)
-    return found, spec, given or checkpoint_path(None, spec, found.base, found.passed_over)
-
-
-def load(
-    request: Request,
-    settings: Any,
-    target: Target,
-    *,
-    timing: Timing = "never",
-    forms: dict[str, Any] | None = None,
-    way: Any = None,
-) -> Loaded:
-    """The problem that a command line names, planned.
-
-    Parameters
-    ----------
-    way
-        How products are computed where no --plan says it.
-    timing
-        Whether ways of computing products may be timed, where the settings speak of products at all.
-    forms
-        Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
-    """
-    from curvcli.analyses.common.machine import check_sums
-    from curvcli.analyses.common.tuning import planned, remarks
-    from curvcli.devices import several_processes
-    from curvcli.loading.resolve import functions_of, load_problem
-    from curvcli.loading.spec.files import settings_from
-
-    if target.failure is not None:
-        raise target.failure
-    check_sums()
-    found, spec, path = locate(request, target.argument)
-    overridden = request.overridden() | ({"checkpoint.path": "flag"} if target.argument else {})
-    try:
-        loaded = load_problem(
-            spec, found, path, settings, step=target.step, trust=_trusted(request, found), overridden=overridden
-        )
-    except CurvError as error:
-        provenance.add_origin(error, found.origin, settings_from(spec, found, overridden))
-        raise
-    origins = {**loaded.settings_from, **provenance.of_settings(request, settings)}
-    loaded = replace(loaded, settings_from=origins)
-    line = provenance.line(origins, loaded.spec_file)
-    warnings = [*loaded.warnings, *([line] if line and provenance.is_unexpected(request) else [])]
-    problem = loaded.problem
-    if forms is not None:
-        problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
-    if several_processes():
-        distributed.check_equal(facts(loaded, settings))
-        timing = "never"
-    if isinstance(settings, AnalysisSettings):
-        given = way if settings.plan is None else read_way(Path(settings.plan))
-        store = None if request.output["no_cache"] or several_processes() else remembered(loaded, settings)
-        problem = planned(problem, settings, given=given, store=store, timing=timing)
-        warnings += remarks(problem, settings)
-    return replace(loaded, problem=problem, warnings=warnings)
-
-
-def named_specification(path: Path) -> Any:
-    """The specification that a path leads to: a curv.toml, or a checkpoint that carries one.
-
-    Raises
-    ------
-    NotFoundError
-        There is none.
-    """
-    from curvcli.loading.checkpoints import orbax
-    from curvcli.loading.spec.files import carried_spec, find_spec
-
-    if path.suffix == ".toml":
-        return replace(find_spec(None, path), trusted=False)
-    found = carried_spec(path, orbax.read_metadata) if path.exists() else None
-    if found is None:
-        raise NotFoundError(f"no curv.toml at {path}", "give the path of a curv.toml, or of a checkpoint with one")
-    return found
-
-
-def _trusted(request: Request, found: Any) -> bool:
-    """Whether the code that a specification names may run; `--trust` is remembered."""
-    if not request.spec["trust"]:
-        return trust.is_trusted(found)
-    if not (found.trusted or request.output["no_cache"] or trust.is_trusted(found)) and trust.code_of(found):
-        with contextlib.suppress(OutputError, OSError):  # it holds for this run all the same
-            trust.trust(found)
-    return True
-
-
 def _one(
     request: Request,
     settings: Any,
     target: Target,
-    report_class: type[Report[Any, Any]],
-    run: Run,
+    analysis: Analysis,
     forms: dict[str, Any],
     said: set[str],
 ) -> tuple[Report[Any, Any], int]:
@@ -262,9 +145,9 @@ def _one(
         watch = console.Watch(settings.time_limit, not quiet and console.can_redraw(), greatest)
         with clock.running() if profiling else contextlib.nullcontext(), watch.watching():
             if kept is None:
-                answer, recalled = run(loaded, settings, watch), 0
+                answer, recalled = answer_of(analysis, loaded, settings, watch), 0
             else:
-                answer, recalled = _recalling(kept, loaded, settings, watch, run)
+                answer, recalled = _recalling(kept, analysis, loaded, settings, watch)
     warnings = warnings_of(loaded, answer, watch)
     if is_first():
         write_array_files(answer, settings)
@@ -275,7 +158,7 @@ def _one(
             warnings += write_moved(loaded, answer.params, Path(getattr(settings, name)))
     seconds = time.perf_counter() - started
     report = report_of(
-        report_class, loaded, settings, answer, warnings, way=way_of(loaded.problem), seconds=seconds,
+        analysis.report, loaded, settings, answer, warnings, way=way_of(loaded.problem), seconds=seconds,
         compiling=clock.compiling, recalled=recalled,
         profile=profile(clock, loading, seconds) if profiling else None,
     )  # fmt: skip
@@ -284,11 +167,11 @@ def _one(
             if message not in said:
                 console.warn(message)
         said.update(warnings)
-    _tell_settings(request, loaded, said)
+    tell_settings(request, loaded, said)
     return report, EXIT_UNTRUSTED if report.untrusted else 0
 
 
-def _tell_settings(request: Request, loaded: Loaded, said: set[str]) -> None:
+def tell_settings(request: Request, loaded: Loaded, said: set[str]) -> None:
     """Write the line that names the settings from a file, unless stderr has it already."""
     from curvcli.devices import is_first
 
@@ -308,7 +191,9 @@ def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
     return (shared_state if several_processes() else state)(Path(settings.state))
 
 
-def _recalling(kept: Any, loaded: Loaded, settings: Any, watch: console.Watch, run: Run) -> tuple[Answer[Any], int]:
+def _recalling(
+    kept: Any, analysis: Analysis, loaded: Loaded, settings: Any, watch: console.Watch
+) -> tuple[Answer[Any], int]:
     """The answer, with what is kept of an earlier run and keeping what is computed, and how much was recalled."""
     from curvcli.analyses.common.planning import memory_limit
     from curvcli.analyses.common.precision import code_digest
@@ -319,30 +204,22 @@ def _recalling(kept: Any, loaded: Loaded, settings: Any, watch: console.Watch, r
     problem = loaded.problem
     journal = kept.open(loaded, settings, way_of(problem), memory, code_digest(problem))
     with journal.open():
-        answer = run(loaded, settings.model_copy(update={"max_memory": memory}), watch)
+        answer = answer_of(analysis, loaded, settings.model_copy(update={"max_memory": memory}), watch)
     if watch.reason is None:
         kept.finish()
     answer.warnings += kept.warnings
     return answer, journal.recalled
 
 
-def forecast(
-    request: Request, plan_of: Callable[..., tuple[Any, Any]], given: Callable[[Loaded, Any], Any] | None = None
-) -> int:
-    """`--dry-run`: plan and forecast, no product spent.
-
-    Parameters
-    ----------
-    plan_of
-        `(problem, settings) -> (Plan, Forecast)` of the analysis; its third argument is what `given` reads.
-    """
+def forecast(request: Request, analysis: Analysis) -> int:
+    """`--dry-run`: plan and forecast, no product spent."""
     settings = request.parsed_settings()
     said: set[str] = set()
 
     def answer(target: Target) -> Reply:
         loaded = load(request, settings, target)
-        _tell_settings(request, loaded, said)
-        plan, cost = plan_of(loaded.problem, settings, *([] if given is None else [given(loaded, settings)]))
+        tell_settings(request, loaded, said)
+        plan, cost = analysis.forecast(context_of(analysis, loaded, settings)[0], settings)
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (
             f"{cost.products} products in {cost.data_passes} data passes, {cost.bytes / 1e6:.0f} MB; "
@@ -351,58 +228,3 @@ def forecast(
         return Reply(record.to_json(), lambda stream: text, 0)
 
     return answer_each(request, settings, _targets(request), answer)
-
-
-def write_spec(request: Request) -> int:
-    """`curv init`: evaluate the loss with the specification given, then write it."""
-    import tomli_w
-
-    if len(request.checkpoints) != 1:
-        raise UsageError(
-            "curv init takes one checkpoint",
-            "for example: curv init model.ckpt --model net.py:CNN --data digits.npz",
-        )
-    settings = request.parsed_settings()
-    file = request.output["output"] or Path("curv.toml")
-    if os.path.lexists(file):
-        raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
-    files.check_writable(file)
-    with output.own_stdout() as stdout:
-        prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
-        from curvcli.analyses.common.checks import finite_objective
-        from curvcli.loading.spec.files import find_spec, relative_to
-
-        target = Target(request.checkpoints[0], request.spec["step"], request.checkpoints[0])
-        loaded = load(request, settings, target)
-        _tell_settings(request, loaded, set())
-        value, _ = finite_objective(loaded.problem)
-        found, _, path = locate(request, target.argument)
-        document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
-        if settings.pin:
-            _pin(document, loaded, path, settings)
-        files.write_file(file, tomli_w.dumps(document))
-        if not request.output["no_cache"]:  # what it names is what the user named, or trusts
-            with contextlib.suppress(OutputError, OSError):
-                trust.trust(find_spec(None, file))
-        problem = loaded.problem
-        output.write_line(
-            stdout,
-            f"{file}: loss {value:.6g} over {loaded.data.num_examples} examples, {problem.dim} parameters, "
-            f"normaliser {problem.normaliser:g}",
-        )
-    return 0
-
-
-def _pin(document: dict[str, dict[str, Any]], loaded: Loaded, checkpoint: Path, settings: Any) -> None:
-    """Put the digests of what was read into the tables of a curv.toml."""
-    from curvcli.loading.checkpoints.reading import checkpoint_steps
-
-    if settings.num_examples is not None:
-        raise UsageError("--pin: the digest is of all examples", "leave out --num-examples")
-    if checkpoint_steps(checkpoint):
-        raise UsageError(
-            f"--pin: {checkpoint} holds several steps, and a digest is of one",
-            f"name the step's own folder, such as {checkpoint / str(loaded.checkpoint.step)}",
-        )
-    document["checkpoint"]["sha256"] = loaded.checkpoint.sha256
-    document["data"]["sha256"] = loaded.data.sha256

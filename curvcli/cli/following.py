@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from curvcli.errors import CurvError, NotFoundError
@@ -63,24 +61,6 @@ class Following:
                     )
                 return
             time.sleep(self.every)
-
-
-_active: ContextVar[Following | None] = ContextVar("following", default=None)
-
-
-@contextlib.contextmanager
-def following(how: Following) -> Iterator[None]:
-    """Until the end of the block, `--all-steps` takes in those that are still to come."""
-    token = _active.set(how)
-    try:
-        yield
-    finally:
-        _active.reset(token)
-
-
-def active() -> Following | None:
-    """Who asks for steps that are still to come, if anybody does."""
-    return _active.get()
 
 
 def _now(there: Callable[[], list[int]]) -> list[int]:

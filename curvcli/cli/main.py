@@ -15,20 +15,11 @@ import typer
 from curvcli import __version__, sources
 from curvcli.cli import console, distributed
 from curvcli.errors import OutputError, UsageError
+from curvcli.registry import ANALYSES
 
 COMMANDS = {
-    "spectrum": "spectral density, both extremes, trace: how sharp is this point?",
-    "trace": "trace and Frobenius norm, of the whole network and of every layer",
-    "diag": "the diagonal with an error for every entry, pruning saliencies; --arrays keeps it",
-    "eigs": "the k extreme eigenpairs with residuals; --vectors keeps the vectors",
-    "saddle": "what kind of point is this, and what does gradient descent do here?",
-    "direction": "curvature and loss profile along the gradient, a Newton step, another checkpoint, …",
-    "landscape": "the loss on a line or a plane against its quadratic model; barrier between checkpoints",
-    "influence": "which training examples, labels and inputs drive a prediction; which labels look wrong",
-    "step": "a Newton, Gauss-Newton, natural, K-FAC or Hessian-free step, previewed and judged",
-    "compare": "Hessian, GGN, Fisher, empirical Fisher, K-FAC, E-KFAC and diagonal side by side; --laplace",
+    **{name: analysis.summary for name, analysis in ANALYSES.items()},
     "watch": "each step of a training run as it is written, by any of the above",
-    "inspect": "what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
     "plot": "reports as pictures: png, svg, pdf, or a page that shows values and switches scales",
     "diff": "two reports of one analysis, number by number: what changed, and what may be chance",
     "init": "write a curv.toml and prove it by evaluating the loss",
@@ -36,10 +27,7 @@ COMMANDS = {
     "doctor": "versions, devices, cache, memory, and how fast this machine is",
     "schema": "the JSON Schema of a report or of curv.toml",
 }
-"""Every command is `curvcli/cli/commands/NAME.py` with a function of that name."""
-
-STEPWISE = tuple(COMMANDS)[: tuple(COMMANDS).index("watch")]
-"""Analyses of one checkpoint, which can be of each step."""
+"""Every command, with a line about it: an analysis, or `curvcli/cli/commands/NAME.py` with a function of that name."""
 
 HELP = """[bold]curv spectrum model.ckpt --model net.py:CNN --data digits.npz --loss softmax_cross_entropy[/bold]
 
@@ -69,7 +57,7 @@ def build_app(chosen: str | None) -> typer.Typer:
     )  # fmt: skip
     app.callback(help=_paragraphs(HELP))(_root)
     for name, summary in COMMANDS.items():
-        function = _load(name) if chosen in (None, name) else lambda: None
+        function = command_of(name) if chosen in (None, name) else lambda: None
         # `watch` hands on what it does not know.
         more = {"allow_extra_args": True, "ignore_unknown_options": True} if name == "watch" else {}
         app.command(name, short_help=summary, help=_paragraphs(function.__doc__ or ""), context_settings=more)(function)
@@ -81,8 +69,19 @@ def _paragraphs(text: str) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
 
 
-def _load(name: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(f"curvcli.cli.commands.{name}"), name)
+def command_of(name: str) -> Callable[..., Any]:
+    """The function of a command, its options as parameters."""
+    if name not in ANALYSES:
+        return getattr(importlib.import_module(f"curvcli.cli.commands.{name}"), name)
+    from curvcli.cli.options import analysis
+
+    def command(request: Any) -> int:
+        from curvcli.cli.execute import execute, forecast
+
+        return (forecast if request.output["dry_run"] else execute)(request, ANALYSES[name])
+
+    command.__name__, command.__doc__ = name, ANALYSES[name].help
+    return analysis(ANALYSES[name].settings)(command)
 
 
 def run(arguments: Sequence[str]) -> int:

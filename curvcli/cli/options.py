@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BaseModel, ValidationError
 
+from curvcli.cli.following import Following
 from curvcli.errors import UsageError
 from curvcli.schema.settings import FIXED
 from curvcli.schema.spec import ProblemSpec
@@ -82,7 +83,10 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Request:
-    """A command line as typed: None where an option was not given; `sources` says where each value came from."""
+    """A command line as typed: None where an option was not given.
+
+    `sources` says where each value came from; `following`, of `curv watch`, which steps are still to come.
+    """
 
     name: str
     checkpoints: list[str]
@@ -91,6 +95,7 @@ class Request:
     spec: dict[str, Any] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    following: Following | None = None
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """What lies over curv.toml, by table; None where nothing does.
@@ -156,7 +161,7 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
                 Request(
                     function.__name__, given["checkpoints"] or [], settings_class,
                     {n: given[n] for n in settings}, {n: given[n] for n in spec}, {n: given[n] for n in output},
-                    {name: _source(context, name) for name in given},
+                    {name: _source(context, name) for name in given}, context.obj,
                 )
             )  # fmt: skip
 

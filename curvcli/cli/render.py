@@ -33,7 +33,7 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
     )  # fmt: skip
     with console.capture() as captured:
         shown = printable_values(report)
-        headline, *rest = _view(report)(shown, width, "utf" in stream.encoding.lower())
+        headline, *rest = _view(report).view(shown, width, "utf" in stream.encoding.lower())
         console.print(Group(_scoped(headline, shown), *rest))
     return captured.get().rstrip("\n")
 
@@ -41,7 +41,7 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
 def _scoped(headline: Any, report: Any) -> Any:
     """`… (of these 100 examples)`, where the headline's numbers have no error of the examples left out."""
     scope = report.problem.data.scope if isinstance(report, Report) else ""
-    if not scope or analysis_of(report.schema_name) in COVERED:  # pyright: ignore[reportAttributeAccessIssue]
+    if not scope or _view(report).COVERS_ALL_EXAMPLES:
         return headline
     return Text(f"{headline.plain} ({scope})", style=headline.style)
 
@@ -55,6 +55,5 @@ def columns(stream: TextIO) -> int:
 
 
 def _view(report: Any) -> Any:
-    """`view` of `cli/views/NAME.py`, for a report of the schema `curv.NAME/1`."""
-    name = analysis_of(report.schema_name)
-    return importlib.import_module(f"curvcli.cli.views.{name}").view
+    """The module `cli/views/NAME.py`, for a report or a record of the schema `curv.NAME/1`."""
+    return importlib.import_module(f"curvcli.cli.views.{analysis_of(report.schema_name)}")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from curvcli.errors import DataError, NotFoundError
-from curvcli.schema.registry import SCHEMAS
+from curvcli.registry import ANALYSES
 from curvcli.schema.report import ErrorRecord, analysis_of, load_json_values
 from curvcli.sources import register
 
@@ -76,11 +76,11 @@ def _is_shell_pipe(path: Path) -> bool:
 def _checked(path: Path, report: Any) -> Any:
     """The report as a value of its schema."""
     name = str(report.get("schema", "")) if isinstance(report, dict) else ""
-    schema = SCHEMAS.get(analysis_of(name))
-    if schema is None or "result" not in schema.model_fields:
+    analysis = ANALYSES.get(analysis_of(name))
+    if analysis is None:
         raise DataError(f"{path} is no report of an analysis", WRITTEN)
     try:
-        return schema.model_validate(report)
+        return analysis.report.model_validate(report)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,8 @@ from curvcli.errors import UsageError
 from curvcli.figures import run
 from curvcli.figures.naming import AnyReport, about, alarm, matrix, scope
 from curvcli.figures.picture import Image, Picture, printable
+from curvcli.registry import ANALYSES
 from curvcli.schema.report import analysis_of
-
-COVERED = ("trace", "eigs")
-"""Pictures in which everything that is drawn has its interval for all examples, where a part was used."""
 
 
 def analysis(report: AnyReport) -> str:
@@ -22,10 +19,12 @@ def analysis(report: AnyReport) -> str:
 
 
 def wanted_images(reports: Sequence[AnyReport]) -> list[tuple[str, int]]:
-    """Inputs that a picture of influence would show: (`data` or `test`, row); none of reports that differ in data."""
+    """Inputs that a picture would show: (`data` or `test`, row); none of reports that differ in data."""
     if len({one.problem.data.sha256 for one in reports}) > 1:
         return []
-    return list(dict.fromkeys(place for one in reports for place in _figure("influence").wanted(one)))
+    figures = [(report, _figure(analysis(report))) for report in reports]
+    places = (place for report, figure in figures if figure.SHOWS_IMAGES for place in figure.wanted_images(report))
+    return list(dict.fromkeys(places))
 
 
 def picture(
@@ -60,13 +59,13 @@ def picture(
         parts = figure.parts(reports, images) if images else figure.parts(reports)
         title = figure.TITLE
     matrices = {one.matrix for one in reports}
-    if len(matrices) == 1 and reports[0].matrix and kinds[0] not in ("compare", "inspect", "saddle"):
+    if len(matrices) == 1 and reports[0].matrix and figure.NAMES_MATRIX:
         title = f"{title}: {matrix(reports[0].matrix)}"
     if part := scope(reports):
-        title = f"{title}, {'with intervals for all examples' if kinds[0] in COVERED else part}"
+        title = f"{title}, {'with intervals for all examples' if figure.COVERS_ALL_EXAMPLES else part}"
     warnings = list(dict.fromkeys(warning for one in reports for warning in one.warnings))
     return printable(Picture(title, about(reports), parts, alarm(reports), warnings))
 
 
 def _figure(name: str) -> Any:
-    return importlib.import_module(f"curvcli.figures.{name}")
+    return ANALYSES[name].figure

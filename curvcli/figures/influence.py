@@ -12,13 +12,21 @@ from curvcli.schema.influence import Entry, InfluenceReport, InfluenceResult, Ra
 from curvcli.schema.verification import Verification
 
 TITLE = "Influence"
+COVERS_ALL_EXAMPLES = False
+"""Whether all that is drawn has its interval for all examples, where a part was used."""
+
+NAMES_MATRIX = True
+"""Whether the title names the matrix of the reports."""
+
+SHOWS_IMAGES = True
+"""Whether inputs that are images are shown: those that `wanted_images(report)` names."""
 MOST_QUERIES, MOST_ENTRIES, MOST_ROWS = 8, 6, 12
 
 Images = Mapping[tuple[str, int], Image]
 """Inputs by where they stand: (`data` or `test`, row)."""
 
 
-def wanted(report: InfluenceReport) -> list[tuple[str, int]]:
+def wanted_images(report: InfluenceReport) -> list[tuple[str, int]]:
     """Whose inputs the tables would show."""
     result = report.result
     found = []

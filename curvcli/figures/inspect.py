@@ -9,6 +9,14 @@ from curvcli.figures.picture import Axis, Panel, Series, Table
 from curvcli.schema.inspect import InspectReport
 
 TITLE = "What is analysed"
+COVERS_ALL_EXAMPLES = False
+"""Whether all that is drawn has its interval for all examples, where a part was used."""
+
+NAMES_MATRIX = False
+"""Whether the title names the matrix of the reports."""
+
+SHOWS_IMAGES = False
+"""Whether inputs that are images are shown: those that `wanted_images(report)` names."""
 
 
 def parts(reports: Sequence[InspectReport]) -> list[Panel | Table]:

@@ -11,6 +11,14 @@ from curvcli.figures.picture import Axis, Mesh, Panel, Rule, Table
 from curvcli.schema.landscape import LandscapeReport, LandscapeResult
 
 TITLE = "Landscape"
+COVERS_ALL_EXAMPLES = False
+"""Whether all that is drawn has its interval for all examples, where a part was used."""
+
+NAMES_MATRIX = True
+"""Whether the title names the matrix of the reports."""
+
+SHOWS_IMAGES = False
+"""Whether inputs that are images are shown: those that `wanted_images(report)` names."""
 LEVELS = 10
 
 

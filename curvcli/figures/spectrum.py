@@ -13,6 +13,14 @@ from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, linear_wit
 from curvcli.schema.spectrum import Cumulative, SpectrumReport, SpectrumResult
 
 TITLE = "Spectrum"
+COVERS_ALL_EXAMPLES = False
+"""Whether all that is drawn has its interval for all examples, where a part was used."""
+
+NAMES_MATRIX = True
+"""Whether the title names the matrix of the reports."""
+
+SHOWS_IMAGES = False
+"""Whether inputs that are images are shown: those that `wanted_images(report)` names."""
 BINS, FAINTEST, VISIBLE = 90, 1e-2, 5e-3
 
 

@@ -9,6 +9,14 @@ from curvcli.figures.picture import Axis, Panel, Rule, Series, Table, log_where_
 from curvcli.schema.step import StepReport, StepResult
 
 TITLE = "Step"
+COVERS_ALL_EXAMPLES = False
+"""Whether all that is drawn has its interval for all examples, where a part was used."""
+
+NAMES_MATRIX = True
+"""Whether the title names the matrix of the reports."""
+
+SHOWS_IMAGES = False
+"""Whether inputs that are images are shown: those that `wanted_images(report)` names."""
 
 
 def parts(reports: Sequence[StepReport]) -> list[Panel | Table]:

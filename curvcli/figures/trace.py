@@ -9,6 +9,14 @@ from curvcli.figures.picture import Axis, Panel, Series, Table, beside
 from curvcli.schema.trace import TraceReport
 
 TITLE = "Trace"
+COVERS_ALL_EXAMPLES = True
+"""Whether all that is drawn has its interval for all examples, where a part was used."""
+
+NAMES_MATRIX = True
+"""Whether the title names the matrix of the reports."""
+
+SHOWS_IMAGES = False
+"""Whether inputs that are images are shown: those that `wanted_images(report)` names."""
 
 
 def parts(reports: Sequence[TraceReport]) -> list[Panel | Table]:

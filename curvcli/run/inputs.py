@@ -2,85 +2,92 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curvcli.registry import Analysis
+
 if TYPE_CHECKING:
+    from curvcli.analyses.common.answer import Answer
+    from curvcli.analyses.common.context import Context
     from curvcli.loading.resolve import Loaded
 
 
-MODULES = {
-    "direction": "lines.direction", "landscape": "lines.landscape",
-    **{name: f"{name}.analysis" for name in ("compare", "influence", "saddle", "step")},
-}  # fmt: skip
+def answer_of(analysis: Analysis, loaded: Loaded, settings: Any, monitor: Any) -> Answer[Any]:
+    """The answer of an analysis, with what it takes beside the problem."""
+    context, warnings = context_of(analysis, loaded, settings, monitor)
+    answer = analysis.run(context, settings)
+    answer.warnings[:0] = warnings
+    return answer
 
 
-def analyse(name: str, loaded: Loaded, settings: Any, monitor: Any) -> Any:
-    """The answer of the analysis of this name, with what it takes beside the problem."""
-    run = importlib.import_module(f"curvcli.analyses.{MODULES.get(name, name)}").run
-    if name in ("direction", "landscape"):
-        outside = given_directions(loaded, settings)
-        answer = run(loaded.problem, settings, outside.vectors, monitor, outside.statistics)
-        answer.warnings[:0] = outside.warnings
-        return answer
-    if name in ("influence", "step"):
-        given = (given_influence if name == "influence" else given_step)(loaded, settings)
-        return run(loaded.problem, settings, given, monitor)
-    if name == "saddle":
-        adam = adam_state(loaded, settings) if settings.optimizer_state else None
-        return run(loaded.problem, settings, monitor, adam)
-    return run(loaded.problem, settings, monitor)
+def context_of(
+    analysis: Analysis, loaded: Loaded, settings: Any, monitor: Any = None
+) -> tuple[Context[Any], list[str]]:
+    """What an analysis receives, and warnings about what was read for it."""
+    from curvcli.analyses.common.context import Context
+
+    inputs, warnings = (None, []) if analysis.inputs is None else globals()[analysis.inputs](loaded, settings)
+    return Context(loaded.problem, inputs=inputs, **({} if monitor is None else {"monitor": monitor})), warnings
 
 
-def given_directions(loaded: Loaded, settings: Any) -> Any:
-    """The directions of `--along` that come from files or the user's code, with statistics and warnings."""
+def lines(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
+    """The directions of `--along` that come from files or the user's code, with batch statistics there."""
+    from curvcli.analyses.lines.directions import Inputs
     from curvcli.loading.directions import read_directions
 
-    return read_directions(settings.along, loaded)
+    outside = read_directions(settings.along, loaded)
+    return Inputs(outside.vectors, outside.statistics), outside.warnings
 
 
-def adam_state(loaded: Loaded, settings: Any) -> Any:
+def adam(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
     """Adam as the checkpoint has it, with the constants given over those stored; None before its first step."""
     from curvcli.analyses.saddle.descent import AdamState
     from curvcli.loading.checkpoints.optimizer import adam_of
 
-    found = adam_of(loaded, settings.adam_constants)
-    return None if found is None else AdamState(*found)
+    state = adam_of(loaded, settings.adam_constants) if settings.optimizer_state else None
+    return None if state is None else AdamState(*state), []
 
 
-def given_influence(loaded: Loaded, settings: Any) -> Any:
+def influence(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
     """Queries, groups, changes and functions of `curv influence`."""
     from curvcli.analyses.influence.context import Given
     from curvcli.loading import influence as reading
     from curvcli.loading.directions import read_arrays
 
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {"functions": reading.hyper_functions(loaded, settings.hyper)}
     if settings.queries is not None:
-        found["queries"], found["source"], found["first"] = reading.read_queries(loaded, settings.queries)
+        fields["queries"], fields["source"], fields["first"] = reading.read_queries(loaded, settings.queries)
     if settings.group is not None:
-        found["groups"] = reading.read_groups(Path(settings.group), loaded.problem.batches.num_examples)
+        fields["groups"] = reading.read_groups(Path(settings.group), loaded.problem.batches.num_examples)
     if settings.perturb is not None:
-        found["change"] = reading.read_change(Path(settings.perturb), loaded, settings.mode)
+        fields["change"] = reading.read_change(Path(settings.perturb), loaded, settings.mode)
     if settings.queries is None and not settings.hyper:
-        found["clean"] = reading.read_clean(loaded)
+        fields["clean"] = reading.read_clean(loaded)
     if settings.factors_from is not None:
-        found["factors"] = read_arrays(Path(settings.factors_from))
-    return Given(**found, functions=reading.hyper_functions(loaded, settings.hyper))
+        fields["factors"] = read_arrays(Path(settings.factors_from))
+    return Given(**fields), []
 
 
-def given_step(loaded: Loaded, settings: Any) -> Any:
+def step(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
     """The step before and the factors of `curv step`."""
     from curvcli.analyses.step.analysis import Given
     from curvcli.loading.directions import read_arrays, read_directions
 
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if settings.momentum not in (None, "previous"):
         name = f"array:{settings.momentum}"
-        found["previous"] = read_directions([name], loaded).vectors[name]
+        fields["previous"] = read_directions([name], loaded).vectors[name]
     if settings.factors_from is not None:
-        found["factors"] = read_arrays(Path(settings.factors_from))
-    return Given(**found)
+        fields["factors"] = read_arrays(Path(settings.factors_from))
+    return Given(**fields), []
+
+
+def network(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
+    """The shape of the outputs and the stored types of the parameters."""
+    from curvcli.analyses.inspect import Inputs
+
+    return Inputs(loaded.outputs, loaded.stored_dtypes), []
 
 
 def images_of(report: Any, rows: list[tuple[str, int]], shape: tuple[int, ...] | None) -> tuple[dict[Any, Any], str]:

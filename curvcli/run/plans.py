@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from curvcli import __version__
 from curvcli.errors import UsageError
@@ -16,8 +17,10 @@ from curvcli.run.runtime import environment
 from curvcli.schema.plan import Way
 from curvcli.sources import register
 
-Loaded = Any
-"""`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
+
+Timing = Literal["never", "if worth it", "always"]
 
 
 class RememberedWay:
@@ -66,6 +69,26 @@ def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
             "curv": __version__,
         }
     )
+
+
+def with_plan(
+    loaded: Loaded, settings: Any, *, given: Way | None = None, store: Any = None, timing: Timing = "never"
+) -> Loaded:
+    """The problem with the way its products are computed, and warnings about that way.
+
+    Parameters
+    ----------
+    given
+        The way to use; None: chosen from sizes, or by time.
+    store
+        Where a way that was timed is remembered.
+    timing
+        Whether ways may be timed.
+    """
+    from curvcli.analyses.common.tuning import planned, remarks
+
+    problem = planned(loaded.problem, settings, given=given, store=store, timing=timing)
+    return replace(loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)])
 
 
 def form(loaded: Loaded, base: Path) -> str:

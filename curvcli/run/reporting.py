@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from curvcli import __version__
 from curvcli.run import files
@@ -12,13 +12,13 @@ from curvcli.schema.plan import Way
 from curvcli.schema.report import Cost, DataRecord, ProblemRecord, Profile, Report
 from curvcli.stopwatch import Stopwatch
 
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
+
 R = TypeVar("R", bound=Report[Any, Any])
 
 ARRAY_FILES = {"vectors": "arrays", "arrays": "arrays", "scores": "arrays", "save_factors": "factors"}
 """Settings that name a file for arrays, and where the answer has these."""
-
-Loaded = Any
-"""`curvcli.loading.resolve.Loaded`, which only `execute.py` may import."""
 
 
 def what_was_read(loaded: Loaded) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -23,6 +23,9 @@ from curvcli.run.records import Records, open_regular
 from curvcli.run.runtime import environment
 from curvcli.schema.plan import Way
 from curvcli.schema.state import StateRecord
+
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
 
 PROBLEM, RECORDS, LOCK = ("problem.json", "problem.copy.json"), "records", "lock"
 MARK = "This folder belongs to curv --state.\n"
@@ -37,9 +40,6 @@ UNESSENTIAL = {
 """Settings that nothing kept depends on: values are found by what they are the answers to."""
 
 DEVICES = "the number of devices"
-
-Loaded = Any
-"""`curvcli.loading.resolve.Loaded`, which only `execute.py` and the commands may import."""
 
 
 class State:

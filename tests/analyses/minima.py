@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
 from curvcli.curvature.flatten import Layout
@@ -35,7 +36,9 @@ def run(
         **settings,
     }
     settings["queries"] = None if queries is None else "0"  # which rows these are is the command's business
-    return influence.run(problem, InfluenceSettings(**settings), Given(queries=queries, **(given or {})), Silent())
+    return influence.run(
+        Context(problem, Silent(), Given(queries=queries, **(given or {}))), InfluenceSettings(**settings)
+    )
 
 
 def scores(problem: Problem, queries: Batches | None = None, **settings: Any) -> np.ndarray:

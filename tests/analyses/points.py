@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.saddle import analysis as saddle
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
@@ -17,7 +18,7 @@ from tests.problems import make_problem
 
 def run(problem: Problem, monitor: Any = None, adam: Any = None, **settings: Any) -> Any:
     settings = {"dtype": "float64", "skip_checks": True, **settings}
-    return saddle.run(problem, SaddleSettings(**settings), monitor or Silent(), adam)
+    return saddle.run(Context(problem, monitor or Silent(), adam), SaddleSettings(**settings))
 
 
 def verdict(problem: Problem, **settings: Any) -> SaddleResult:

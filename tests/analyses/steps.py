@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.step import analysis as step
 from curvcli.analyses.step.analysis import Given
 from curvcli.curvature.flatten import Layout
@@ -21,7 +22,7 @@ METHODS = ("newton", "gauss-newton", "natural", "kfac", "ekfac", "hessian-free",
 def answer(problem: Problem, given: Given | None = None, **settings: Any) -> Any:
     """The answer with the step among its arrays."""
     chosen = StepSettings(**{"dtype": "float64", "skip_checks": True, "arrays": "x.npz", **settings})
-    return step.run(problem, chosen, given or Given(), Silent())
+    return step.run(Context(problem, Silent(), given or Given()), chosen)
 
 
 def delta(problem: Problem, found: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.reliability_checks import alarms, relu_problem
 from curvcli.analyses import eigs, trace
 from curvcli.analyses.common.checks import self_checks
+from curvcli.analyses.common.context import Context
 from curvcli.curvature import build
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import user_loss
@@ -169,9 +170,9 @@ def test_a_matrix_that_is_zero_but_for_rounding_is_no_fault(dtype: str) -> None:
     assert not checked(alone, "gradient-covariance")
     for method in ("dense", "hutchinson"):
         asked = TraceSettings(matrix="gradient-covariance", dtype=dtype, method=method, probes=8)  # type: ignore[arg-type]
-        low, high = trace.run(alone, asked, Silent()).result.trace.interval
+        low, high = trace.run(Context(alone, Silent()), asked).result.trace.interval
         assert low <= 0 <= high < 1e-4
-    pairs = eigs.run(alone, EigsSettings(matrix="gradient-covariance", dtype=dtype, k=2), Silent())  # type: ignore[arg-type]
+    pairs = eigs.run(Context(alone, Silent()), EigsSettings(matrix="gradient-covariance", dtype=dtype, k=2))  # type: ignore[arg-type]
     assert all(one.interval[0] <= 0 <= one.interval[1] for one in pairs.result.eigenvalues)
     copies = mlp_problem(sizes=(20, 30, 5), count=16, dtype=dtype)
     batches = copies.batches

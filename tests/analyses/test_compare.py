@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.compare.candidates import candidates
 from curvcli.curvature import build
@@ -31,7 +32,7 @@ NAMES = ["hessian", "ggn", "empirical-fisher", "kfac", "ekfac", "diagonal"]
 
 def compared(problem: Problem = PROBLEM, **asked: Any) -> Any:
     settings = CompareSettings(**{"dtype": "float64", "skip_checks": True, **asked})
-    return compare.run(problem, settings, Silent())
+    return compare.run(Context(problem, Silent()), settings)
 
 
 def dense(problem: Problem = PROBLEM, l2: float = L2) -> dict[str, np.ndarray]:
@@ -241,7 +242,7 @@ def test_a_regulariser_of_the_users_own_is_in_every_step() -> None:
 def test_products_are_counted_and_forecast() -> None:
     answer = compared(skip_checks=False)
     settings = CompareSettings(dtype="float64")
-    planned, forecast = compare.forecast(PROBLEM, settings)
+    planned, forecast = compare.forecast(Context(PROBLEM), settings)
     assert planned.probes_at_once == PROBLEM.dim
     assert forecast.products == 3 * PROBLEM.dim
     assert forecast.products <= answer.meter.products

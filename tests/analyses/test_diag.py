@@ -12,6 +12,7 @@ import pytest
 
 from curvcli.analyses import diag
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, UsageError
 from curvcli.linalg.iterate import Silent
@@ -32,7 +33,7 @@ from tests.problems import (
 
 def run(problem: Problem, monitor: Any = None, **settings: Any) -> Answer[DiagResult]:
     settings = {"dtype": "float64", "skip_checks": True, **settings}
-    return diag.run(problem, DiagSettings(**settings), monitor or Silent())
+    return diag.run(Context(problem, monitor or Silent()), DiagSettings(**settings))
 
 
 def flat(problem: Problem, answer: Answer[DiagResult], suffix: str = "") -> np.ndarray:
@@ -273,14 +274,15 @@ def test_too_few_products_and_too_little_memory(network: tuple[Problem, np.ndarr
 
 def test_forecast(network: tuple[Problem, np.ndarray]) -> None:
     problem, _ = network
-    dense = diag.forecast(problem, DiagSettings())[1]
-    sampled = diag.forecast(problem, DiagSettings(method="xdiag", probes=40))[1]
+    dense = diag.forecast(Context(problem), DiagSettings())[1]
+    sampled = diag.forecast(Context(problem), DiagSettings(method="xdiag", probes=40))[1]
     assert (dense.products, sampled.products) == (problem.dim, 40)
     pruned = run(problem, method="xdiag", probes=40, prune=0.1)
     assert (
-        pruned.meter.products == diag.forecast(problem, DiagSettings(method="xdiag", probes=40, prune=0.1))[1].products
+        pruned.meter.products
+        == diag.forecast(Context(problem), DiagSettings(method="xdiag", probes=40, prune=0.1))[1].products
     )
-    assert sampled.bytes > diag.forecast(problem, DiagSettings(method="hutchinson", probes=40))[1].bytes
+    assert sampled.bytes > diag.forecast(Context(problem), DiagSettings(method="hutchinson", probes=40))[1].bytes
 
 
 @pytest.mark.parametrize("matrix", ["ggn", "empirical-fisher"])
@@ -294,4 +296,4 @@ def test_the_output_side_gives_the_diagonal(matrix: str) -> None:
     assert not flat(problem, answer, ".stderr").any()
     assert "69 products" in result.reason
     assert result.layers[0].mean.method == "exact"
-    assert diag.forecast(problem, DiagSettings(matrix=matrix))[1].products == 69  # type: ignore[arg-type]
+    assert diag.forecast(Context(problem), DiagSettings(matrix=matrix))[1].products == 69  # type: ignore[arg-type]

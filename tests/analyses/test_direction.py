@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.lines import direction
 from curvcli.analyses.lines.direction import model_radius
+from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg.iterate import Silent
@@ -37,7 +39,7 @@ KINDS = ["gradient", "newton", "random", "filter-normalized", "eigenvector:1", "
 
 def run(problem: Problem, *along: str, given: Any = None, monitor: Any = None, **settings: Any) -> Answer[Any]:
     settings = {"dtype": "float64", "skip_checks": True, "along": list(along), "arrays": "kept.npz", **settings}
-    return direction.run(problem, DirectionSettings(**settings), given or {}, monitor or Silent())
+    return direction.run(Context(problem, monitor or Silent(), LineInputs(given or {})), DirectionSettings(**settings))
 
 
 def found(answer: Answer[Any]) -> list[Any]:
@@ -310,7 +312,9 @@ def test_refusals(network: Problem) -> None:
         run(network, "random", matrix="ntk")
     with pytest.raises(MemoryLimitError):
         run(network, "newton", max_memory=100)
-    plan, cost = direction.forecast(network, DirectionSettings(along=["newton", "eigenvector:2"], dtype="float64"))
+    plan, cost = direction.forecast(
+        Context(network), DirectionSettings(along=["newton", "eigenvector:2"], dtype="float64")
+    )
     assert cost.products > 31
     assert plan.batches == 4
 

@@ -11,6 +11,7 @@ import pytest
 
 from curvcli.analyses import eigs
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.curvature import build
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError
@@ -26,7 +27,7 @@ BOTH_WAYS = pytest.mark.parametrize("method", ["dense", "lanczos"])
 
 def run(problem: Problem, monitor: Any = None, **settings: Any) -> Answer[EigsResult]:
     settings = {"dtype": "float64", "skip_checks": True, "vectors": "kept.npz", **settings}
-    return eigs.run(problem, EigsSettings(**settings), monitor or Silent())
+    return eigs.run(Context(problem, monitor or Silent()), EigsSettings(**settings))
 
 
 def values(answer: Answer[EigsResult]) -> np.ndarray:
@@ -242,10 +243,10 @@ def test_less_memory_costs_restarts_not_accuracy(network: tuple[Problem, np.ndar
 
 def test_forecast_spends_nothing_and_is_near(network: tuple[Problem, np.ndarray]) -> None:
     problem, _ = network
-    _, cost = eigs.forecast(problem, EigsSettings(dtype="float64", method="lanczos", k=10))
+    _, cost = eigs.forecast(Context(problem), EigsSettings(dtype="float64", method="lanczos", k=10))
     spent = run(problem, method="lanczos", k=10).meter.products
     assert 0.5 * spent <= cost.products <= 2 * spent
-    _, cost = eigs.forecast(problem, EigsSettings(dtype="float64", k=10))
+    _, cost = eigs.forecast(Context(problem), EigsSettings(dtype="float64", k=10))
     assert cost.products == problem.dim
 
 

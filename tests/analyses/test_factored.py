@@ -11,6 +11,7 @@ import pytest
 
 from curvcli.analyses import diag, eigs, spectrum, trace
 from curvcli.analyses.common.checks import matrix_notes
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.preconditioners import running_factors
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
@@ -41,25 +42,25 @@ def dense(name: str) -> np.ndarray:
 def test_every_analysis_reads_the_factors(name: str) -> None:
     full = dense(name)
     values = np.linalg.eigvalsh(full)
-    found = spectrum.run(PROBLEM, SpectrumSettings(matrix=name, **ASKED), Silent()).result
+    found = spectrum.run(Context(PROBLEM, Silent()), SpectrumSettings(matrix=name, **ASKED)).result
     np.testing.assert_allclose(found.nodes[0], values, rtol=1e-9)
     assert found.lambda_max.value == pytest.approx(values[-1])
     assert found.max_stable_learning_rate == pytest.approx(2 / values[-1])
-    traced = trace.run(PROBLEM, TraceSettings(matrix=name, **ASKED), Silent())
+    traced = trace.run(Context(PROBLEM, Silent()), TraceSettings(matrix=name, **ASKED))
     assert (traced.result.trace.value, traced.result.trace.stderr) == (pytest.approx(np.trace(full)), 0)
     assert traced.result.frobenius_norm.value == pytest.approx(np.linalg.norm(full))
     assert traced.result.written_out == "factors"
     assert traced.meter.products == 0
-    kept = diag.run(PROBLEM, DiagSettings(matrix=name, arrays="d.npz", **ASKED), Silent()).arrays
+    kept = diag.run(Context(PROBLEM, Silent()), DiagSettings(matrix=name, arrays="d.npz", **ASKED)).arrays
     entries = np.concatenate([kept[path].reshape(-1) for path in sorted(PROBLEM.params)])
     np.testing.assert_allclose(entries, np.diag(full), rtol=1e-9)
-    pairs = eigs.run(PROBLEM, EigsSettings(matrix=name, k=3, vectors="v.npz", **ASKED), Silent())
+    pairs = eigs.run(Context(PROBLEM, Silent()), EigsSettings(matrix=name, k=3, vectors="v.npz", **ASKED))
     np.testing.assert_allclose([one.value for one in pairs.result.eigenvalues], values[::-1][:3], rtol=1e-9)
 
 
 def test_iterations_agree_with_the_factors() -> None:
     asked = {**ASKED, "matrix": "kfac", "method": "hutchinson", "probes": 400}
-    found = trace.run(PROBLEM, TraceSettings(**asked), Silent()).result.trace
+    found = trace.run(Context(PROBLEM, Silent()), TraceSettings(**asked)).result.trace
     assert found.interval[0] <= np.trace(dense("kfac")) <= found.interval[1]
 
 
@@ -75,7 +76,9 @@ def test_parameters_without_a_layer_are_listed() -> None:
 def influenced(saved: Any = None, **asked: Any) -> Any:
     queries = PROBLEM.batches.chosen(np.arange(2))
     settings = {"remove": True, "queries": "0:2", "dtype": "float64", "factors": "exact", "skip_checks": True, **asked}
-    return influence.run(PROBLEM, InfluenceSettings(**settings), Given(queries=queries, factors=saved), Silent())
+    return influence.run(
+        Context(PROBLEM, Silent(), Given(queries=queries, factors=saved)), InfluenceSettings(**settings)
+    )
 
 
 @pytest.mark.parametrize("name", ["kfac", "ekfac"])
@@ -105,7 +108,7 @@ def test_self_influence_by_the_inverse_of_factors(name: str) -> None:
         remove=True, dtype="float64", factors="exact", skip_checks=True, solver=name, damping=0.1, samples=512,
         scores="s.npz",
     )  # fmt: skip
-    answer = influence.run(PROBLEM, settings, Given(), Silent())
+    answer = influence.run(Context(PROBLEM, Silent(), Given()), settings)
     slopes = np.asarray(gradients(PROBLEM, PROBLEM.batches, "loss"))
     expected = np.einsum("nd,nd->n", slopes, np.linalg.solve(dense(name), slopes.T).T) / PROBLEM.normaliser
     off = (answer.arrays["scores"] - expected) / answer.arrays["self_stderr"]

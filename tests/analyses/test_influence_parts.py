@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence import solving
 from curvcli.analyses.influence.context import Given
@@ -78,9 +79,9 @@ def test_what_cannot_be_drawn_from_is_refused_before_anything_is_spent(problem: 
     for more in ({}, {"queries": "0", "self_": True}, {"queries": "0", "leverage": True}):
         settings = InfluenceSettings(remove=True, solver="cg", **asked, **more)
         with pytest.raises(UsageError, match="draw from the matrix"):
-            influence.forecast(problem, settings, Given(queries=problem.batches if more else None))
+            influence.forecast(Context(problem, inputs=Given(queries=problem.batches if more else None)), settings)
     queried = InfluenceSettings(remove=True, solver="cg", queries="0", **asked)
-    assert influence.forecast(problem, queried, Given(queries=problem.batches.chosen(QUERIES)))
+    assert influence.forecast(Context(problem, inputs=Given(queries=problem.batches.chosen(QUERIES))), queried)
 
 
 # --- leverage ---------------------------------------------------------------------------------------------

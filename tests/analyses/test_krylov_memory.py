@@ -9,8 +9,8 @@ import pytest
 
 from curvcli.analyses import spectrum
 from curvcli.analyses.common import krylov_memory
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.planning import MemoryPlan
-from curvcli.analyses.inspect import forecast_spectrum
 from curvcli.errors import MemoryLimitError
 from curvcli.linalg.iterate import Silent
 from curvcli.schema.inspect import InspectSettings
@@ -26,7 +26,7 @@ def planned(limit: int | None, **settings: Any) -> MemoryPlan:
 
 
 def run(limit: int | None = None, **settings: Any) -> Any:
-    return spectrum.run(PROBLEM, SpectrumSettings(**{**OPTIONS, "max_memory": limit, **settings}), Silent())
+    return spectrum.run(Context(PROBLEM, Silent()), SpectrumSettings(**{**OPTIONS, "max_memory": limit, **settings}))
 
 
 PLENTY = planned(None)
@@ -118,9 +118,9 @@ def test_who_insists_is_refused(no_room: None) -> None:
 
 def test_a_forecast_says_which_and_why() -> None:
     settings = InspectSettings(**{**OPTIONS, "max_memory": limit_for("disk")})
-    plan, _ = forecast_spectrum(PROBLEM, settings)
+    plan, _ = spectrum.forecast(Context(PROBLEM), settings)
     assert plan.basis == "disk"
     assert plan.reason is not None
     assert "the limit is" in plan.reason
-    plan, _ = forecast_spectrum(PROBLEM, InspectSettings(**OPTIONS))
+    plan, _ = spectrum.forecast(Context(PROBLEM), InspectSettings(**OPTIONS))
     assert (plan.basis, plan.reason) == ("device", None)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.lines import landscape
+from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.analyses.lines.landscape import barrier
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import NumericsError
@@ -38,7 +40,7 @@ def run(problem: Problem, *along: str, vectors: Any = None, **settings: Any) -> 
         name: layout.unravel(jax.numpy.asarray(row)) for name, row in zip(GIVEN, vectors, strict=True)
     }  # fmt: skip
     monitor = settings.pop("monitor", Silent())
-    return landscape.run(problem, LandscapeSettings(**settings), given, monitor)
+    return landscape.run(Context(problem, monitor, LineInputs(given)), LandscapeSettings(**settings))
 
 
 def test_a_plane(network: Problem, vectors: np.ndarray) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.errors import UsageError
 from curvcli.linalg.iterate import Silent
@@ -23,7 +24,7 @@ PRIOR = 0.7
 
 def read_out(problem: Problem, matrix: str = "ggn", **asked: Any) -> tuple[Any, Any]:
     given = {"dtype": "float64", "skip_checks": True, "matrices": "ggn,empirical-fisher", "laplace": matrix, **asked}
-    answer = compare.run(problem, CompareSettings(**given), Silent())
+    answer = compare.run(Context(problem, Silent()), CompareSettings(**given))
     return answer.result.laplace, answer
 
 

@@ -12,8 +12,10 @@ import optax
 import pytest
 from pydantic import ValidationError
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.lines import direction, landscape
 from curvcli.analyses.lines.batch_statistics import LEAST_VARIANCE, between
+from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.curvature.batch_norm import recomputed, stored
 from curvcli.curvature.flatten import Layout
 from curvcli.figures.landscape import _line
@@ -70,7 +72,7 @@ def loss(cls: Any, s: float, statistics: Any = None) -> float:
 def run(analysis: Any, kind: Any, cls: Any, size: int = COUNT, **settings: Any) -> Any:
     problem, way, statistics = ends(cls, size)
     given = {"dtype": "float64", "skip_checks": True, "along": [OTHER], "points": 5, "range": ["-0.5:1.5"], **settings}
-    return analysis.run(problem, kind(**given), way, Silent(), statistics)
+    return analysis.run(Context(problem, Silent(), LineInputs(way, statistics)), kind(**given))
 
 
 @pytest.mark.parametrize("cls", ENDS)
@@ -140,13 +142,14 @@ def test_directions_of_their_own_keep_the_statistics_unless_asked() -> None:
     problem, way, statistics = ends(Linen)
     settings = {"dtype": "float64", "skip_checks": True, "points": 3, "range": ["-0.1:0.1"]}
     both = direction.run(
-        problem, DirectionSettings(along=["random", OTHER], **settings), way, Silent(), statistics
+        Context(problem, Silent(), LineInputs(way, statistics)), DirectionSettings(along=["random", OTHER], **settings)
     ).result.directions
     assert [one.batch_stats for one in both] == ["fixed", "recompute"]
     assert both[0].model_radius is not None
     assert both[1].model_radius is None
     alone = direction.run(
-        problem, DirectionSettings(along=["random"], batch_stats="recompute", **settings), {}, Silent()
+        Context(problem, Silent(), LineInputs({})),
+        DirectionSettings(along=["random"], batch_stats="recompute", **settings),
     )
     assert alone.result.batch_stats == "recompute"
     with pytest.raises(ValidationError, match="interpolate goes with --along checkpoint"):
@@ -162,10 +165,12 @@ def test_fallbacks_say_why() -> None:
     way = {OTHER: {name: np.ones(leaf.shape) for name, leaf in problem.params.items()}}
     statistics = {OTHER: {"batch_stats/var": np.full(5, 4.0)}}
     settings = {"dtype": "float64", "skip_checks": True, "along": [OTHER], "points": 3, "range": ["0:1"]}
-    answer = landscape.run(problem, LandscapeSettings(**settings), way, Silent(), statistics)
+    answer = landscape.run(Context(problem, Silent(), LineInputs(way, statistics)), LandscapeSettings(**settings))
     assert answer.result.batch_stats == "interpolate"
     assert any("cannot be recomputed" in one and "no call in training mode" in one for one in answer.warnings)
-    answer = landscape.run(problem, LandscapeSettings(**settings, batch_stats="recompute"), way, Silent(), {})
+    answer = landscape.run(
+        Context(problem, Silent(), LineInputs(way, {})), LandscapeSettings(**settings, batch_stats="recompute")
+    )
     assert answer.result.batch_stats == "fixed"
     assert any("cannot be recomputed" in one for one in answer.warnings)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.room import beyond, room_to_fall
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
@@ -78,7 +79,7 @@ def far_away() -> Any:
 def test_influence_marks_its_ranking() -> None:
     problem = far_away()
     settings = InfluenceSettings(remove=True, damping=0.0, dtype="float64", skip_checks=True, solver="dense")
-    answer = influence.run(problem, settings, Given(), Silent())
+    answer = influence.run(Context(problem, Silent(), Given()), settings)
     valid = answer.result.validity
     assert valid.decrement > sums.objective(problem) == pytest.approx(valid.loss_above_least)
     assert valid.model_holds is False

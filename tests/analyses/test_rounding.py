@@ -10,6 +10,7 @@ import pytest
 
 from curvcli.analyses import diag, eigs, spectrum, trace
 from curvcli.analyses.common import rounding
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
@@ -114,7 +115,7 @@ def test_residuals_are_those_of_the_matrix(case: tuple[Problem, np.ndarray]) -> 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_eigenvalues(case: tuple[Problem, np.ndarray], method: str) -> None:
     problem, matrix = case
-    answer = eigs.run(problem, EigsSettings(**COMMON, k=3, method=method), Silent())  # type: ignore[arg-type]
+    answer = eigs.run(Context(problem, Silent()), EigsSettings(**COMMON, k=3, method=method))  # type: ignore[arg-type]
     exact = np.linalg.eigvalsh(matrix)[::-1][:3]
     assert all(holds(pair, truth) for pair, truth in zip(answer.result.eigenvalues, exact, strict=True))
 
@@ -123,7 +124,7 @@ def test_eigenvalues(case: tuple[Problem, np.ndarray], method: str) -> None:
 def test_spectrum(case: tuple[Problem, np.ndarray], method: str) -> None:
     problem, matrix = case
     settings = SpectrumSettings(**COMMON, method=method, probes=6, steps=40)  # type: ignore[arg-type]
-    result = spectrum.run(problem, settings, Silent()).result
+    result = spectrum.run(Context(problem, Silent()), settings).result
     exact = np.linalg.eigvalsh(matrix)
     assert holds(result.lambda_min, exact[0])
     assert holds(result.lambda_max, exact[-1])
@@ -137,11 +138,11 @@ def test_trace_and_diagonal(case: tuple[Problem, np.ndarray], method: str) -> No
     problem, matrix = case
     dim = len(matrix)
     settings = TraceSettings(**COMMON, method=method, probes=2 * dim)  # type: ignore[arg-type]
-    result = trace.run(problem, settings, Silent()).result
+    result = trace.run(Context(problem, Silent()), settings).result
     assert holds(result.trace, np.trace(matrix))
     assert holds(result.frobenius_norm, np.linalg.norm(matrix))
     asked = DiagSettings(**COMMON, method="dense" if method == "dense" else "xdiag", probes=2 * dim)
-    diagonal = diag.run(problem, asked, Silent()).result
+    diagonal = diag.run(Context(problem, Silent()), asked).result
     layers = {"a": 48, "b": 8, "c": len(matrix) - 56}
     ends = np.cumsum([0, *layers.values()])
     truths = {name: np.diag(matrix)[a:b] for name, a, b in zip(layers, ends, ends[1:], strict=False)}
@@ -155,7 +156,7 @@ def test_both_ends_of_a_saddle(case: tuple[Problem, np.ndarray]) -> None:
     problem, matrix = case
     exact = np.linalg.eigvalsh(matrix)
     for method in ("dense", "lanczos"):
-        result = saddle.run(problem, SaddleSettings(**COMMON, method=method), Silent()).result  # type: ignore[arg-type]
+        result = saddle.run(Context(problem, Silent()), SaddleSettings(**COMMON, method=method)).result  # type: ignore[arg-type]
         assert holds(result.lambda_min, exact[0])
         assert holds(result.lambda_max, exact[-1])
         # The index, where the eigenvalues are counted that are beyond what counts as zero.
@@ -183,7 +184,7 @@ def test_influence_measures_its_solves(solver: str) -> None:
     problem = rounding_problem("logits30")
     matrix = np.asarray(build(in_float64(problem), "ggn").matmat(jnp.eye(problem.dim)), np.float64)
     settings = InfluenceSettings(**COMMON, remove=True, matrix="ggn", solver=solver, damping=1e-2)  # type: ignore[arg-type]
-    answer = influence.run(problem, settings, Given(queries=problem.batches.chosen(np.arange(1, 4))), Silent())
+    answer = influence.run(Context(problem, Silent(), Given(queries=problem.batches.chosen(np.arange(1, 4)))), settings)
     # The best that float32 solutions can have: their own rounding.
     attainable = np.finfo(np.float32).eps * np.linalg.norm(matrix, 2) / 1e-2
     for one in answer.result.solves[:-1]:  # the last is that of the gradient, whose tolerance is wider
@@ -194,7 +195,7 @@ def test_steps_are_judged_by_the_matrix_itself() -> None:
     problem = rounding_problem("logits30")
     for steps in (None, 400):
         settings = StepSettings(**COMMON, method="gauss-newton", damping=1e-2, cg_steps=steps)
-        result = step.run(problem, settings, StepGiven(), Silent()).result
+        result = step.run(Context(problem, Silent(), StepGiven()), settings).result
         assert result.solve.residual is not None
         assert 0 < result.solve.residual < 1e-3
 
@@ -206,7 +207,7 @@ def test_distances_of_matrices(case: tuple[Problem, np.ndarray]) -> None:
         settings = CompareSettings(
             **COMMON, matrices=("hessian", "ggn"), method=method, k=2, probes=64, confidence=0.999  # type: ignore[arg-type]
         )  # fmt: skip
-        result = compare.run(problem, settings, Silent()).result
+        result = compare.run(Context(problem, Silent()), settings).result
         for name, truth in (("hessian", matrix), ("ggn", ggn)):
             assert holds(result.traces[name], np.trace(truth))  # type: ignore[index]
             assert holds(result.frobenius_norms[name], np.linalg.norm(truth))  # type: ignore[index]
@@ -220,7 +221,7 @@ def test_what_is_written_out_is_exact_to_float64_and_says_its_rounding() -> None
     for dtype in ("float32", "float64"):
         asked = problem if dtype == "float32" else in_float64(problem)
         settings = TraceSettings(**{**COMMON, "dtype": dtype}, method="dense")
-        found = trace.run(asked, settings, Silent()).result.trace
+        found = trace.run(Context(asked, Silent()), settings).result.trace
         assert found.method == "exact"
         assert 0 < found.interval[1] - found.interval[0] < 1e-11 * abs(truth)
         assert holds(found, truth)
@@ -228,5 +229,5 @@ def test_what_is_written_out_is_exact_to_float64_and_says_its_rounding() -> None
 
 def test_the_meter_counts_products_in_float64() -> None:
     problem = rounding_problem("logits30")
-    answer = trace.run(problem, TraceSettings(**COMMON, method="hutchinson", probes=8), Silent())
+    answer = trace.run(Context(problem, Silent()), TraceSettings(**COMMON, method="hutchinson", probes=8))
     assert answer.meter.products == 8 + 2 * rounding.PROBES

@@ -13,10 +13,12 @@ import pytest
 
 from curvcli.analyses import diag, eigs, spectrum, trace
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence.context import Given
 from curvcli.analyses.lines import direction, landscape
+from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.analyses.saddle import analysis as saddle
 from curvcli.analyses.step import analysis as step
 from curvcli.analyses.step.analysis import Given as StepGiven
@@ -67,19 +69,19 @@ def some(problem: Problem) -> Given:
 
 
 def _influence(**settings: Any) -> Callable[[Problem, dict], Answer]:
-    return lambda p, s: influence.run(p, InfluenceSettings(**s, matrix="ggn", **settings), some(p), Silent())
+    return lambda p, s: influence.run(Context(p, Silent(), some(p)), InfluenceSettings(**s, matrix="ggn", **settings))
 
 
 def _step(**settings: Any) -> Callable[[Problem, dict], Answer]:
-    return lambda p, s: step.run(p, StepSettings(**s, **settings), StepGiven(), Silent())
+    return lambda p, s: step.run(Context(p, Silent(), StepGiven()), StepSettings(**s, **settings))
 
 
 def _of(analysis: Any, kind: Any, **settings: Any) -> Callable[[Problem, dict], Answer]:
-    return lambda p, s: analysis.run(p, kind(**s, **settings), Silent())
+    return lambda p, s: analysis.run(Context(p, Silent()), kind(**s, **settings))
 
 
 def _along(analysis: Any, kind: Any, **settings: Any) -> Callable[[Problem, dict], Answer]:
-    return lambda p, s: analysis.run(p, kind(**s, **settings), {}, Silent())
+    return lambda p, s: analysis.run(Context(p, Silent(), LineInputs({})), kind(**s, **settings))
 
 
 RUNS: dict[str, tuple[Callable[[Problem, dict], Answer], dict[str, float]]] = {
@@ -186,7 +188,7 @@ def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> No
         if not given:
             return run(scaled(base, c), settings)
         asked = StepSettings(**settings, method="gauss-newton", cg_steps=200, damping=1e-3 * c)
-        return step.run(scaled(base, c), asked, StepGiven(), Silent())
+        return step.run(Context(scaled(base, c), Silent(), StepGiven()), asked)
 
     plain = told(1.0)
     numbers = dict(leaves(plain.result.model_dump()))
@@ -213,14 +215,18 @@ def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> No
 def test_covariances_of_gradients_are_right_or_refused(base: Problem) -> None:
     """They go with the square of the loss: 1e-40 and 1e40 are no numbers of float32, but the matrix written out is."""
     settings: dict[str, Any] = {"dtype": base.dtype.name, "skip_checks": True, "matrix": "gradient-covariance"}
-    truth = trace.run(base, TraceSettings(**settings, method="dense"), Silent()).result.trace.value
+    truth = trace.run(Context(base, Silent()), TraceSettings(**settings, method="dense")).result.trace.value
     for c in (1e-20, 1e20):
-        dense = trace.run(scaled(base, c), TraceSettings(**settings, method="dense"), Silent()).result.trace.value
+        dense = trace.run(
+            Context(scaled(base, c), Silent()), TraceSettings(**settings, method="dense")
+        ).result.trace.value
         assert dense == pytest.approx(truth * c**2, rel=1e-5)
         sampled = TraceSettings(**settings, method="hutchinson", probes=8)
         if base.dtype == np.float64:
-            assert trace.run(scaled(base, c), sampled, Silent()).result.trace.value == pytest.approx(dense, rel=1.0)
+            assert trace.run(Context(scaled(base, c), Silent()), sampled).result.trace.value == pytest.approx(
+                dense, rel=1.0
+            )
         else:
             with pytest.raises(NumericsError, match=r"lose all digits|not finite") as caught:
-                trace.run(scaled(base, c), sampled, Silent())
+                trace.run(Context(scaled(base, c), Silent()), sampled)
             assert "--dtype float64" in (caught.value.hint or "")

@@ -11,6 +11,7 @@ import pytest
 
 from curvcli.analyses import spectrum
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.subsampling import eigenvalue_errors, images
 from curvcli.analyses.spectrum import look_schedule
 from curvcli.curvature import build_for
@@ -24,7 +25,7 @@ from tests.problems import dense_ggn, dense_hessian, make_problem, mlp_problem
 
 def run(problem: Problem, monitor: Any = None, **settings: Any) -> Answer[SpectrumResult]:
     settings = {"dtype": "float64", "skip_checks": True, **settings}
-    return spectrum.run(problem, SpectrumSettings(**settings), monitor or Silent())
+    return spectrum.run(Context(problem, monitor or Silent()), SpectrumSettings(**settings))
 
 
 def holds(estimate: Any, truth: float) -> bool:

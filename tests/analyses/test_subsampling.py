@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from curvcli.analyses import diag, eigs, spectrum, trace
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.saddle import analysis as saddle
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
@@ -72,7 +73,7 @@ def test_intervals_hold_the_numbers_of_all_examples(law: str, used: int) -> None
     for seed in range(runs):
         rows = np.random.default_rng(seed).permutation(WHOLE)[:used]
         result = spectrum.run(
-            part_of(whole, rows), SpectrumSettings(dtype="float64", skip_checks=True, seed=seed), Silent()
+            Context(part_of(whole, rows), Silent()), SpectrumSettings(dtype="float64", skip_checks=True, seed=seed)
         ).result
         numbers = (result.lambda_max, result.lambda_min, result.trace, result.frobenius_norm)
         held += [
@@ -112,8 +113,8 @@ def test_the_learning_rate_has_the_interval_of_the_sharpness() -> None:
     problem = replace(mlp_problem(sizes=(4, 5, 3), count=40), population=400)
     options = {"dtype": "float64", "skip_checks": True}
     for result in (
-        spectrum.run(problem, SpectrumSettings(**options), Silent()).result,
-        saddle.run(problem, SaddleSettings(**options), Silent()).result,
+        spectrum.run(Context(problem, Silent()), SpectrumSettings(**options)).result,
+        saddle.run(Context(problem, Silent()), SaddleSettings(**options)).result,
     ):
         low, high = result.lambda_max.interval
         assert low > 0
@@ -124,7 +125,7 @@ def test_the_learning_rate_has_the_interval_of_the_sharpness() -> None:
 def test_a_sum_grows_with_its_examples_and_has_no_error_of_them() -> None:
     whole = regression(LAWS["power law"](np.random.default_rng(0)), normaliser=1.0)
     result = trace.run(
-        part_of(whole, np.arange(50), 1.0), TraceSettings(dtype="float64", skip_checks=True), Silent()
+        Context(part_of(whole, np.arange(50), 1.0), Silent()), TraceSettings(dtype="float64", skip_checks=True)
     ).result
     assert result.trace.data_stderr is None
 
@@ -136,7 +137,7 @@ def test_examples_of_unequal_weight() -> None:
     rows = np.arange(60)
     part = part_of(whole, rows, weight[rows].sum())
     settings = SpectrumSettings(dtype="float64", skip_checks=True, matrix="ggn")
-    result = spectrum.run(part, settings, Silent()).result
+    result = spectrum.run(Context(part, Silent()), settings).result
     assert result.lambda_max.value == pytest.approx(2.0)
     assert result.lambda_max.data_stderr == pytest.approx(0, abs=1e-9)
     assert result.trace.data_stderr == pytest.approx(0, abs=1e-9)
@@ -148,8 +149,8 @@ def test_a_null_space_that_other_examples_fill() -> None:
     inputs = np.asarray(whole.batches.inputs)
     truth = np.linalg.eigvalsh(inputs.T @ inputs / WHOLE)[0]
     part, options = part_of(whole, np.arange(5)), {"dtype": "float64", "skip_checks": True, "matrix": "ggn"}
-    low = spectrum.run(part, SpectrumSettings(**options), Silent()).result.lambda_min
+    low = spectrum.run(Context(part, Silent()), SpectrumSettings(**options)).result.lambda_min
     assert low.value == pytest.approx(0, abs=1e-12)
     assert holds(low, truth)
-    smallest = eigs.run(part, EigsSettings(**options, k=1, which="smallest"), Silent()).result.eigenvalues[0]
+    smallest = eigs.run(Context(part, Silent()), EigsSettings(**options, k=1, which="smallest")).result.eigenvalues[0]
     assert smallest.data_stderr is None

@@ -10,6 +10,7 @@ import pytest
 
 from curvcli.analyses import trace
 from curvcli.analyses.common.answer import Answer
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.subsampling import sampling_factor, shared_spread
 from curvcli.curvature import build_for
 from curvcli.curvature.flatten import Layout
@@ -24,7 +25,7 @@ from tests.problems import dense_hessian, dense_matrix, make_problem, mlp, mlp_p
 
 def run(problem: Problem, monitor: Any = None, **settings: Any) -> Answer[TraceResult]:
     settings = {"dtype": "float64", "skip_checks": True, **settings}
-    return trace.run(problem, TraceSettings(**settings), monitor or Silent())
+    return trace.run(Context(problem, monitor or Silent()), TraceSettings(**settings))
 
 
 def holds(estimate: Any, truth: float) -> bool:
@@ -158,7 +159,7 @@ def test_memory_limit(network: tuple[Problem, np.ndarray]) -> None:
     problem, _ = network
     with pytest.raises(MemoryLimitError, match="vectors"):
         run(problem, method="xtrace", max_memory=1000)
-    _, forecast = trace.forecast_trace(problem, TraceSettings(probes=40, method="xtrace"))
+    _, forecast = trace.forecast(Context(problem), TraceSettings(probes=40, method="xtrace"))
     assert forecast.products == 40
     assert forecast.bytes > 80 * 8 * problem.dim
 
@@ -268,7 +269,7 @@ def test_the_parameters_side_where_that_is_smaller(wide: Problem) -> None:
     assert run(few, matrix="ggn").result.written_out == "parameters"
     assert run(wide).result.written_out == "parameters"
     assert run(wide, matrix="ggn", method="xtrace", probes=8).result.written_out is None
-    _, forecast = trace.forecast_trace(wide, TraceSettings(matrix="ggn"))
+    _, forecast = trace.forecast(Context(wide), TraceSettings(matrix="ggn"))
     assert forecast.products == 69
     assert forecast.bytes > 3 * 8 * 69**2 + 8 * wide.dim
     with pytest.raises(MemoryLimitError):

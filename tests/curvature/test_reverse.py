@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from curvcli.analyses.common.checks import examined
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.curvature import along, build
 from curvcli.curvature.influence.responses import shift_inputs
@@ -113,7 +114,7 @@ def test_it_is_said_and_passes_the_self_checks() -> None:
 
 def test_it_is_said_once_of_several_matrices() -> None:
     settings = CompareSettings(dtype="float64", skip_checks=True, matrices=["hessian", "ggn"])
-    warnings = compare.run(twins()[1], settings, Silent()).warnings
+    warnings = compare.run(Context(twins()[1], Silent()), settings).warnings
     assert sum("reverse over reverse" in warning for warning in warnings) == 1
 
 

@@ -8,11 +8,13 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from curvcli.registry import schemas
 from curvcli.schema.estimate import Estimate
-from curvcli.schema.registry import SCHEMAS
 from curvcli.schema.report import ErrorRecord, load_json
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.spec import ProblemSpec
+
+SCHEMAS = schemas()
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

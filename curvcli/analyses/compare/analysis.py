@@ -20,6 +20,7 @@ from curvcli.analyses import eigs
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import finite_objective, matrix_notes, network_notes, self_checks
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM, factor_rows
 from curvcli.analyses.common.precision import network_jaxpr
 from curvcli.analyses.common.rounding import relative as relative_rounding
@@ -80,12 +81,13 @@ class Look(NamedTuple):
     level: float  # error probability of an interval
 
 
-def run(problem: Problem, settings: CompareSettings, monitor: Monitor) -> Answer[CompareResult]:
+def run(context: Context[None], settings: CompareSettings) -> Answer[CompareResult]:
     """Distances, traces, top eigenspaces and damped steps of several curvature matrices.
 
     Cost: D products a matrix where they are written out; else for each that is no product of factors `probes` products,
     one a top eigenvector of any matrix, about 3k + 20 for its eigenpairs, and those of one solve.
     """
+    problem, monitor = context.problem, context.monitor
     value, gradient = finite_objective(problem)
     meter, choice = Meter(), choose(problem, settings)
     plan = memory_plan(problem, settings, choice)
@@ -163,8 +165,9 @@ def memory_plan(problem: Problem, settings: CompareSettings, choice: Choice) -> 
     return ComparePlan("sampled", at_once, max(block.bytes, basis) + more.bytes, products)
 
 
-def forecast(problem: Problem, settings: CompareSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: CompareSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products: a solve is counted as 100."""
+    problem = context.problem
     plan = memory_plan(problem, settings, choose(problem, settings))
     passes = -(-plan.products // plan.at_once)
     cost = planning.forecast(

@@ -19,6 +19,7 @@ import numpy as np
 from curvcli.analyses.common import planning, preconditioners
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK
 from curvcli.analyses.influence import response, scoring, solving
 from curvcli.analyses.influence import self_influence as own
@@ -27,7 +28,6 @@ from curvcli.analyses.influence.validity import caution, validity
 from curvcli.curvature.influence.queries import check_labels, check_measure
 from curvcli.curvature.products.ntk import outputs_per_example
 from curvcli.errors import MemoryLimitError, UsageError
-from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Problem
 from curvcli.schema.influence import InfluenceResult, InfluenceSettings, Mode, Target
@@ -39,7 +39,7 @@ EXPECTED_STEPS, LEAST_STEPS = 120, 8
 """Products a query, for a forecast: 120/√k in a block of k. Measured at the tolerance of 1e-4: 82 of 4, 9 of 101."""
 
 
-def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Monitor) -> Answer[InfluenceResult]:
+def run(context: Context[Given], settings: InfluenceSettings) -> Answer[InfluenceResult]:
     """Scores of every example, with the certificate of every solve.
 
     Raises
@@ -59,6 +59,7 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
     for a dense answer; some 64 to look at the spectra; a forward pass over the data a query. `samples` solves more for
     self-influence and leverage where the matrix is not written out.
     """
+    problem, given, monitor = context.problem, context.inputs, context.monitor
     plan = memory_plan(problem, settings, given)
     factors = None
     if settings.factored is not None:
@@ -92,8 +93,9 @@ def run(problem: Problem, settings: InfluenceSettings, given: Given, monitor: Mo
     return Answer(result, meter, loss, checks, warnings, study.arrays if settings.scores else {}, study.axes)
 
 
-def forecast(problem: Problem, settings: InfluenceSettings, given: Given) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Given], settings: InfluenceSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products."""
+    problem, given = context.problem, context.inputs
     plan, rows = memory_plan(problem, settings, given), count_rows(problem, settings, given)
     dense = solving.is_dense(problem, settings)
     solves = rows + 1 + (settings.samples if needs_root(settings, given) else 0)

@@ -6,9 +6,8 @@ the line beside its quadratic model. All points of all lines are evaluated in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import numpy as np
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.precision import weights_norm
 from curvcli.analyses.lines import batch_statistics as line_statistics
 from curvcli.analyses.lines import directions as lines
@@ -29,7 +29,7 @@ from curvcli.curvature.products.forms import example_forms
 from curvcli.errors import NumericsError, suggest_float64
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
-from curvcli.problem import Params, Problem
+from curvcli.problem import Problem
 from curvcli.schema.direction import (
     DirectionResult,
     Directions,
@@ -83,21 +83,8 @@ class Parabola(NamedTuple):
         return float(lowest) if np.isfinite(lowest) else None
 
 
-def run(
-    problem: Problem,
-    settings: DirectionSettings,
-    given: dict[str, Params],
-    monitor: Monitor,
-    statistics: Mapping[str, Statistics] = MappingProxyType({}),
-) -> Answer[DirectionResult | Directions]:
+def run(context: Context[lines.Inputs], settings: DirectionSettings) -> Answer[DirectionResult | Directions]:
     """Derivatives and profiles along the directions asked for.
-
-    Parameters
-    ----------
-    given
-        Directions from outside the problem, by the text that asks for them.
-    statistics
-        Batch statistics of the checkpoints among them, by the same.
 
     Raises
     ------
@@ -109,6 +96,8 @@ def run(
     Cost: about 12 forward passes a direction for the derivatives, one a point for the profiles, in four passes over
     the data; the products of MINRES for `newton`, those of `curv eigs` for eigenvectors.
     """
+    problem, monitor = context.problem, context.monitor
+    given, statistics = context.inputs.vectors, context.inputs.statistics
     lines.check(problem, settings)
     value, gradient = finite_objective(problem)
     meter = Meter()
@@ -156,8 +145,9 @@ def run(
     return Answer(result, meter, value, checks, warnings, arrays)
 
 
-def forecast(problem: Problem, settings: DirectionSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: DirectionSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and at most how many products."""
+    problem = context.problem
     needed = lines.check(problem, settings)
     products = lines.products(problem, settings)
     plan = planning.cut(problem, len(settings.along))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 
 from curvcli.analyses import eigs
 from curvcli.analyses.common import planning
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
 from curvcli.compiling import jit
 from curvcli.curvature import curves_the_loss
+from curvcli.curvature.batch_norm import Statistics
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.jaxprs.taps import find_layers
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError, suggest_float64
@@ -40,6 +42,22 @@ NUDGES = (1, -1, 2, -2, 3, -3)
 
 BASIS_BYTES = 1 << 30
 """Bases up to this size are kept by the Newton solve, which reorthogonalised needs fewer products."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What lines take beside the problem.
+
+    Parameters
+    ----------
+    vectors
+        Directions from outside the problem, by the text that asks for them.
+    statistics
+        Batch statistics of the checkpoints among them, by the same.
+    """
+
+    vectors: Mapping[str, Params] = field(default_factory=dict)
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
 
 class NoDirectionError(Exception):
@@ -76,7 +94,7 @@ class Finder:
     operator: LinearOperator
     settings: LineSettings
     gradient: Array
-    given: dict[str, Params]
+    given: Mapping[str, Params]
     monitor: Monitor
     warnings: list[str]
     _pairs: dict[bool, eigs.Pairs] = field(default_factory=dict)
@@ -297,7 +315,7 @@ def products(problem: Problem, settings: LineSettings) -> int:
     count = min(settings.max_probes, problem.dim) + 1 if "newton" in kinds else 0
     for largest in (True, False):
         if any(one.kind == "eigenvector" and (one.rank > 0) == largest for one in settings.directions):
-            count += eigs.forecast(problem, eigs_settings(settings, largest))[1].products
+            count += eigs.forecast(Context(problem), eigs_settings(settings, largest))[1].products
     return count
 
 

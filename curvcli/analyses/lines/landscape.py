@@ -5,8 +5,6 @@ The grid is evaluated row by row, each row in one pass over the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ import numpy as np
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.precision import weights_norm
 from curvcli.analyses.lines import batch_statistics as line_statistics
 from curvcli.analyses.lines import direction
@@ -23,12 +22,11 @@ from curvcli.analyses.lines.batch_statistics import LineStatistics
 from curvcli.analyses.lines.direction import natural_range
 from curvcli.analyses.lines.directions import Finder
 from curvcli.curvature import along, build_for
-from curvcli.curvature.batch_norm import Statistics
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
-from curvcli.problem import Params, Problem
+from curvcli.problem import Problem
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.landscape import LandscapeResult, LandscapeSettings
 from curvcli.schema.plan import Plan
@@ -45,21 +43,8 @@ class Barrier(NamedTuple):
     end_loss: float
 
 
-def run(
-    problem: Problem,
-    settings: LandscapeSettings,
-    given: dict[str, Params],
-    monitor: Monitor,
-    statistics: Mapping[str, Statistics] = MappingProxyType({}),
-) -> Answer[LandscapeResult]:
+def run(context: Context[lines.Inputs], settings: LandscapeSettings) -> Answer[LandscapeResult]:
     """True loss and quadratic model on a line or a plane.
-
-    Parameters
-    ----------
-    given
-        Directions from outside the problem, by the text that asks for them.
-    statistics
-        Batch statistics of the checkpoints among them, by the same.
 
     Raises
     ------
@@ -71,6 +56,8 @@ def run(
     Cost: a forward pass a point (two where batch statistics are recomputed), the data read once a row; two products,
     and what finding the directions takes.
     """
+    problem, monitor = context.problem, context.monitor
+    given, statistics = context.inputs.vectors, context.inputs.statistics
     lines.check(problem, settings)
     value, gradient = finite_objective(problem)
     meter = Meter()
@@ -131,8 +118,9 @@ def run(
     return Answer(result, meter, value, checks, warnings)
 
 
-def forecast(problem: Problem, settings: LandscapeSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: LandscapeSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and at most how many products."""
+    problem = context.problem
     needed = lines.check(problem, settings)
     products = lines.products(problem, settings) + 2
     rows = settings.points + 1 if len(settings.along) == 2 else 1

@@ -9,12 +9,14 @@ called a minimum beside which the loss falls.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from curvcli.analyses.common import planning, stationarity
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM
 from curvcli.analyses.common.kinks import kinks
 from curvcli.analyses.common.room import room_to_fall
@@ -27,7 +29,6 @@ from curvcli.analyses.spectrum import learning_rates
 from curvcli.curvature import build_for
 from curvcli.curvature.flatten import Layout
 from curvcli.errors import MemoryLimitError
-from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Problem
 from curvcli.schema.inspect import Forecast
@@ -35,19 +36,12 @@ from curvcli.schema.plan import Plan
 from curvcli.schema.saddle import SaddleResult, SaddleSettings
 
 
-def run(
-    problem: Problem, settings: SaddleSettings, monitor: Monitor, adam: descent.AdamState | None = None
-) -> Answer[SaddleResult]:
+def run(context: Context[descent.AdamState | None], settings: SaddleSettings) -> Answer[SaddleResult]:
     """The verdict, its evidence, and the rates of gradient descent.
 
     Cost: 1 + ½ ln(2.75 D/δ²)/√ε products for the bound (δ halved), 4 × `steps` for the counts, some 50 to 300 for
     extremes and decrement; D for a dense answer. Some 130 to 600 forward passes in float64 before a minimum is said.
     Where the smallest eigenvalue is not plainly positive, up to three products and 80 forward passes in float64.
-
-    Parameters
-    ----------
-    adam
-        Adam's state at this checkpoint, where it was asked for.
 
     Raises
     ------
@@ -56,6 +50,7 @@ def run(
     MemoryLimitError
         The bases do not fit.
     """
+    problem, monitor, adam = context.problem, context.monitor, context.inputs
     value, gradient = finite_objective(problem)
     meter = Meter()
     operator = meter.count(build_for(problem, settings))
@@ -137,8 +132,9 @@ def run(
     return Answer(result, meter, value, checks, warnings, params=moved)
 
 
-def forecast(problem: Problem, settings: SaddleSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: SaddleSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products."""
+    problem = context.problem
     plan, dense = memory_plan(problem, settings)
     long = long_steps(settings, problem.dim)
     short = min(settings.steps, problem.dim)

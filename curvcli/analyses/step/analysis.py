@@ -6,6 +6,7 @@ Source: Grosse, *Neural Net Training Dynamics*, chapter 4, sections 2 to 6.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from curvcli.analyses.common import planning, preconditioners
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK, plan_factors
 from curvcli.analyses.common.precision import weights_norm
 from curvcli.analyses.step.judging import Judgement, by_rule, judge, next_damping
@@ -28,7 +30,6 @@ from curvcli.analyses.step.starting_point import Ground, Tally
 from curvcli.analyses.step.stepping import in_plane, walk
 from curvcli.curvature import along
 from curvcli.curvature.flatten import Layout
-from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
 from curvcli.schema.inspect import Forecast
@@ -59,7 +60,7 @@ class Given:
     factors: dict[str, np.ndarray] | None = None
 
 
-def run(problem: Problem, settings: StepSettings, given: Given, monitor: Monitor) -> Answer[StepResult]:
+def run(context: Context[Given], settings: StepSettings) -> Answer[StepResult]:
     """The step of a method at these weights, judged by J and by its quadratic model; more steps where asked for.
 
     Raises
@@ -78,6 +79,7 @@ def run(problem: Problem, settings: StepSettings, given: Given, monitor: Monitor
     Cost: D products where C is written out (up to 1500 parameters), else those of conjugate gradients, anew for every
     λ tried; for `kfac` a forward pass and a cotangent. For every λ a product and a forward pass on top.
     """
+    problem, given, monitor = context.problem, context.inputs, context.monitor
     memory_plan(problem, settings)
     value, gradient = finite_objective(problem)
     meter = Meter()
@@ -126,8 +128,9 @@ def run(problem: Problem, settings: StepSettings, given: Given, monitor: Monitor
     return Answer(result, meter, value, checks, warnings, arrays, params=moved, factors=factors)
 
 
-def forecast(problem: Problem, settings: StepSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Any], settings: StepSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products."""
+    problem = context.problem
     plan = memory_plan(problem, settings)
     trials = 10 if settings.damping == "auto" else 1
     dense = is_dense(problem, settings) and settings.method in ITERATIVE

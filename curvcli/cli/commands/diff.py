@@ -22,10 +22,10 @@ def diff(
     Two reports of one analysis, number by number: the change, where the true change lies by both intervals, and whether
     it can be chance. Settings that the two runs did not share are listed.
     """
-    from curvcli.run import files
-    from curvcli.cli.output import own_stdout, write_line
     from curvcli.cli.differences import compared
+    from curvcli.cli.output import own_stdout, write_line
     from curvcli.cli.render import render
+    from curvcli.run import files
 
     if output is not None:
         files.check_writable(output)

@@ -13,6 +13,6 @@ def init(request: Request) -> int:
     Write a curv.toml in this folder (or to -o FILE), after the loss was evaluated with it. From then on
     [bold]curv spectrum[/bold] is a complete command here.
     """
-    from curvcli.cli.execute import write_spec
+    from curvcli.cli.specification import write_spec
 
     return write_spec(request)

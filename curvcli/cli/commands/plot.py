@@ -42,8 +42,8 @@ def plot(
     Several reports are laid over each other; those of one run at several steps become curves over the steps, and
     spectra a map. stdout has the names of the files written.
     """
-    from curvcli.run import files
     from curvcli.cli.output import STDOUT, own_stdout, write_line
+    from curvcli.run import files
 
     if importlib.util.find_spec("matplotlib") is None:
         raise SpecError("curv plot needs matplotlib", "pip install 'curvcli[plot]'")

@@ -18,16 +18,17 @@ def schema(
 
     from curvcli.cli import output
     from curvcli.errors import UsageError
-    from curvcli.schema.registry import SCHEMAS
+    from curvcli.registry import schemas
 
+    known = schemas()
     if name is None:
-        text = "\n".join(SCHEMAS)
-    elif name not in SCHEMAS:
-        raise UsageError(f"no schema {name!r}", f"the names are: {', '.join(SCHEMAS)}")
+        text = "\n".join(known)
+    elif name not in known:
+        raise UsageError(f"no schema {name!r}", f"the names are: {', '.join(known)}")
     else:
         document = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **SCHEMAS[name].model_json_schema(),
+            **known[name].model_json_schema(),
         }
         text = json.dumps(document, indent=2)
     with output.own_stdout() as stdout:

@@ -21,7 +21,7 @@ def trust(
     the digest. A curv.toml given to --spec needs no trust, nor does what the command line names.
     """
     from curvcli.cli import output
-    from curvcli.cli.execute import named_specification
+    from curvcli.cli.problem import named_specification
     from curvcli.run.trust import code_of
     from curvcli.run.trust import revoke as forget
     from curvcli.run.trust import trust as remember

@@ -26,15 +26,16 @@ def watch(
     Analyses each step of a training run as it is written: one JSON line a step, programs compiled once. Whatever else
     is given goes to the analysis. A step that Orbax has not committed is left alone.
     """
-    from curvcli.cli.following import Following, following
-    from curvcli.cli.main import STEPWISE, build_app
+    from curvcli.cli.following import Following
+    from curvcli.cli.main import build_app
     from curvcli.errors import UsageError
+    from curvcli.registry import ANALYSES
 
     extra = list(context.args)
     if analysis.startswith("-"):  # an option of the analysis, which has taken its place
         extra, analysis = [analysis, *extra], "spectrum"
-    if analysis not in STEPWISE:
-        raise UsageError(f"{analysis!r} is no analysis of checkpoints", f"one of: {', '.join(STEPWISE)}")
-    with following(Following(every, idle, until, new)):
-        line = [analysis, folder, "--all-steps", *extra]
-        return build_app(analysis)(line, prog_name="curv", standalone_mode=False)
+    if analysis not in ANALYSES:
+        raise UsageError(f"{analysis!r} is no analysis of checkpoints", f"one of: {', '.join(ANALYSES)}")
+    line = [analysis, folder, "--all-steps", *extra]
+    following = Following(every, idle, until, new)
+    return build_app(analysis)(line, prog_name="curv", standalone_mode=False, obj=following)

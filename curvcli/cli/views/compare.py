@@ -12,6 +12,10 @@ from curvcli.schema.estimate import Estimate
 SHORT = {"empirical-fisher": "emp.fisher", "gradient-covariance": "grad.cov"}
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
     """One row a matrix, then two squares: distances; and agreement of top spaces and steps."""
     result, cost = report.result, report.cost

@@ -11,6 +11,10 @@ from curvcli.schema.diag import DiagReport, DiagResult, Pruning
 MOST_LAYERS = 12
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: DiagReport, width: int, unicode: bool) -> list[Part]:
     """The range of the entries, the layers by saliency (by mean where there is none), and the trial of pruning."""
     result, cost = report.result, report.cost

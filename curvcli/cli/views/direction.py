@@ -14,6 +14,10 @@ MOST = 12
 """Directions that are shown in the table of several."""
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: DirectionReport, width: int, unicode: bool) -> list[Part]:
     """The curvature, a table, and the loss against its quadratic model; of several directions a table alone."""
     result, cost = report.result, report.cost

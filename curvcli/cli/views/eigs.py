@@ -13,6 +13,10 @@ SHOWN = 20
 """Eigenvalues of a longer list that are shown, half of them from either end."""
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
     """The eigenvalues with their residuals and the gradient's share, as many as fit one screen."""
     result, cost = report.result, report.cost

@@ -11,6 +11,10 @@ from curvcli.schema.influence import Entry, InfluenceReport, InfluenceResult, Ra
 MOST_QUERIES, MOST_ENTRIES = 4, 5
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
     """Who drives what, how far that can be trusted, and what each solve came to."""
     result, cost = report.result, report.cost

@@ -11,6 +11,10 @@ from curvcli.schema.inspect import InspectReport
 WAYS = {"vmap": "all vectors at once", "map": "one vector after the other"}
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
     """Loss, layers, data and what a spectrum would cost."""
     result = report.result

@@ -10,6 +10,9 @@ from curvcli.cli.plot_text import line_plot, shade_map
 from curvcli.schema.landscape import LandscapeReport, LandscapeResult
 from curvcli.schema.lines import BATCH_STATS
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
 
 def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
     """The range of the losses or the barrier, the directions, and a picture."""

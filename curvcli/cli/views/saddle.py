@@ -8,6 +8,9 @@ from rich.text import Text
 from curvcli.cli.format import Part, count, eigenvalue, failed, header, number, spent, stable_rate, table
 from curvcli.schema.saddle import Adam, GradientDescent, SaddleReport, SaddleResult
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
 
 def view(report: SaddleReport, width: int, unicode: bool) -> list[Part]:
     """The verdict in a sentence, its evidence, and the rates of gradient descent."""

@@ -8,6 +8,9 @@ from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, hea
 from curvcli.cli.plot_text import density_plot
 from curvcli.schema.spectrum import SpectrumReport
 
+COVERS_ALL_EXAMPLES = True
+"""Whether every number of the headline says whether it is of all examples."""
+
 
 def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
     """Sharpness, both extremes, trace and masses, and the density as a picture."""

@@ -16,6 +16,10 @@ FEWEST = 8
 """Iterations of conjugate gradients that make a picture."""
 
 
+COVERS_ALL_EXAMPLES = False
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
     """The step in a sentence, what it does, the λ that were tried, the steps that were made."""
     result, cost = report.result, report.cost

@@ -12,6 +12,10 @@ from curvcli.schema.trace import TraceReport
 MOST_LAYERS = 14
 
 
+COVERS_ALL_EXAMPLES = True
+"""Whether every number of the headline says whether it is of all examples."""
+
+
 def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
     """The trace, the norm, the layers with the largest shares, and what a narrower interval would cost."""
     result = report.result

@@ -1,0 +1,121 @@
+"""The problem that a command line names: its specification, its files, and how products are computed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curvcli.cli import distributed, provenance
+from curvcli.cli.options import Request, absolute_source, absolute_target
+from curvcli.cli.replies import Target
+from curvcli.errors import CurvError, NotFoundError, OutputError
+from curvcli.run import trust
+from curvcli.run.plans import Timing, form, read_way, remembered, with_plan
+from curvcli.run.reporting import facts
+from curvcli.schema.settings import AnalysisSettings
+
+if TYPE_CHECKING:
+    from curvcli.loading.resolve import Loaded
+
+
+def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
+    """Where the specification was found, the specification with the command line over it, and the checkpoint."""
+    from curvcli.loading.checkpoints import orbax
+    from curvcli.loading.resolve import checkpoint_path
+    from curvcli.loading.spec.files import find_spec, merge
+
+    given = None if argument is None else checkpoint_path(argument, None, Path.cwd())
+    found = find_spec(given, request.spec["spec"], orbax.read_metadata)
+    overrides = request.overrides()
+    # Files given on the command line are relative to the current folder, those in curv.toml to it.
+    for table, key in (("model", "target"), ("loss", "name")):
+        overrides[table][key] = absolute_target(overrides[table][key])
+    overrides["data"]["path"] = absolute_source(overrides["data"]["path"])
+    spec = merge(found, overrides)
+    return found, spec, given or checkpoint_path(None, spec, found.base, found.passed_over)
+
+
+def load(
+    request: Request,
+    settings: Any,
+    target: Target,
+    *,
+    timing: Timing = "never",
+    forms: dict[str, Any] | None = None,
+    way: Any = None,
+) -> Loaded:
+    """The problem that a command line names, planned.
+
+    Parameters
+    ----------
+    way
+        How products are computed where no --plan says it.
+    timing
+        Whether ways of computing products may be timed, where the settings speak of products at all.
+    forms
+        Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
+    """
+    from curvcli.analyses.common.machine import check_sums
+    from curvcli.devices import several_processes
+    from curvcli.loading.resolve import functions_of, load_problem
+    from curvcli.loading.spec.files import settings_from
+
+    if target.failure is not None:
+        raise target.failure
+    check_sums()
+    found, spec, path = locate(request, target.argument)
+    overridden = request.overridden() | ({"checkpoint.path": "flag"} if target.argument else {})
+    try:
+        loaded = load_problem(
+            spec, found, path, settings, step=target.step, trust=_trusted(request, found), overridden=overridden
+        )
+    except CurvError as error:
+        provenance.add_origin(error, found.origin, settings_from(spec, found, overridden))
+        raise
+    origins = {**loaded.settings_from, **provenance.of_settings(request, settings)}
+    loaded = replace(loaded, settings_from=origins)
+    line = provenance.line(origins, loaded.spec_file)
+    if line and provenance.is_unexpected(request):
+        loaded = replace(loaded, warnings=[*loaded.warnings, line])
+    problem = loaded.problem
+    if forms is not None:
+        problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
+    if several_processes():
+        distributed.check_equal(facts(loaded, settings))
+        timing = "never"
+    if isinstance(settings, AnalysisSettings):
+        given = way if settings.plan is None else read_way(Path(settings.plan))
+        store = None if request.output["no_cache"] or several_processes() else remembered(loaded, settings)
+        return with_plan(replace(loaded, problem=problem), settings, given=given, store=store, timing=timing)
+    return replace(loaded, problem=problem)
+
+
+def named_specification(path: Path) -> Any:
+    """The specification that a path leads to: a curv.toml, or a checkpoint that carries one.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    from curvcli.loading.checkpoints import orbax
+    from curvcli.loading.spec.files import carried_spec, find_spec
+
+    if path.suffix == ".toml":
+        return replace(find_spec(None, path), trusted=False)
+    found = carried_spec(path, orbax.read_metadata) if path.exists() else None
+    if found is None:
+        raise NotFoundError(f"no curv.toml at {path}", "give the path of a curv.toml, or of a checkpoint with one")
+    return found
+
+
+def _trusted(request: Request, found: Any) -> bool:
+    """Whether the code that a specification names may run; `--trust` is remembered."""
+    if not request.spec["trust"]:
+        return trust.is_trusted(found)
+    if not (found.trusted or request.output["no_cache"] or trust.is_trusted(found)) and trust.code_of(found):
+        with contextlib.suppress(OutputError, OSError):  # it holds for this run all the same
+            trust.trust(found)
+    return True
