@@ -93,10 +93,10 @@ def test_the_recipe_for_an_analysis(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(copy), "CURV_CACHE_DIR": str(tmp_path / "cache")}
 
     def curv(*arguments: str) -> str:
+        line = [sys.executable, "-m", "curvcli", *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", "curvcli", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
+            line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, (arguments, done.stderr)
         return done.stdout
 
