@@ -128,6 +128,31 @@ def source(jaxpr: Any) -> tuple[str, str, str]:
     return name, file, line
 
 
+# --- compiled programs ------------------------------------------------------------------------------------
+
+
+def keep_programs(store: Any) -> None:
+    """Let JAX keep compiled programs in `store` in place of its own files.
+
+    An entry that JAX writes can be half written, is then refused at every run with a warning, and is never replaced. A
+    release that asks for no cache by this name keeps its own.
+
+    Parameters
+    ----------
+    store
+        `get(key) -> bytes | None` and `put(key, value)`, which raise nothing.
+    """
+    try:
+        from jax._src import compilation_cache
+
+        compilation_cache.reset_cache()
+        if is_known() or hasattr(compilation_cache, "get_file_cache"):
+            compilation_cache.get_file_cache = lambda path: (store, path)
+    except UNREADABLE:
+        if is_known():
+            raise
+
+
 # --- processes --------------------------------------------------------------------------------------------
 
 

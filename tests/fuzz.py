@@ -60,11 +60,16 @@ class Tally:
 # --- what is damaged --------------------------------------------------------------------------------------
 
 
-def _orbax(path: Path, **options: Any) -> None:
+def orbax_with(path: Path, tree: Any, **options: Any) -> None:
+    """A checkpoint of Orbax with this tree."""
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer(**options) as checkpointer:
-        checkpointer.save(path.absolute(), {"params": PARAMS})
+        checkpointer.save(path.absolute(), tree)
+
+
+def _orbax(path: Path, **options: Any) -> None:
+    orbax_with(path, {"params": PARAMS}, **options)
 
 
 def _manager(path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curvcli.cli.reports import read_one
 from curvcli.errors import UsageError
+from curvcli.run.reports import read_one
 from curvcli.schema.diff import Difference, DiffRecord, Setting, Side
 
 CURVES = {"density", "cumulative", "nodes", "weights", "profile", "solves", "refits", "scores", "top", "a", "b", "plan",
@@ -61,7 +61,7 @@ def compared(first: Path, second: Path) -> DiffRecord:
         analysis=a["schema"], a=_side(first, a), b=_side(second, b), differences=found,
         significant=sum(bool(row.significant) for row in found), by_chance=chance,
         settings=[one for part in about for one in _settings(part, a.get(part), b.get(part))],
-        untrusted=a["untrusted"] or b["untrusted"],
+        untrusted=a.get("untrusted", False) or b.get("untrusted", False),
     )  # fmt: skip
 
 
@@ -147,8 +147,10 @@ def _words(name: str, a: Any, b: Any) -> Difference:
 
 def _row(name: str, kind: Any, a: Any, b: Any, interval: tuple[float, float] | None) -> Difference:
     change = b - a
+    relative = change / abs(a) if a else math.inf
     return Difference(
-        name=name, kind=kind, a=a, b=b, change=change, relative=change / abs(a) if a else None, interval=interval,
+        name=name, kind=kind, a=a, b=b, change=change, relative=relative if math.isfinite(relative) else None,
+        interval=interval,
         significant=None if interval is None else not interval[0] <= 0 <= interval[1],
     )  # fmt: skip
 

@@ -53,5 +53,9 @@ def _cache() -> Cache | None:
     plans = cache.folder("plans")
     if plans is None or not os.access(plans, os.W_OK):
         return None
-    files = [path.stat().st_size for path in plans.parent.rglob("*") if path.is_file()]
-    return Cache(path=str(plans.parent), bytes=sum(files), files=len(files))
+    sizes = []
+    for parent, _, names in os.walk(plans.parent):
+        for name in names:
+            with contextlib.suppress(OSError):  # other processes remove files too
+                sizes.append(os.lstat(os.path.join(parent, name)).st_size)  # noqa: PTH118 - thousands of files
+    return Cache(path=str(plans.parent), bytes=sum(sizes), files=len(sizes))

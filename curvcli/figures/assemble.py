@@ -7,6 +7,7 @@ from typing import Any
 
 from curvcli.errors import UsageError
 from curvcli.figures import run
+from curvcli.figures.fitting import cut, fitted
 from curvcli.figures.naming import AnyReport, about, alarm, matrix, scope
 from curvcli.figures.picture import Image, Picture, printable
 from curvcli.registry import ANALYSES
@@ -64,7 +65,9 @@ def picture(
     if part := scope(reports):
         title = f"{title}, {'with intervals for all examples' if figure.COVERS_ALL_EXAMPLES else part}"
     warnings = list(dict.fromkeys(warning for one in reports for warning in one.warnings))
-    return printable(Picture(title, about(reports), parts, alarm(reports), warnings))
+    parts, left_out = fitted(parts)
+    about_all = [cut(line, 200) for line in [*about(reports), left_out] if line]
+    return printable(Picture(cut(title), about_all, parts, alarm(reports), warnings))
 
 
 def _figure(name: str) -> Any:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
+from curvcli.figures.fitting import cut
 from curvcli.figures.picture import Axis, Mesh, Panel, Picture, Rule, Scale, Series, Table
 from curvcli.figures.ticks import STEPS, Apart, LogTicks, Ticks
 
@@ -95,13 +96,17 @@ def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) 
 
 
 def _words(axes: Axes, part: Panel | Table, width: int) -> None:
-    """The title, and what the part shows."""
+    """The title, and what the part shows.
+
+    However long a text is, the axes stay as wide as they are: the layout asks titles for their height alone, and other
+    texts for nothing. Two empty lines keep room for the title in bold.
+    """
     words = textwrap.wrap(part.words, width)
-    axes.set_title("\n".join(words), loc="left", color=LIGHT.faint, fontsize=7.5)
+    axes.set_title("\n".join(["", "", *words]), loc="left", color=LIGHT.faint, fontsize=7.5)
     axes.annotate(
         part.title, (0, 1), xycoords="axes fraction", xytext=(0, 10 + 9.3 * len(words)), textcoords="offset points",
         color=LIGHT.ink, fontweight="bold", fontsize=10, va="bottom",
-    )  # fmt: skip
+    ).set_in_layout(False)  # fmt: skip
 
 
 def part_height(part: Panel | Table) -> float:
@@ -166,7 +171,8 @@ def panel(
         axes.axvspan(region.low, region.high, color=theme.colour(2), alpha=0.1, linewidth=0, label=region.label)
     bars = sum(one.style == "bars" for one in part.series)
     scale = second if not part.sideways else first
-    for index, series in enumerate(part.series):
+    # What a logarithmic axis shows nothing of comes last: limits are then known.
+    for index, series in sorted(enumerate(part.series), key=lambda one: not _is_seen(one[1], first, second, part)):
         artists = _series(axes, series, theme.colour(index if series.colour is None else series.colour), bars,
                           part.sideways, log=scale == "log", floor=part.y.limits)  # fmt: skip
         for artist in artists:
@@ -177,6 +183,14 @@ def panel(
     if legend and (len(part.series) > 1 or part.regions):
         shown = axes.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor=theme.grid, labelcolor=theme.ink)
         shown.get_frame().set_facecolor(theme.paper)
+        shown.set_in_layout(False)
+
+
+def _is_seen(series: Series, across: Scale, up: Scale, part: Panel) -> bool:
+    """Whether logarithmic axes show anything of a series."""
+    x, y = (up, across) if part.sideways else (across, up)
+    sides = ((x, series.x), (y, series.y))
+    return all(scale != "log" or any(value is not None and value > 0 for value in side) for scale, side in sides)
 
 
 def _rule(axes: Axes, rule: Rule, index: int, theme: Theme) -> None:
@@ -192,7 +206,7 @@ def _rule(axes: Axes, rule: Rule, index: int, theme: Theme) -> None:
         xycoords=axes.get_xaxis_transform() if upright else axes.get_yaxis_transform(), textcoords="offset points",
         xytext=(-3 if right else 3, 0) if upright else (0, -2 if under else 2), fontsize=7.5, color=theme.ink,
         ha="right" if right or not upright else "left", va="top" if under else "bottom", annotation_clip=True,
-    )  # fmt: skip
+    ).set_in_layout(False)  # fmt: skip
 
 
 def _limits(axes: Axes, part: Panel) -> None:
@@ -239,10 +253,10 @@ def shortened(names: Sequence[str]) -> list[str]:
     ['encoder/blocks_1/at…tion/query/kernel', 'encoder/blocks_12/a…tion/query/kernel']
     """
     for head in range(15, 40, 4):
-        cut = [name if len(name) <= head + 19 else f"{name[:head]}…{name[-17:]}" for name in names]
-        if len(set(cut)) == len(set(names)):
-            return cut
-    return list(names)
+        short = [name if len(name) <= head + 19 else f"{name[:head]}…{name[-17:]}" for name in names]
+        if len(set(short)) == len(set(names)):
+            return short
+    return [name if len(name) <= 40 else f"{name[:15]}…{name[-17:]} ({index})" for index, name in enumerate(names, 1)]
 
 
 def _series(
@@ -358,8 +372,10 @@ def _edges(places: Sequence[float], count: int) -> list[float]:
 def table(axes: Axes, part: Table) -> None:
     """Texts in columns, with images before them."""
     axes.set_axis_off()
-    rows = [list(part.heads), *map(list, part.rows)]
-    longest = [max(len(row[column]) for row in rows) + 2 for column in range(len(part.heads))]
+    longest = [max(map(len, column)) for column in zip(part.heads, *part.rows, strict=True)]
+    most = next((size for size in range(max(longest), 8, -1) if sum(min(one, size) for one in longest) <= 150), 8)
+    rows = [[cut(text, most) for text in row] for row in (part.heads, *part.rows)]
+    longest = [min(one, most) + 2 for one in longest]
     pictured = any(part.images)
     start, total = (0.09 if pictured else 0.0), sum(longest)
     places = [start + (1 - start) * sum(longest[:column]) / total for column in range(len(longest))]
@@ -367,8 +383,11 @@ def table(axes: Axes, part: Table) -> None:
     for index, row in enumerate(rows):
         down = (0, -(index + 0.6) * step)
         for place, text in zip(places, row, strict=True):
-            axes.annotate(text, (place, 1), xycoords="axes fraction", xytext=down, textcoords="offset points",
-                          fontsize=size, va="center", color=LIGHT.faint if index == 0 else LIGHT.ink)  # fmt: skip
+            written = axes.annotate(
+                text, (place, 1), xycoords="axes fraction", xytext=down, textcoords="offset points", fontsize=size,
+                va="center", color=LIGHT.faint if index == 0 else LIGHT.ink,
+            )  # fmt: skip
+            written.set_in_layout(False)
         image = part.images[index - 1] if pictured and index > 0 else None
         if image is not None:
             pixels = np.array(image.pixels)

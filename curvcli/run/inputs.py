@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curvcli.errors import CurvError
 from curvcli.registry import Analysis
 
 if TYPE_CHECKING:
@@ -99,12 +100,21 @@ def images_of(report: Any, rows: list[tuple[str, int]], shape: tuple[int, ...] |
 
 def scores_of(report: Any) -> Any:
     """The influence report with its scores, where they are in a file that can still be read."""
+    import numpy as np
+
+    from curvcli.run.reports import LARGEST
+
     path = report.result.scores
     if not isinstance(path, str) or not path.endswith((".npz", ".safetensors")) or not Path(path).exists():
         return report
     from curvcli.loading.directions import read_arrays
 
-    scores = read_arrays(Path(path)).get("scores")
-    if scores is None or list(scores.shape) != report.result.shape:
+    try:
+        scores = read_arrays(Path(path)).get("scores")
+    except CurvError:
+        return report
+    if scores is None or list(scores.shape) != report.result.shape or not np.issubdtype(scores.dtype, np.number):
+        return report
+    if not np.all(np.abs(scores) <= LARGEST):  # neither of NaN
         return report
     return report.model_copy(update={"result": report.result.model_copy(update={"scores": scores.tolist()})})

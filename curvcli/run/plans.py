@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from curvcli import __version__
 from curvcli.errors import UsageError
-from curvcli.run.cache import folder
-from curvcli.run.files import write_file
+from curvcli.run.cache import folder, read_entry, write_entry
 from curvcli.run.runtime import environment
 from curvcli.schema.plan import Way
 from curvcli.sources import register
@@ -39,16 +38,15 @@ class RememberedWay:
 
     def get(self) -> Way | None:
         """The way, if one was measured; a damaged file counts as none."""
-        if self.path is not None:
-            with contextlib.suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
-                return Way.model_validate_json(self.path.read_text())
+        content = None if self.path is None else read_entry(self.path)
+        with contextlib.suppress(ValueError):  # as pydantic's errors are
+            return None if content is None else Way.model_validate_json(content)
         return None
 
     def put(self, way: Way) -> None:
         """Remember it, if it can be written."""
         if self.path is not None:
-            with contextlib.suppress(Exception):
-                write_file(self.path, way.model_dump_json() + "\n")
+            write_entry(self.path, f"{way.model_dump_json()}\n".encode())
 
 
 def remembered(loaded: Loaded, settings: Any) -> RememberedWay:

@@ -229,7 +229,7 @@ class CompareResult(Strict):
     dim: int = Field(ge=1)
     method: Literal["dense", "sampled"] = Field(description="the one used")
     reason: str
-    matrices: list[ComparedName] = Field(description="those compared, in the order of all that follows")
+    matrices: list[ComparedName] = Field(min_length=1, description="those compared, in the order of all that follows")
     equal: list[Equal] = Field(description="those asked for that are another one, and not computed twice")
     left_out: dict[str, str] = Field(description="why a matrix of the default list has no meaning for this loss")
     known_vectors: int = Field(ge=0, description="top eigenvectors whose span counts exactly; 0 for dense")
@@ -240,6 +240,12 @@ class CompareResult(Strict):
     overlaps: list[Overlap]
     step_angles: StepAngles | None = Field(description="null where ∇J = 0: there is no step")
     laplace: Laplace | None = None
+
+    @model_validator(mode="after")
+    def _same_names(self) -> CompareResult:
+        if self.traces.keys() != self.frobenius_norms.keys():
+            raise ValueError("traces, frobenius_norms are of different matrices")
+        return self
 
 
 class CompareReport(Report[CompareSettings, CompareResult]):

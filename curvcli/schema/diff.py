@@ -27,7 +27,7 @@ class Difference(Strict):
     a: float | str | bool | None
     b: float | str | bool | None
     change: float | None = Field(description="b − a; null for words, and where one of them is missing")
-    relative: float | None = Field(description="change / |a|; null where a is 0")
+    relative: float | None = Field(description="change / |a|; null where a is 0, or nearly")
     interval: tuple[float, float] | None = Field(
         description="where the true change lies: from both intervals, taken as independent; null where none is stated"
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from curvcli.schema.base import Strict
+from curvcli.schema.base import Strict, same_shape
 from curvcli.schema.lines import BatchStats, Line, LineSettings, Undefined
 from curvcli.schema.report import Report
 
@@ -38,9 +38,11 @@ class OutputChange(Strict):
 class Profile(Strict):
     """The true loss along the vector, and its quadratic model; null where it is not finite, or was not reached."""
 
-    s: list[float] = Field(description="in multiples of the vector as given")
+    s: list[float] = Field(min_length=1, description="in multiples of the vector as given")
     loss: list[float | None] = Field(description="J(w + s v)")
     quadratic: list[float] = Field(description="J + s ∇J·v + s²/2 vᵀAv")
+
+    _shape = same_shape("s", "loss", "quadratic")
 
 
 class DirectionResult(Line):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from curvcli.schema.base import Strict
+from curvcli.schema.base import Strict, array_shape, same_shape
 from curvcli.schema.estimate import Eigenvalue, Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
@@ -32,6 +32,22 @@ def _hyper(text: str) -> str:
     if not any(text == name or (name.endswith(":") and text.startswith(name) and text != name) for name in HYPER):
         raise ValueError("known are l2, class-weights, loss:TARGET and regulariser:TARGET")
     return text
+
+
+def _array(value: Any) -> Any:
+    if value is not None:
+        array_shape(value)
+    return value
+
+
+def _array_or_path(value: Any) -> Any:
+    return value if isinstance(value, str) else _array(value)
+
+
+Numbers = Annotated[Any, AfterValidator(_array)]
+"""A number, nested lists of numbers that are an array, or null."""
+
+NumbersOrPath = Annotated[Any, AfterValidator(_array_or_path)]
 
 
 class InfluenceSettings(AnalysisSettings):
@@ -255,11 +271,13 @@ class GroupScore(Strict):
 
     name: str
     size: int = Field(ge=1)
-    first_order: list[float] = Field(description="by query: the sum of the examples' scores")
+    first_order: list[float] = Field(min_length=1, description="by query: the sum of the examples' scores")
     second_order: list[float] = Field(description="with the curvature that the group takes along, to second order")
     newton: list[float] = Field(description="with all of it: a step of Newton's method without the group")
     disagree: bool = Field(description="whether the first order is off Newton's by more than a fifth of it")
     status: SolveStatus = Field(description="of Newton's system")
+
+    _shape = same_shape("first_order", "second_order", "newton")
 
 
 class SweepPoint(Strict):
@@ -277,8 +295,8 @@ class Response(Strict):
     name: str = Field(description="`perturb`, `l2`, `class-weights 3`, …")
     norm: float = Field(ge=0, description="‖dw‖")
     layers: dict[str, float] = Field(description="‖dw‖ by layer")
-    change: Any = Field(description="d(measure) of each query, [Q] or [Q][O]; null where it is only in the file")
-    iterations: Any = Field(default=None, description="the same after 0, 1, 2, … iterations, with --per-iteration")
+    change: Numbers = Field(description="d(measure) of each query, [Q] or [Q][O]; null where it is only in the file")
+    iterations: Numbers = Field(default=None, description="the same after 0, 1, 2, … iterations, with --per-iteration")
 
 
 class InfluenceResult(Strict):
@@ -288,7 +306,7 @@ class InfluenceResult(Strict):
     target: Target | None = Field(description="null for self-ranking")
     units: str
     sign: str = Field(description="what a positive score says")
-    scores: Any = Field(
+    scores: NumbersOrPath = Field(
         default=None,
         description="remove: [Q][N], or [Q][O][N]; label-perturb: [Q][N][C]; input-perturb: [Q][N][…]; self-ranking "
         "without Q; inline up to 10,000 numbers, else the path of the file, else null",
@@ -308,6 +326,12 @@ class InfluenceResult(Strict):
     sweep: list[SweepPoint] | None = None
     responses: list[Response] | None = None
     verification: Verification | None = None
+
+    @model_validator(mode="after")
+    def _shaped(self) -> InfluenceResult:
+        if isinstance(self.scores, list) and list(array_shape(self.scores)) != self.shape:
+            raise ValueError("scores are not of the shape")
+        return self
 
 
 class InfluenceReport(Report[InfluenceSettings, InfluenceResult]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from curvcli.schema.base import Strict
+from curvcli.schema.base import Strict, shape_of
 from curvcli.schema.lines import BatchStats, Line, LineSettings
 from curvcli.schema.report import Report
 
@@ -34,8 +34,8 @@ class LandscapeResult(Strict):
     cosine: float | None = Field(description="of the angle between A and B, which are used as given; null for one")
     curvature: list[list[float]] = Field(description="AᵀMA, AᵀMB, …, M the matrix asked for, of the vectors as given")
     loss_at_weights: float = Field(description="J(w), computed as the grid is")
-    a: list[float] = Field(description="multiples of A")
-    b: list[float] | None = Field(description="multiples of B; null for one direction")
+    a: list[float] = Field(min_length=1, description="multiples of A, ascending")
+    b: list[float] | None = Field(min_length=1, description="multiples of B, ascending; null for one direction")
     loss: list[float | None] | list[list[float | None]] = Field(
         description="the true loss; null where it is not finite, or was not reached"
     )
@@ -57,6 +57,16 @@ class LandscapeResult(Strict):
     barrier_above_higher_end: float | None = Field(ge=0, description="the largest loss above the higher of both ends")
     barrier_at: float | None = Field(ge=0, le=1, description="where the excess is largest")
     end_loss: float | None = Field(description="J(w + A), where there is a barrier")
+
+    @model_validator(mode="after")
+    def _one_grid(self) -> LandscapeResult:
+        sides = [self.a] if self.b is None else [self.a, self.b]
+        if len(sides) != len(self.directions) or any(sorted(side) != side for side in sides):
+            raise ValueError("a, b do not ascend, one for each of the directions")
+        grid = [len(self.a)] if self.b is None else [len(self.a), *[len(self.b)] * len(self.a)]
+        if shape_of(self.loss) != grid or shape_of(self.quadratic) != grid:
+            raise ValueError("loss, quadratic are not over a and b")
+        return self
 
 
 class LandscapeReport(Report[LandscapeSettings, LandscapeResult]):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from curvcli.schema.base import Strict
+from curvcli.schema.base import Strict, same_shape
 from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate
 from curvcli.schema.report import Report
 from curvcli.schema.settings import AnalysisSettings
@@ -34,18 +34,22 @@ class SpectrumSettings(AnalysisSettings):
 class Density(Strict):
     """The smoothed spectral density: a picture of nodes and weights, not a result of its own."""
 
-    grid: list[float]
+    grid: list[float] = Field(min_length=1)
     value: list[float]
     stderr: list[float]
     sigma: float = Field(ge=0, description="width of the Gaussian, in units of eigenvalues; 0 for a single point")
+
+    _shape = same_shape("grid", "value", "stderr")
 
 
 class Cumulative(Strict):
     """Bounds on the fraction of eigenvalues ≤ grid, by Chebyshev, Markov and Stieltjes, widened for sampling."""
 
-    grid: list[float]
+    grid: list[float] = Field(min_length=1)
     lower: list[float]
     upper: list[float]
+
+    _shape = same_shape("grid", "lower", "upper")
 
 
 class SpectrumResult(Strict):
@@ -54,9 +58,10 @@ class SpectrumResult(Strict):
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "xtrace"] = Field(description="the one used")
     written_out: WrittenOut = WRITTEN_OUT
-    nodes: list[list[float]] = Field(
+    nodes: list[Annotated[list[float], Field(min_length=1)]] = Field(
+        min_length=1,
         description="[probe][m] Ritz values, ascending; dense: one row, all eigenvalues, one that every vector of the "
-        "output side's null space has only once"
+        "output side's null space has only once",
     )
     weights: list[list[float]] = Field(description="[probe][m]; each probe's weights sum to 1")
     lambda_max: Eigenvalue
@@ -75,6 +80,8 @@ class SpectrumResult(Strict):
     max_stable_learning_rate_interval: tuple[float, float | None] | None = Field(
         default=None, description="2/λ_max over the interval of λ_max, with no upper end (null) where that reaches 0"
     )
+
+    _shape = same_shape("nodes", "weights")
 
 
 class SpectrumReport(Report[SpectrumSettings, SpectrumResult]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from curvcli.schema.base import Strict
+from curvcli.schema.base import Strict, same_shape
 from curvcli.schema.estimate import Estimate
 
 
@@ -44,3 +44,5 @@ class Verification(Strict):
     converged: int = Field(ge=0, description="refits that met their tolerance, of those listed")
     relative_tolerance: float = Field(gt=0, description="of gradients: times the norm of what the change adds")
     evaluations: int = Field(ge=0, description="gradients and products of all refits, stopped ones included")
+
+    _shape = same_shape("predicted", "actual")

@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_what_was_kept(project, curv, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("curvcli.cli.records.os.write", full)
+        patched.setattr("curvcli.run.records.os.write", full)
         refused = curv(*PLAIN, "--state", "kept")
     assert (refused.code, "No space left" in refused.error, "same command again" in refused.error) == (74, True, True)
     assert len(records.read_bytes()) == whole

@@ -72,7 +72,7 @@ def plot(
 def _read(paths: list[Path]) -> list[Any]:
     """All reports, and a warning of what was none."""
     from curvcli.cli.console import warn
-    from curvcli.cli.reports import read_all
+    from curvcli.run.reports import read_all
 
     if paths.count(STDIN) > 1:
         raise UsageError("stdin is read once, and - is given twice", "give - once: its reports are all taken")
@@ -92,7 +92,7 @@ def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ..
     from curvcli.figures.assemble import analysis, picture, wanted_images
     from curvcli.figures.picture import Image
     from curvcli.run.inputs import images_of, scores_of
-    from curvcli.schema.base import printable_values
+    from curvcli.schema.base import printable_values, without_tiny
 
     images = {}
     if all(analysis(one) == "influence" for one in found):
@@ -104,7 +104,7 @@ def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ..
         found = [scores_of(one) for one in found]
     elif shape is not None:
         raise UsageError("--image-shape is for reports of influence", "leave it out")
-    return picture([printable_values(one) for one in found], images, learning_rate)
+    return picture([without_tiny(printable_values(one)) for one in found], images, learning_rate)
 
 
 def _written(made: Any, found: list[Any], kind: Kind, dpi: int) -> bytes:

@@ -15,9 +15,18 @@ from curvcli.sources import register
 
 WRITTEN = "give what curv wrote with -o FILE"
 
+LARGEST_FILE = 1 << 30
+"""Characters of a file of reports."""
+
+LARGEST = 1e100
+"""Of numbers: ratios and squares of what is read stay far from where float64 ends."""
+
+DEEPEST = 100
+"""Levels of lists and objects in one another."""
+
 
 def read_one(path: Path) -> dict[str, Any]:
-    """The only report of a file, as it was written.
+    """The only report of a file: the fields that it has, as values of its schema.
 
     Raises
     ------
@@ -29,8 +38,7 @@ def read_one(path: Path) -> dict[str, Any]:
     found = _records(path)
     if len(found) != 1:
         raise DataError(f"{path} holds {len(found)} reports", f"take one of them out: sed -n 1p {path} > one.json")
-    _checked(path, found[0])
-    return found[0]
+    return _checked(path, found[0]).model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def read_all(path: Path) -> tuple[list[Any], int]:
@@ -54,18 +62,30 @@ def read_all(path: Path) -> tuple[list[Any], int]:
 def _records(path: Path) -> list[Any]:
     """JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
     try:
-        if not _is_shell_pipe(path):
-            register(path, f"the report {path}")
-        text = sys.stdin.read() if path == Path("-") else path.read_text(encoding="utf-8")
+        text = _text(path)
     except FileNotFoundError as error:
         raise NotFoundError(f"no report {path}", "write one: curv spectrum CKPT -o report.json") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # the latter: no UTF-8, a null byte in the name
         raise DataError(f"{path} cannot be read as a report", WRITTEN) from error
+    if len(text) > LARGEST_FILE:
+        raise DataError(f"{path} is larger than any file of reports", WRITTEN)
     try:
         # Files that Windows shells write begin with a mark.
         return load_json_values(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}", WRITTEN) from error
+
+
+def _text(path: Path) -> str:
+    """As much of a file as may be read."""
+    if path == Path("-"):
+        if sys.stdin is None:
+            raise NotFoundError("stdin is closed", WRITTEN)
+        return sys.stdin.read(LARGEST_FILE + 1)
+    if not _is_shell_pipe(path):
+        register(path, f"the report {path}")
+    with path.open(encoding="utf-8") as stream:
+        return stream.read(LARGEST_FILE + 1)
 
 
 def _is_shell_pipe(path: Path) -> bool:
@@ -79,10 +99,44 @@ def _checked(path: Path, report: Any) -> Any:
     analysis = ANALYSES.get(analysis_of(name))
     if analysis is None:
         raise DataError(f"{path} is no report of an analysis", WRITTEN)
+    place = _out_of_bounds(report)
+    if place is not None:
+        raise DataError(
+            f"{path} has a number beyond ±{LARGEST:g}, or more than {DEEPEST} levels, in {_joined(place)}",
+            "take the report out: what is so large cannot be compared or drawn",
+        )
     try:
         return analysis.report.model_validate(report)
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        first = max(errors, key=lambda one: len(one["loc"]))  # of several kinds of results, the one that is nearest
         raise DataError(
-            f"{path} is no report that this version of curv knows: {place}", "make it again with this version"
+            f"{path} is no report that this version of curv knows: {_joined(first['loc'])}: {first['msg']}",
+            "make it again with this version",
         ) from error
+
+
+def _joined(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place))
+
+
+def _out_of_bounds(report: Any) -> tuple[int | str, ...] | None:
+    """Where a report has a number that is too large, or is nested too deeply; None where it has not.
+
+    Arguments of the model are the user's own: nothing is computed with them.
+    """
+    waiting: list[tuple[tuple[int | str, ...], Any]] = [((), report)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict | list):
+            if len(place) == DEEPEST:
+                return place
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [
+                ((*place, key), entry)
+                for key, entry in entries
+                if not isinstance(entry, float) or not abs(entry) <= LARGEST
+            ]
+        elif isinstance(value, int | float) and abs(value) > LARGEST and place[:2] != ("problem", "spec"):
+            return place
+    return None
