@@ -122,7 +122,7 @@ def check_likelihood(loss: Loss, outputs: Any, labels: Any, weights: tuple[int, 
             f"losses {_named(('N', *outputs.shape[1:-1]))}",
             "leave [loss] likelihood out, or return a loss for every token of the outputs",
         )
-    if loss.likelihood is not None and loss.likelihood.integer_targets and (outputs.ndim < 2 or outputs.shape[-1] < 2):
+    if loss.likelihood is not None and loss.likelihood.classes and (outputs.ndim < 2 or outputs.shape[-1] < 2):
         raise SpecError(
             f"[loss] likelihood {loss.likelihood.name} needs outputs [batch, …, classes], not {list(outputs.shape)}",
             "for two classes and one logit give sigmoid_cross_entropy",
