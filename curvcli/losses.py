@@ -1,34 +1,39 @@
-"""The table of losses.
+"""The table of losses: a row says everything that curv needs to know of a loss.
 
-The four named losses are s A(z) − t·z up to a term in t: −log of an exponential family in its natural parameter z, for
+The rows are likelihoods, s A(z) − t·z up to a term in t: −log of an exponential family in its natural parameter z, for
 s draws whose sum is t. Hence ∂L/∂z = s A'(z) − t, the output Hessian is s A''(z), and the Fisher matrix of s draws is
-the Gauss–Newton matrix. s is 1, except in softmax cross-entropy: there it is Σ_c t_c, which need not be 1 (counts of
-several annotators, labels with weights), so that the loss is −Σ_c t_c log p_c.
+the Gauss–Newton matrix. s is 1, except where targets are rows over classes: there it is Σ_c t_c, which need not be 1
+(counts of several annotators, labels with weights), so that the loss is −Σ_c t_c log p_c.
 
 An output may be infinite where the target allows it: a class of logit −∞ that no label has, a logit of ±∞ whose label
 agrees, a log-rate of −∞ whose count is 0. The loss is then the limit, and its derivatives by that output are 0. Where
 the target has mass on what is ruled out the loss is infinite. Both branches of every choice are finite: a derivative of
 the branch that is not taken is multiplied by 0.
 
+Adding a loss means adding a row to `LOSSES` and its name to `LOSS_NAMES` (in `schema/spec.py`, from which help and
+schema take the list). Every facet of a row is a required argument; tests/test_loss_row.py checks each against `value`.
+
 Source: Grosse, *Neural Net Training Dynamics*, chapter 2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 Array = Any
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss per example, never reduced.
+    """A loss per example, never reduced: of the table (`Likelihood`), or the user's own.
 
     Parameters
     ----------
@@ -36,25 +41,11 @@ class Loss:
         As in `[loss] name`.
     value
         `(z, t) -> L`: outputs [b, ..., C] and targets to losses [b, ...] (one a *unit*: an example, or a token).
-    hessian_product
-        `(z, t, dz) -> H_z dz`, of the shape of z, in closed form; None asks for automatic differentiation. Without a
-        target (None) it is that of a single draw, A''(z) dz.
-    integer_targets
-        Whether targets may be class numbers instead of rows of the shape of the outputs.
-    known
-        Whether it is one of the table: its targets can be checked, and it is a negative log-likelihood in natural
-        parameters, so that Fisher = Gauss–Newton.
-    pseudo_gradient
-        `(key, z) -> ∂L/∂z` at targets drawn from the model's own distribution, of the shape of z, whose last axis is C:
-        mean 0 and covariance A''(z). Only for losses of the table.
-    root
-        `(z, noise) -> R noise` with R Rᵀ = A''(z), of the shape of z. Only for losses of the table.
-    mean
-        `z -> A'(z)`, the expected target of a single draw, of the shape of z. Only for losses of the table.
-    label_product
-        `(z, dz) -> ∂/∂t ⟨∂L/∂z, dz⟩`, of the shape of z, class numbers counting as rows. Only for losses of the table.
-    draws
-        `(z, t) -> s`, the draws that targets stand for, [b, ...]; None: one each.
+    classes
+        Whether outputs are the logits of C exclusive classes, and targets their labels: class numbers [b, ...], or rows
+        [b, ..., C] of shares or counts. A row of zeros is padding, and a row that sums to s stands for s draws.
+    unit
+        What the loss counts.
     adapt
         Makes of a function of the user's own outputs and more what takes those of the problem, and returns its units.
     likelihood
@@ -65,22 +56,73 @@ class Loss:
 
     name: str
     value: Callable[[Array, Array], Array]
-    hessian_product: Callable[[Array, Array | None, Array], Array] | None
-    integer_targets: bool = False
-    known: bool = True
-    pseudo_gradient: Callable[[Array, Array], Array] | None = None
-    root: Callable[[Array, Array], Array] | None = None
-    mean: Callable[[Array], Array] | None = None
-    label_product: Callable[[Array, Array], Array] | None = None
-    draws: Callable[[Array, Array], Array] | None = None
+    classes: bool = False
+    unit: str = "units"
     adapt: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda function: function
-    likelihood: Loss | None = None
+    likelihood: Likelihood | None = None
     draw: Callable[[Array, Array], Array] | None = None
 
     @property
-    def family(self) -> Loss | None:
+    def known(self) -> bool:
+        """Whether it is a row of the table."""
+        return isinstance(self, Likelihood)
+
+    @property
+    def family(self) -> Likelihood | None:
         """The loss of the table that gives the Fisher matrix, if any does."""
-        return self if self.known else self.likelihood
+        return self if isinstance(self, Likelihood) else self.likelihood
+
+    @property
+    def draws(self) -> Callable[[Array, Array], Array] | None:
+        """`(z, t) -> s`, the draws that targets stand for, [b, ...]; None: one each."""
+        return _class_draws if self.classes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Loss):
+    """A row of the table: −log of an exponential family in its natural parameters z.
+
+    No facet has a default. `None` says that the likelihood has none; what needs it then refuses, and names it.
+
+    Parameters
+    ----------
+    mean
+        `z -> A'(z)`, the expected target of a single draw, of the shape of z.
+    hessian_product
+        `(z, t, dz) -> s A''(z) dz`, of the shape of z. Without a target (None) it is that of a single draw.
+    root
+        `(z, noise) -> R noise` with R Rᵀ = A''(z), of the shape of z.
+    identity_hessian
+        Whether A''(z) = I, so that the classical Gauss–Newton matrix is the GGN.
+    pseudo_gradient
+        `(key, z) -> A'(z) − t` at a target t drawn from the model's own distribution, of the shape of z, whose last
+        axis is C: mean 0 and covariance A''(z).
+    label_product
+        `(z, dz) -> ∂/∂t ⟨∂L/∂z, dz⟩`, of the shape of z, class numbers counting as rows.
+    target_range
+        Least and largest target; of labels by class, of the entries of rows. Checked when data are loaded.
+    log_normaliser
+        `t -> −log p(t | z) − L(z, t)`, of each output [b, ..., C] or one number for all, on the host. `compare
+        --laplace` needs it.
+    least
+        `t -> min over z of L(z, t)`, from rows [b, ..., C] to [b, ...], on the host; −∞ where there is none. Says how
+        far a loss can fall.
+    margin
+        `(z, t) -> [b, ...]`, log-odds of the unit's own label. `influence --measure margin` needs it.
+    """
+
+    classes: bool = field()
+    unit: str = field()
+    mean: Callable[[Array], Array]
+    hessian_product: Callable[[Array, Array | None, Array], Array]
+    root: Callable[[Array, Array], Array]
+    identity_hessian: bool
+    pseudo_gradient: Callable[[Array, Array], Array]
+    label_product: Callable[[Array, Array], Array]
+    target_range: tuple[float, float]
+    log_normaliser: Callable[[np.ndarray], np.ndarray | float] | None
+    least: Callable[[np.ndarray], np.ndarray] | None
+    margin: Callable[[Array, Array], Array] | None
 
 
 DRAWN = "float32"
@@ -97,8 +139,13 @@ def _normal_draw(key: Array, z: Array) -> Array:
     return jax.random.normal(key, z.shape, DRAWN).astype(z.dtype)
 
 
-def _minus(z: Array, dz: Array) -> Array:
-    return -dz  # of A'(z) − t
+def minus(z: Array, dz: Array) -> Array:
+    """The label product of A'(z) − t."""
+    return -dz
+
+
+def _zero(t: np.ndarray) -> float:
+    return 0.0
 
 
 def one_hot(z: Array, t: Array) -> Array:
@@ -139,7 +186,7 @@ def _softmax(z: Array) -> Array:
     return shares / (jnp.sum(shares, axis=-1, keepdims=True) + ~jnp.any(possible, axis=-1, keepdims=True))
 
 
-def _softmax_draws(z: Array, t: Array) -> Array:
+def _class_draws(z: Array, t: Array) -> Array:
     return jnp.ones(t.shape, z.dtype) if t.ndim < z.ndim else jnp.sum(t, axis=-1)
 
 
@@ -159,7 +206,7 @@ def _softmax_label_product(z: Array, dz: Array) -> Array:
 def _softmax_hessian_product(z: Array, t: Array | None, dz: Array) -> Array:
     p, centred = _centred(z, dz)
     product = p * centred
-    return product if t is None else _softmax_draws(z, t)[..., None] * product
+    return product if t is None else _class_draws(z, t)[..., None] * product
 
 
 def _softmax_draw(key: Array, z: Array) -> Array:
@@ -173,6 +220,19 @@ def _softmax_root(z: Array, noise: Array) -> Array:
     p = _softmax(z)
     scaled = jnp.sqrt(p) * noise
     return scaled - p * jnp.sum(scaled, axis=-1, keepdims=True)
+
+
+def _softmax_least(t: np.ndarray) -> np.ndarray:
+    """−Σ t log(t/s), s = Σ t: at outputs log t. Without bound where one is negative."""
+    sums = t.sum(axis=-1, keepdims=True)
+    return np.where(np.all(t >= 0, axis=-1), np.sum(-scipy.special.rel_entr(np.maximum(t, 0), sums), axis=-1), -np.inf)
+
+
+def _log_odds(z: Array, t: Array) -> Array:
+    own = jax.nn.one_hot(jnp.argmax(one_hot(z, t), axis=-1), z.shape[-1], dtype=bool)
+    certain = jnp.all(own | (z == -jnp.inf), axis=-1)
+    others = jax.nn.logsumexp(jnp.where(own & ~certain[..., None], -jnp.inf, z), axis=-1)
+    return jnp.where(certain, 0, jnp.sum(jnp.where(own, z, 0), axis=-1) - others)
 
 
 def _is_at(z: Array, place: Array) -> Array:
@@ -202,6 +262,16 @@ def _sigmoid_draw(key: Array, z: Array) -> Array:
     return jnp.where(drawn, -jax.nn.sigmoid(-z), jax.nn.sigmoid(z))
 
 
+def _sigmoid_least(t: np.ndarray) -> np.ndarray:
+    inside = np.all((t >= 0) & (t <= 1), axis=-1)
+    p = np.clip(t, 0, 1)
+    return np.where(inside, np.sum(scipy.special.entr(p) + scipy.special.entr(1 - p), axis=-1), -np.inf)
+
+
+def _signed(z: Array, t: Array) -> Array:
+    return jnp.sum((2 * t - 1) * jnp.where(jnp.isinf(z), 0, z), axis=-1)
+
+
 def _poisson(z: Array, t: Array) -> Array:
     never = ~_possible(z)
     rate = jnp.where(never, 0, z)
@@ -212,27 +282,86 @@ def _poisson_draw(key: Array, z: Array) -> Array:
     return jnp.exp(z) - jax.random.poisson(key, jnp.exp(z).astype(DRAWN)).astype(z.dtype)
 
 
-LOSSES: dict[str, Loss] = {
+def _poisson_least(t: np.ndarray) -> np.ndarray:
+    return np.where(np.all(t >= 0, axis=-1), np.sum(t + scipy.special.entr(np.maximum(t, 0)), axis=-1), -np.inf)
+
+
+LOSSES: dict[str, Likelihood] = {
     loss.name: loss
     for loss in (
-        Loss("squared_error", _squared_error, lambda z, t, dz: dz, pseudo_gradient=_normal_draw,
-             root=lambda z, noise: noise, mean=lambda z: z, label_product=_minus),
-        Loss("softmax_cross_entropy", _softmax_cross_entropy, _softmax_hessian_product, integer_targets=True,
-             pseudo_gradient=_softmax_draw, root=_softmax_root, mean=_softmax, label_product=_softmax_label_product,
-             draws=_softmax_draws),
-        Loss("sigmoid_cross_entropy", _sigmoid_cross_entropy, _sigmoid_hessian_product, pseudo_gradient=_sigmoid_draw,
-             root=_sigmoid_root, mean=jax.nn.sigmoid, label_product=_minus),
-        Loss("poisson", _poisson, lambda z, t, dz: jnp.exp(z) * dz, pseudo_gradient=_poisson_draw,
-             root=lambda z, noise: jnp.exp(0.5 * z) * noise, mean=jnp.exp, label_product=_minus),
+        Likelihood(
+            name="squared_error",
+            value=_squared_error,
+            mean=lambda z: z,
+            hessian_product=lambda z, t, dz: dz,
+            root=lambda z, noise: noise,
+            identity_hessian=True,
+            pseudo_gradient=_normal_draw,
+            label_product=minus,
+            target_range=(-np.inf, np.inf),
+            log_normaliser=lambda t: 0.5 * math.log(2 * math.pi),
+            least=lambda t: np.zeros(t.shape[:-1]),
+            margin=None,
+            classes=False,
+            unit="units",
+        ),
+        Likelihood(
+            name="softmax_cross_entropy",
+            value=_softmax_cross_entropy,
+            mean=_softmax,
+            hessian_product=_softmax_hessian_product,
+            root=_softmax_root,
+            identity_hessian=False,
+            pseudo_gradient=_softmax_draw,
+            label_product=_softmax_label_product,
+            target_range=(0, np.inf),
+            log_normaliser=_zero,
+            least=_softmax_least,
+            margin=_log_odds,
+            classes=True,
+            unit="nats",
+        ),
+        Likelihood(
+            name="sigmoid_cross_entropy",
+            value=_sigmoid_cross_entropy,
+            mean=jax.nn.sigmoid,
+            hessian_product=_sigmoid_hessian_product,
+            root=_sigmoid_root,
+            identity_hessian=False,
+            pseudo_gradient=_sigmoid_draw,
+            label_product=minus,
+            target_range=(0, 1),
+            log_normaliser=_zero,
+            least=_sigmoid_least,
+            margin=_signed,
+            classes=False,
+            unit="nats",
+        ),
+        Likelihood(
+            name="poisson",
+            value=_poisson,
+            mean=jnp.exp,
+            hessian_product=lambda z, t, dz: jnp.exp(z) * dz,
+            root=lambda z, noise: jnp.exp(0.5 * z) * noise,
+            identity_hessian=False,
+            pseudo_gradient=_poisson_draw,
+            label_product=minus,
+            target_range=(0, np.inf),
+            log_normaliser=lambda t: scipy.special.gammaln(t + 1.0),
+            least=_poisson_least,
+            margin=None,
+            classes=False,
+            unit="nats",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def user_loss(
     name: str,
     fn: Callable[[Array, Array], Array],
     *,
-    likelihood: Loss | None = None,
+    likelihood: Likelihood | None = None,
     draw: Callable[[Array, Array], Array] | None = None,
 ) -> Loss:
     """A loss of the user's own: its output Hessian comes by automatic differentiation.
@@ -247,4 +376,4 @@ def user_loss(
         What makes it a likelihood, for the Fisher matrices, if anything does: a loss of the table, or a sampler of
         targets.
     """
-    return Loss(name, fn, None, known=False, likelihood=likelihood, draw=draw)
+    return Loss(name, fn, likelihood=likelihood, draw=draw)

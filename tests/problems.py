@@ -75,7 +75,10 @@ def targets_for(loss: str, count: int, classes: int, seed: int = 1) -> np.ndarra
         return rng.integers(0, 2, (count, classes)).astype(float)
     if loss == "poisson":
         return rng.poisson(1.0, (count, classes)).astype(float)
-    return rng.normal(size=(count, classes))
+    if loss == "squared_error" or loss not in LOSSES:
+        return rng.normal(size=(count, classes))
+    row, even = LOSSES[loss], jnp.zeros((count, classes))
+    return np.round(row.mean(even) - row.pseudo_gradient(jax.random.key(seed), even))
 
 
 def mlp_problem(
@@ -185,6 +188,12 @@ def fisher_by_enumeration(loss: str, z: np.ndarray) -> np.ndarray:
     elif loss == "poisson":
         labels = np.arange(80.0)
         chances = scipy.stats.poisson.pmf(labels[:, None, None], np.exp(z))
+    elif loss != "squared_error":
+        row = LOSSES[loss]
+        assert row.log_normaliser is not None
+        labels = np.arange(row.target_range[0], row.target_range[1] + 1.0)
+        values = row.value(jnp.asarray(z)[None, ..., None], jnp.asarray(labels)[:, None, None, None])
+        chances = np.exp(-np.asarray(values) - np.asarray(row.log_normaliser(labels))[:, None, None])
     else:
         labels, weights = np.polynomial.hermite_e.hermegauss(8)
         labels, chances = z + labels[:, None, None], (weights / weights.sum())[:, None, None]

@@ -1,4 +1,4 @@
-"""The table of losses: closed-form output Hessians, and digits that must not be lost."""
+"""The losses of the table: digits that must not be lost."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ import numpy as np
 import pytest
 
 from curvcli.losses import LOSSES
-from tests.problems import targets_for
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_output_hessian_is_the_second_derivative(name: str) -> None:
-    loss, z = LOSSES[name], jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)))
-    t = jnp.asarray(targets_for(name, 5, 4))
-    for i in range(5):
-        hessian = jax.hessian(lambda row, i=i: loss.value(row[None], t[i : i + 1])[0])(z[i])
-        product = jax.vmap(lambda dz, i=i: loss.hessian_product(z[i][None], t[i : i + 1], dz[None])[0])(jnp.eye(4))
-        np.testing.assert_allclose(product, hessian, atol=1e-14)
 
 
 def test_softmax_against_its_definition() -> None:
@@ -61,19 +50,6 @@ def test_softmax_of_a_confident_example_keeps_its_digits(margin: float) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_pseudo_gradients_have_mean_zero_and_the_output_hessian_as_covariance(name: str) -> None:
-    """Within 5 standard errors of 40,000 draws, entry by entry."""
-    loss, z = LOSSES[name], jnp.asarray([0.3, -1.2, 0.8, 0.0])
-    keys = jax.random.split(jax.random.key(0), 40_000)
-    drawn = np.asarray(jax.vmap(loss.pseudo_gradient, (0, None))(keys, z))
-    products = np.einsum("si,sj->sij", drawn, drawn)
-    covariance = jax.vmap(lambda dz: loss.hessian_product(z[None], None, dz[None])[0])(jnp.eye(4))
-    for samples, expected in ((drawn, np.zeros(4)), (products, np.asarray(covariance))):
-        stderr = samples.std(axis=0, ddof=1) / np.sqrt(len(drawn))
-        assert np.all(np.abs(samples.mean(axis=0) - expected) <= 5 * stderr + 1e-12)
-
-
-@pytest.mark.parametrize("name", LOSSES)
 def test_pseudo_gradients_are_gradients_at_a_target(name: str) -> None:
     """Each is ∂L/∂z at some target that the loss allows; tokens draw on their own."""
     loss, z = LOSSES[name], jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)))
@@ -84,8 +60,8 @@ def test_pseudo_gradients_are_gradients_at_a_target(name: str) -> None:
         assert len(set(target.argmax(axis=1))) > 1
     elif name != "squared_error":
         np.testing.assert_allclose(target, np.round(target), atol=1e-12)
-        assert target.min() > -1e-9
-        assert name == "poisson" or target.max() < 1 + 1e-9
+        assert target.min() > loss.target_range[0] - 1e-9
+        assert target.max() < loss.target_range[1] + 1e-9
 
 
 def test_pseudo_gradient_of_a_confident_example_keeps_its_digits() -> None:

@@ -121,7 +121,7 @@ def _data(problem: Problem, outputs: Any) -> DataSummary:
     arrays = {**inputs, "targets": batches.targets}
     labels, weight = batches.targets, batches.weight
     classes = None
-    if problem.loss.integer_targets and np.issubdtype(labels.dtype, np.integer):
+    if problem.loss.classes and np.issubdtype(labels.dtype, np.integer):
         seen = np.broadcast_to(unit_weight(weight, labels.ndim), labels.shape) > 0
         classes = np.bincount(labels[seen], minlength=outputs.shape[-1]).tolist()
     return DataSummary(

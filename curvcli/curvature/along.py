@@ -24,7 +24,7 @@ from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products import sums
 from curvcli.curvature.products.linear_map import Functions
 from curvcli.devices import on_host
-from curvcli.losses import Loss
+from curvcli.losses import Likelihood
 from curvcli.problem import Batch, Params, Problem, Regulariser, unit_weight
 
 Array = Any
@@ -191,9 +191,8 @@ def _outputs(functions: Functions, params: Params, frozen: dict, batch: Batch) -
 
 
 @jit(static_argnums=0)
-def _divergence(family: Loss, z: Array, after: Array) -> Array:
+def _divergence(family: Likelihood, z: Array, after: Array) -> Array:
     """A(z′) − A(z) − ∇A(z)·(z′ − z) of each unit: what z′ loses to z at the targets that z expects."""
-    assert family.mean is not None
     expected = family.mean(z)
     return family.value(after, expected) - family.value(z, expected)
 

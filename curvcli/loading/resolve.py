@@ -389,9 +389,9 @@ def _remarks(spec: ProblemSpec, data: Dataset, loss: Loss, problem: Problem) -> 
     if loss.known and spec.loss.likelihood not in (None, loss.name):
         remarks.append(f"[loss] likelihood is not used: {loss.name} is its own")
     labels, weight = problem.batches.targets, problem.batches.weight
-    if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.floating):
+    if loss.classes and np.issubdtype(labels.dtype, np.floating):
         remarks += row_remarks(labels, weight)
-    if loss.name == "softmax_cross_entropy" and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
+    if loss.classes and np.issubdtype(labels.dtype, np.integer) and len(labels) > 1:
         first = np.asarray(labels[: 1 << 16])
         first = first[first >= 0]
         if len(labels) <= 1 << 16 and len(first) and first.min() == first.max():

@@ -196,7 +196,7 @@ class Predictive(Strict):
     samples: int = Field(ge=0, description="weights drawn; 0 where exact")
     confidence: tuple[float, float] | None = Field(
         description="mean largest class probability at the weights, and with the variance by MacKay's probit "
-        "correction; null for other losses than softmax_cross_entropy"
+        "correction; null where the loss has no classes"
     )
     path: str | None = Field(description="of the file that has all variances")
 

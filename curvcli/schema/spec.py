@@ -10,6 +10,8 @@ from curvcli.schema.base import Strict
 
 ModelKind = Literal["linen", "nnx", "apply"]
 Reduction = Literal["mean", "sum", "tokens"]
+LOSS_NAMES = ("squared_error", "softmax_cross_entropy", "sigmoid_cross_entropy", "poisson")
+"""The table of losses by name, for help and schema: `losses.LOSSES` needs JAX, which neither may start."""
 
 
 class ModelSpec(Strict):
@@ -57,8 +59,7 @@ class LossSpec(Strict):
 
     name: str | None = Field(
         default=None,
-        description="squared_error, softmax_cross_entropy, sigmoid_cross_entropy, poisson, or a target "
-        "`module:fn` with fn(outputs, targets) -> loss per example",
+        description=f"{', '.join(LOSS_NAMES)}, or a target `module:fn` with fn(outputs, targets) -> loss per example",
     )
     likelihood: str | None = Field(
         default=None,

@@ -38,7 +38,7 @@ def ggn_diagonal(problem: Problem, settings: AnalysisSettings) -> np.ndarray:
 def diagonal_recipe(problem: Problem, settings: AnalysisSettings) -> Recipe:
     """Which cotangents the diagonal is made from."""
     family = problem.loss.family
-    sampling = "empirical" if family is None or family.root is None else affordable_sampling(problem)
+    sampling = "empirical" if family is None else affordable_sampling(problem)
     return Recipe(sampling, samples=4, seed=settings.seed)
 
 

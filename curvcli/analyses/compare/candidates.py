@@ -19,6 +19,7 @@ from curvcli.errors import SpecError, UsageError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
+from curvcli.losses import Likelihood
 from curvcli.problem import Problem
 from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
 from curvcli.schema.settings import BY_EXAMPLES, FACTORED, MIXED
@@ -153,8 +154,10 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
 def _same(problem: Problem, one: str, other: str) -> bool:
     """Whether two names stand for one matrix: −log of an exponential family has H_z for its outputs' Fisher matrix,
     and ½‖z − t‖² has H_z = I."""
-    twins = {"ggn", "fisher", *(("gauss-newton",) if problem.loss.name == "squared_error" else ())}
-    return problem.loss.known and {one, other} <= twins
+    row = problem.loss
+    if not isinstance(row, Likelihood):
+        return False
+    return {one, other} <= ({"ggn", "fisher", "gauss-newton"} if row.identity_hessian else {"ggn", "fisher"})
 
 
 def recipe_of(problem: Problem, settings: CompareSettings) -> Recipe:

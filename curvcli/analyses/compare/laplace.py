@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -50,7 +50,7 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.solvers import cg
 from curvcli.linalg.statistics import Law, student_interval
-from curvcli.losses import LOSSES
+from curvcli.losses import LOSSES, Likelihood, Loss
 from curvcli.problem import Problem, in_float64, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Bounded, Estimate
@@ -105,7 +105,7 @@ def plan_laplace(problem: Problem, settings: CompareSettings, *, dense: bool) ->
     if settings.laplace is None:
         return LaplacePlan(0, 0, 0)
     _prior_precision(problem, settings)
-    _check_likelihood(problem)
+    _log_normaliser(problem.loss)
     dim, costly = problem.dim, settings.laplace == "ggn"
     if dense:
         return LaplacePlan(DENSE_BLOCK, 32 * dim**2, dim * costly)
@@ -226,19 +226,21 @@ def _regulariser_slope(problem: Problem) -> Array:
     return Layout.of(problem.params).ravel(slope)
 
 
-def _check_likelihood(problem: Problem) -> None:
-    """The evidence needs a normalised likelihood.
+def _log_normaliser(loss: Loss) -> Callable[[np.ndarray], np.ndarray | float]:
+    """The log-normaliser of the likelihood, which the evidence needs.
 
     Raises
     ------
     SpecError
-        The loss is the user's own.
+        The loss does not tell it.
     """
-    if not problem.loss.known:
+    if not isinstance(loss, Likelihood) or loss.log_normaliser is None:
+        normalised = (name for name, row in LOSSES.items() if row.log_normaliser is not None)
         raise SpecError(
-            f"--laplace needs a likelihood with its normalising constants, and {problem.loss.name} does not tell them",
-            f"the losses that do are {', '.join(LOSSES)}",
+            f"--laplace needs a likelihood with its normalising constants, and {loss.name} does not tell them",
+            f"the losses that do are {', '.join(normalised)}",
         )
+    return loss.log_normaliser
 
 
 def _plain(settings: CompareSettings) -> AnalysisSettings:
@@ -339,13 +341,9 @@ def _output_weights(problem: Problem) -> np.ndarray:
 
 
 def _constants(problem: Problem) -> float:
-    """−log p less the loss, summed: what normalises a normal law of variance 1, and a Poisson law."""
-    if problem.loss.name == "squared_error":
-        return 0.5 * math.log(2 * math.pi) * float(_output_weights(problem).sum())
-    if problem.loss.name == "poisson":
-        factorials = scipy.special.gammaln(np.asarray(problem.batches.targets) + 1.0)
-        return float(np.sum(_output_weights(problem) * factorials))
-    return 0.0
+    """−log p less the loss, summed over the outputs with their weights."""
+    terms, weights = _log_normaliser(problem.loss)(np.asarray(problem.batches.targets)), _output_weights(problem)
+    return float(terms) * float(weights.sum()) if np.ndim(terms) == 0 else float(np.sum(weights * terms))
 
 
 def _roots(
@@ -430,7 +428,7 @@ def _predictive(
 
 def _confidence(problem: Problem, variances: np.ndarray, weights: np.ndarray) -> tuple[float, float] | None:
     """Mean largest class probability, and with z/√(1 + πv/8) for every logit z of variance v (MacKay 1992)."""
-    if problem.loss.name != "softmax_cross_entropy":
+    if not problem.loss.classes:
         return None
     z = queries.values(problem, problem.batches, "output").reshape(weights.shape)
     softened = z / np.sqrt(1 + math.pi / 8 * variances)

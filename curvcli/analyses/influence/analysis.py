@@ -220,8 +220,6 @@ def target(study: Study) -> Target | None:
     )  # fmt: skip
 
 
-NATS = ("softmax_cross_entropy", "sigmoid_cross_entropy", "poisson")
-
 SIGNS: dict[Mode | Literal["perturb"], str] = {
     "remove": "positive: without the example the measure is higher (a loss that it held down)",
     "label-perturb": "positive: more of this label raises the measure",
@@ -233,10 +231,9 @@ SIGNS: dict[Mode | Literal["perturb"], str] = {
 
 def units(problem: Problem, settings: InfluenceSettings, given: Given) -> str:
     """What a score counts."""
-    of_loss = "nats" if problem.loss.name in NATS else "units"
     whose = "example" if given.queries is None else "query"
     measure = {
-        "loss": f"{of_loss} of the {whose}'s loss",
+        "loss": f"{problem.loss.unit} of the {whose}'s loss",
         "output": "units of the output",
         "margin": "nats of log-odds",
     }

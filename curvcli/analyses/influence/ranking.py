@@ -50,7 +50,7 @@ def strength(parameter: Parameter, loss: Loss, piece: Piece, targets: Any, weigh
 
 def moves_labels(parameter: str, loss: Loss) -> bool:
     """Whether what is perturbed are distributions over classes, whose sum is to stay 1."""
-    return parameter == "label-perturb" and loss.name == "softmax_cross_entropy"
+    return parameter == "label-perturb" and loss.classes
 
 
 def moves(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

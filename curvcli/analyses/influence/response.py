@@ -111,7 +111,7 @@ def _classes(problem: Problem) -> np.ndarray:
     UsageError
         The loss has no classes.
     """
-    if problem.loss.name != "softmax_cross_entropy":
+    if not problem.loss.classes:
         raise UsageError(
             f"--hyper class-weights needs classes, and {problem.loss.name} has none", "use --hyper loss:TARGET"
         )

@@ -26,7 +26,7 @@ from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions, LinearMap
 from curvcli.devices import on_host
 from curvcli.errors import UsageError
-from curvcli.losses import Loss, labelled, one_hot
+from curvcli.losses import Likelihood, Loss, labelled
 from curvcli.problem import Batch, Batches, Params, Problem, unit_weight
 
 Array = Any
@@ -86,7 +86,7 @@ def selected(loss: Loss, queries: Batches, measure: Measure) -> Batches:
     left_out = np.flatnonzero(~counts.reshape(len(counts), -1).any(axis=1))
     if not len(left_out):
         return replace(queries, weight=counts.astype(weight.dtype))
-    known = labelled(np.asarray(queries.targets[left_out])) if loss.integer_targets else np.ones(len(left_out), bool)
+    known = labelled(np.asarray(queries.targets[left_out])) if loss.classes else np.ones(len(left_out), bool)
     ndim = max(counts.ndim, known.ndim)
     counts, known = unit_weight(counts, ndim), unit_weight(known, ndim)
     units = np.broadcast_shapes(counts.shape[1:], known.shape[1:])
@@ -118,17 +118,23 @@ def check_labels(loss: Loss, queries: Batches, measure: Measure, first: int) -> 
 
 
 def check_measure(loss: Loss, measure: Measure) -> None:
-    """A margin needs classes.
+    """Refuse a measure that the loss does not have.
 
     Raises
     ------
     UsageError
-        The loss has none.
+        The margin is asked for, and the loss has none.
     """
-    if measure == "margin" and loss.name not in MARGINS:
+    if measure == "margin":
+        _margin(loss)
+
+
+def _margin(loss: Loss) -> Callable[[Array, Array], Array]:
+    if not isinstance(loss, Likelihood) or loss.margin is None:
         raise UsageError(
             f"--measure margin needs classes, and {loss.name} has none", "use --measure loss, or --measure output"
         )
+    return loss.margin
 
 
 def measured(measure: Measure, functions: Functions, params: Params, frozen: dict, batch: Batch) -> Array:
@@ -139,26 +145,8 @@ def measured(measure: Measure, functions: Functions, params: Params, frozen: dic
     z = predict(params, frozen, batch.inputs)
     if measure == "output":
         return z.reshape(len(z), -1)
-    units = MARGINS[loss.name](z, batch.targets)
+    units = _margin(loss)(z, batch.targets)
     return jnp.sum(outputs.weighted(units, batch), axis=tuple(range(1, units.ndim)))
-
-
-def _log_odds(z: Array, t: Array) -> Array:
-    own = jax.nn.one_hot(jnp.argmax(one_hot(z, t), axis=-1), z.shape[-1], dtype=bool)
-    certain = jnp.all(own | (z == -jnp.inf), axis=-1)
-    others = jax.nn.logsumexp(jnp.where(own & ~certain[..., None], -jnp.inf, z), axis=-1)
-    return jnp.where(certain, 0, jnp.sum(jnp.where(own, z, 0), axis=-1) - others)
-
-
-def _signed(z: Array, t: Array) -> Array:
-    return jnp.sum((2 * t - 1) * jnp.where(jnp.isinf(z), 0, z), axis=-1)
-
-
-MARGINS: dict[str, Callable[[Array, Array], Array]] = {
-    "softmax_cross_entropy": _log_odds,
-    "sigmoid_cross_entropy": _signed,
-}
-"""Margins of units by loss: `(z, t) -> [b, ...]`."""
 
 
 @jit(static_argnums=(0, 1))

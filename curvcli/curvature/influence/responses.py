@@ -33,7 +33,7 @@ from curvcli.curvature.products import sums
 from curvcli.curvature.products.linear_map import Functions, LinearMap
 from curvcli.curvature.products.outputs import weighted_loss
 from curvcli.devices import on_host
-from curvcli.losses import Loss, user_loss
+from curvcli.losses import Likelihood, Loss, user_loss
 from curvcli.problem import Batch, Params, Problem, PyTree, Regulariser, unit_weight
 
 Array = Any
@@ -106,7 +106,7 @@ def loss_map(functions: Functions, params: Params, frozen: dict, batch: Batch) -
 @jit(static_argnums=0)
 def _label_slopes(loss: Loss, z: Array, batch: Batch, tangents: Array) -> Array:
     """a_n ∂/∂t ⟨∂L/∂z, dz⟩ for tangents dz [k, b, ...]."""
-    if loss.label_product is not None:
+    if isinstance(loss, Likelihood):
         return unit_weight(batch.weight, z.ndim)[None] * jax.vmap(loss.label_product, (None, 0))(z, tangents)
 
     def along(targets: Array, tangent: Array) -> Array:

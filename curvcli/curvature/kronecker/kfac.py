@@ -275,7 +275,6 @@ def cotangents(loss: Loss, recipe: Recipe, keys: Array, z: Array, batch: Batch) 
     root_weight = jnp.sqrt(outputs.draw_weight(loss, z, batch))[None]
     if recipe.sampling == "exact":
         assert loss.family is not None
-        assert loss.family.root is not None
         shape = z.shape[1:]
         columns = jnp.eye(int(np.prod(shape)), dtype=z.dtype).reshape(-1, 1, *shape)
         noise = jnp.broadcast_to(columns, (len(columns), *z.shape))

@@ -9,7 +9,7 @@ import numpy as np
 
 from curvcli.errors import DataError, SpecError
 from curvcli.loading.data.stored import mapped
-from curvcli.losses import Loss
+from curvcli.losses import Likelihood, Loss
 from curvcli.problem import unit_weight
 
 ROWS = 1 << 16
@@ -42,16 +42,16 @@ def fit_targets(
         A shape or a value does not fit; the message names the first row.
     """
     units, classes = outputs.shape[1:-1], outputs.shape[-1]
-    labelled = loss.known and loss.integer_targets and targets.shape[1:] == units
+    labelled = loss.classes and targets.shape[1:] == units
     if ignore_label is not None and not labelled:
         raise SpecError(
             f"[loss] ignore_label needs class numbers, and {loss.name} has other targets here",
             "remove ignore_label, and leave tokens out by [data] mask",
         )
-    if not loss.known:
+    if not isinstance(loss, Likelihood):
         return targets, mask
     check_mask(mask, units)
-    if loss.integer_targets and classes < 2:
+    if loss.classes and classes < 2:
         raise SpecError(
             f"{loss.name} of a single output is 0 whatever the weights",
             "for two classes and one logit give --loss sigmoid_cross_entropy",
@@ -66,7 +66,7 @@ def fit_targets(
         return _class_numbers(targets, classes, mask, ignore_label)
     if targets.shape[1:] != outputs.shape[1:]:
         expected = f"[N{''.join(f', {n}' for n in outputs.shape[1:])}]"
-        if loss.integer_targets:
+        if loss.classes:
             expected += f" or integer [N{''.join(f', {n}' for n in units)}]"
         raise DataError(
             f"targets have shape [N{''.join(f', {n}' for n in targets.shape[1:])}], {loss.name} needs {expected} "
@@ -74,7 +74,7 @@ def fit_targets(
             "reshape the targets, or check --targets, --loss and the model's last layer",
         )
     _check_range(loss, targets)
-    if loss.integer_targets:
+    if loss.classes:
         mask = _without_empty_rows(targets, mask)
     # Integer rows of the outputs' shape (one-hot labels, counts) are numbers to the loss.
     wide = np.promote_types(targets.dtype, np.float32)
@@ -170,13 +170,9 @@ def row_remarks(targets: Any, weight: np.ndarray) -> list[str]:
     return remarks
 
 
-def _check_range(loss: Loss, targets: Any) -> None:
-    """Targets that no likelihood of this kind allows."""
-    low, high = {
-        "sigmoid_cross_entropy": (0, 1),
-        "softmax_cross_entropy": (0, np.inf),
-        "poisson": (0, np.inf),
-    }.get(loss.name, (-np.inf, np.inf))
+def _check_range(loss: Likelihood, targets: Any) -> None:
+    """Refuse targets outside the range that the likelihood allows."""
+    low, high = loss.target_range
     for start, block in _blocks(targets):
         bad = (block < low) | (block > high)
         if bad.any():

@@ -13,39 +13,46 @@ import jax.numpy as jnp
 from curvcli.errors import SpecError
 from curvcli.loading.models.network import user_code
 from curvcli.loading.spec.targets import Targets
-from curvcli.losses import LOSSES, Loss, user_loss
+from curvcli.losses import LOSSES, Likelihood, Loss, user_loss
 from curvcli.schema.spec import ProblemSpec
 
 
 def named_loss(spec: ProblemSpec, targets: Targets) -> Loss:
     """The loss by name, or the user's own."""
     name = spec.loss.name or ""
-    if name in LOSSES:
-        return LOSSES[name]
-    if ":" not in name:
-        near = difflib.get_close_matches(name, LOSSES, 1)
-        raise SpecError(
-            f"unknown loss {name!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for your own",
-        )
+    row = _row_of_table(name, "loss", "your own")
+    if row is not None:
+        return row
     function = targets.load(name)
     if not callable(function):
         raise SpecError(f"the loss {name} is no function", "it should be fn(outputs, targets) -> one loss an example")
     return user_loss(name, function, **_likelihood(spec.loss.likelihood, targets))
 
 
+def _row_of_table(name: str, what: str, otherwise: str) -> Likelihood | None:
+    """The row of this name; None where it is a target `module:fn`.
+
+    Raises
+    ------
+    SpecError
+        It is neither.
+    """
+    if name in LOSSES or ":" in name:
+        return LOSSES.get(name)
+    near = difflib.get_close_matches(name, LOSSES, 1)
+    raise SpecError(
+        f"unknown {what} {name!r}",
+        f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for {otherwise}",
+    )
+
+
 def _likelihood(name: str | None, targets: Targets) -> dict[str, Any]:
     """What makes a user's loss a likelihood: a loss of the table, or a sampler of targets."""
     if name is None:
         return {}
-    if name in LOSSES:
-        return {"likelihood": LOSSES[name]}
-    if ":" not in name:
-        near = difflib.get_close_matches(name, LOSSES, 1)
-        raise SpecError(
-            f"unknown [loss] likelihood {name!r}",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for a sampler",
-        )
+    row = _row_of_table(name, "[loss] likelihood", "a sampler")
+    if row is not None:
+        return {"likelihood": row}
     function = targets.load(name)
     if not callable(function):
         raise SpecError(f"the likelihood {name} is no function", "it should be fn(outputs, key) -> targets")
@@ -71,7 +78,7 @@ def unit_shape(loss: Loss, outputs: Any, labels: Any) -> tuple[int, ...]:
     others = [size for size in range(2, len(axes) + 4) if size not in axes][:2]
     shapes = []
     for size in (outputs.shape[0], *others):
-        batch = (jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype) for one in (outputs, labels))
+        batch = (jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype) for array in (outputs, labels))
         units = user_code("the loss", jax.eval_shape, loss.value, *batch)
         shapes.append(tuple(getattr(units, "shape", ())))
         if not shapes[-1] or shapes[-1][0] != size:
@@ -122,15 +129,15 @@ def check_likelihood(loss: Loss, outputs: Any, labels: Any, weights: tuple[int, 
             f"losses {_named(('N', *outputs.shape[1:-1]))}",
             "leave [loss] likelihood out, or return a loss for every token of the outputs",
         )
-    if loss.likelihood is not None and loss.likelihood.integer_targets and (outputs.ndim < 2 or outputs.shape[-1] < 2):
+    if loss.likelihood is not None and loss.likelihood.classes and (outputs.ndim < 2 or outputs.shape[-1] < 2):
         raise SpecError(
             f"[loss] likelihood {loss.likelihood.name} needs outputs [batch, …, classes], not {list(outputs.shape)}",
             "for two classes and one logit give sigmoid_cross_entropy",
         )
     if loss.draw is None:
         return
-    one = jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype)
-    drawn = user_code("the likelihood", jax.eval_shape, loss.draw, one, jax.random.key(0))
+    row = jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype)
+    drawn = user_code("the likelihood", jax.eval_shape, loss.draw, row, jax.random.key(0))
     shape = getattr(drawn, "shape", None)
     if shape != (1, *labels.shape[1:]):
         raise SpecError(
@@ -138,4 +145,4 @@ def check_likelihood(loss: Loss, outputs: Any, labels: Any, weights: tuple[int, 
             f"{[1, *labels.shape[1:]]}",
             "it is called as fn(outputs, key) with a batch of one example, and returns a batch of one target",
         )
-    user_code("the loss", jax.eval_shape, loss.value, one, drawn)
+    user_code("the loss", jax.eval_shape, loss.value, row, drawn)
