@@ -55,14 +55,12 @@ from curvcli.problem import Problem, in_float64, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.streams import Stream
 
 Array = Any
 
 PROBES, STEPS = 10, 80
 """Lanczos processes, and their steps, for a determinant that is sampled."""
-
-DRAWN, SPECTRUM = 14, 13
-"""Streams of random vectors within a seed."""
 
 LEAST_DECREMENT = 0.5
 """Nats that the weights may lie below the peak of the posterior's model without a word."""
@@ -283,7 +281,7 @@ def _sums(
         return "outputs", exact(scipy.linalg.eigvalsh(kernel))  # the other eigenvalues are zero, and add nothing
     steps = min(STEPS, operator.dim)
     plan = planning.plan_lanczos(problem, settings, probes=PROBES, steps=steps, full=True)
-    key, collected = jax.random.fold_in(jax.random.key(settings.seed), SPECTRUM), Collected()
+    key, collected = Stream.LOG_DETERMINANT.key(settings.seed), Collected()
     for first in range(0, PROBES, plan.at_once):
         count = min(plan.at_once, PROBES - first)
         if first and monitor.stop():
@@ -364,7 +362,7 @@ def _roots(
     if spectral is not None:
         root = spectral.function(lambda values: 1 / np.sqrt(normaliser * np.maximum(values, 0) + precision))
     exact = isinstance(spectral, Diagonalised)
-    key, shift = jax.random.fold_in(jax.random.key(settings.seed), DRAWN), precision / normaliser
+    key, shift = Stream.POSTERIOR.key(settings.seed), precision / normaliser
     total = dim if exact else settings.samples
     for first in range(0, total, at_once):
         count = min(at_once, total - first)
