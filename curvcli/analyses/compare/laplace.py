@@ -42,7 +42,7 @@ from curvcli.curvature.influence import leverage, queries
 from curvcli.curvature.products import sums
 from curvcli.curvature.products.ntk import example_outputs
 from curvcli.errors import SpecError, UsageError, suggest_float64
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, watched
 from curvcli.linalg.krylov.quadrature import Function, Quadrature
 from curvcli.linalg.krylov.slq import Collected, Slq, quadrature
 from curvcli.linalg.meter import Meter
@@ -282,10 +282,7 @@ def _sums(
     steps = min(STEPS, operator.dim)
     plan = planning.plan_lanczos(problem, settings, probes=PROBES, steps=steps, full=True)
     key, collected = Stream.LOG_DETERMINANT.key(settings.seed), Collected()
-    for first in range(0, PROBES, plan.at_once):
-        count = min(plan.at_once, PROBES - first)
-        if first and monitor.stop():
-            break
+    for count in watched([min(plan.at_once, PROBES - first) for first in range(0, PROBES, plan.at_once)], monitor):
         Slq(steps, "full", True).round(operator, key, count, collected, monitor, PROBES * steps)
     quad = quadrature(collected, key, operator)
     noise = rounding.measured(operator, settings.seed).each
@@ -364,8 +361,11 @@ def _roots(
     exact = isinstance(spectral, Diagonalised)
     key, shift = Stream.POSTERIOR.key(settings.seed), precision / normaliser
     total = dim if exact else settings.samples
-    for first in range(0, total, at_once):
-        count = min(at_once, total - first)
+    blocks = [(first, min(at_once, total - first)) for first in range(0, total, at_once)]
+    for first, count in watched(
+        blocks, monitor, "predictive variance", total, "vectors",
+        size=lambda block: block[1], least=None if exact else 4,
+    ):  # fmt: skip
         if root is not None:
             rows = np.eye(count, dim, first) if exact else dim**0.5 * sphere(key, first, count, dim, dtype)
             yield np.asarray(root(rows), np.float64) if exact else jnp.asarray(root(rows), dtype)
@@ -376,9 +376,6 @@ def _roots(
             solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.cg_steps, monitor=monitor)
             residuals.append(float(np.max(solved.residuals)))
             yield solved.x / normaliser**0.5
-        monitor.progress("predictive variance", first + count, total, "vectors")
-        if not exact and first + count >= 4 and monitor.stop():
-            break
     if max(residuals) > 2 * settings.tol:
         warnings.append(
             f"the solves behind the predictive variance have relative residuals up to {max(residuals):.2g} (asked for "

@@ -36,7 +36,7 @@ from curvcli.curvature.influence import queries
 from curvcli.curvature.influence.responses import Parameter
 from curvcli.curvature.products import sums
 from curvcli.devices import on_host
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, finished
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.solvers.trust_region import Minimum, Point, minimise
 from curvcli.problem import Batch, Batches, Problem, PyTree, in_float64
@@ -264,8 +264,7 @@ class _Fits:
 
     def _count(self) -> None:
         self.evaluations += 1
-        self.monitor.progress(self.stage, self.evaluations, None, "evaluations")
-        if self.monitor.stop() is not None:
+        if finished(self.monitor, self.stage, self.evaluations, unit="evaluations"):
             raise _Stopped
 
 
