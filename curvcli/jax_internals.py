@@ -73,10 +73,10 @@ def closed(jaxpr: Any) -> ClosedJaxpr:
     return jaxpr if hasattr(jaxpr, "consts") and hasattr(jaxpr, "jaxpr") else ClosedJaxpr(jaxpr, ())
 
 
-def inner_jaxprs(equation: Any) -> list[Any]:
-    """The jaxprs that an equation calls."""
+def inner_jaxprs(equation: Any) -> list[ClosedJaxpr]:
+    """The jaxprs that an equation holds: of a call, a loop, branches, a function with a derivative of its own."""
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
+    return [closed(value) for value in values if _is_jaxpr(value)]
 
 
 def _is_jaxpr(value: Any) -> bool:
@@ -96,13 +96,75 @@ def repeated_equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
             yield equation, times
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
         for body in inner:
-            yield from repeated_equations(body, times * length)
+            yield from repeated_equations(body.jaxpr, times * length)
 
 
 def bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of an equation as it stands."""
     outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+CALLS = {"jit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "call": "call_jaxpr", "closed_call": "call_jaxpr"}
+"""Primitives that run a jaxpr once, on their own inputs, and the parameter that holds it.
+
+`jax.checkpoint` has two names, by the release. Functions with a derivative of their own are no calls: entered, they
+would lose it.
+"""
+
+CUSTOM_VJP = "custom_vjp_call"
+CUSTOM_DERIVATIVES = ("custom_jvp_call", CUSTOM_VJP)
+"""Primitives of functions with a derivative of their own; `call_jaxpr` holds the function."""
+
+
+def called(equation: Any) -> ClosedJaxpr | None:
+    """The jaxpr that a call runs; None of an equation that is no call."""
+    holder = CALLS.get(equation.primitive.name)
+    return None if holder is None else closed(equation.params[holder])
+
+
+class Interpreter:
+    """Runs a jaxpr equation by equation, on arrays or on what is known of them, with the equations of calls inside.
+
+    A subclass overrides what it does in its own way: `constant`, `equation`, `call`.
+
+    Attributes
+    ----------
+    site
+        Number of the last equation, in the order of evaluation: the equations of a call are counted in its place.
+    """
+
+    site = -1
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of a jaxpr, from its constants and inputs."""
+        values = dict(zip(jaxpr.constvars, map(self.constant, consts), strict=True))
+        values.update(zip(jaxpr.invars, inputs, strict=True))
+
+        def read(atom: Any) -> Any:
+            return self.constant(atom.val) if is_literal(atom) else values[atom]
+
+        for equation in jaxpr.eqns:
+            arguments, body = [read(atom) for atom in equation.invars], called(equation)
+            if body is None:
+                self.site += 1
+                outputs = self.equation(equation, arguments)
+            else:
+                outputs = self.call(equation, body, arguments)
+            values.update(zip(equation.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def constant(self, value: Any) -> Any:
+        """What stands for a constant or a literal."""
+        return value
+
+    def equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
+        """The outputs of an equation that is no call."""
+        return bound(equation, inputs)
+
+    def call(self, equation: Any, body: ClosedJaxpr, inputs: list[Any]) -> list[Any]:
+        """The outputs of a call of `body`."""
+        return self.run(body.jaxpr, body.consts, inputs)
 
 
 def scan_sizes(equation: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "curvcli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may import of the package, besides itself, `errors`, `schema` and the package's own head.
-EVERYWHERE = {"compiling", "jax_internals"}
+EVERYWHERE = {"compiling", "jax_internals", "streams"}
 ALLOWED = {
     "schema": set(),
     "errors": set(),
@@ -22,6 +22,7 @@ ALLOWED = {
     "xla": set(),
     "compiling": {"xla"},
     "jax_internals": set(),
+    "streams": set(),
     "stopwatch": set(),
     "journal": {"devices"},
     "atomic": {"sources"},

@@ -35,6 +35,7 @@ from curvcli.schema.eigs import Eigenpair, EigsResult, EigsSettings
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
 from curvcli.schema.settings import FACTORED
+from curvcli.streams import Stream
 
 Array = Any
 
@@ -195,8 +196,8 @@ def _lanczos(
     key = jax.random.key(settings.seed)
     algorithm = eigen.ThickRestart(
         low, k - low, tol=0.75 * tolerance(settings), capacity=plan.capacity,
-        max_products=max(settings.max_probes - k, block), key=jax.random.fold_in(key, 0),
-        start=krylov.from_random(jax.random.fold_in(key, 0), block, operator.dim, operator.dtype, operator.mesh),
+        max_products=max(settings.max_probes - k, block), key=Stream.STARTS.key(settings.seed),
+        start=krylov.from_random(Stream.STARTS.key(settings.seed), block, operator.dim, operator.dtype, operator.mesh),
         magnitude=settings.which == "magnitude", widest=plan.widest,
     )  # fmt: skip
     state = iterate(algorithm, operator, key, monitor=monitor, stage="eigenpairs", planned=settings.probes)

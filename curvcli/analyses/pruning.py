@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,14 +26,12 @@ from curvcli.linalg.statistics import student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagSettings, LayerPruned, LayerSaliency, Pruning
 from curvcli.schema.estimate import Estimate
+from curvcli.streams import Stream
 
 Array = Any
 
 CURVATURES = ("hessian", "ggn", "gauss-newton", "fisher", "fisher-mc")
 """Matrices that stand for the second derivative of J by its parameters."""
-
-FRESH = 1 << 20
-"""Index of the key that the probes of a trial come from, beyond all test vectors."""
 
 PROBES = 16
 """Fresh probes for the predicted change."""
@@ -138,7 +135,7 @@ def _predicted(
     scale = jnp.asarray(weights, operator.dtype)[None]
     scaled = operator.with_products(lambda v: scale * (operator.matmat(scale * v) - settings.damping * scale * v))
     in_units, unit = normalised(scaled)
-    key = jax.random.fold_in(jax.random.key(settings.seed), FRESH)
+    key = Stream.PRUNING_TRIALS.key(settings.seed)
     sampler = Sampler(in_units, key, (((0, operator.dim),),), at_once=at_once, keep=False, monitor=Silent())
     sampler.draw(PROBES)
     meter.products -= sampler.padding

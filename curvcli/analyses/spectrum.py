@@ -47,6 +47,7 @@ from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.spectrum import SpectrumResult, SpectrumSettings
+from curvcli.streams import Stream
 
 FIRST_LOOK = 4
 """Probes before the interval is first held against a relative tolerance."""
@@ -219,7 +220,7 @@ def refined_extremes(
     `capacity` is how many rows the basis may have before a restart; an end takes at most half the products spent so
     far, or `further` if that is more; `beyond` is what no eigenvalue lies beyond.
     """
-    start = sphere(jax.random.fold_in(key, 0), 0, 1, operator.dim, operator.dtype)  # used only where no basis was kept
+    start = sphere(Stream.STARTS.key(settings.seed), 0, 1, operator.dim, operator.dtype)  # where no basis was kept
     spent = sum(len(t.alpha) for t in collected.tridiagonals)
     pairs = []
     for name, wanted, space in (("λ_min", (1, 0), collected.low), ("λ_max", (0, 1), collected.high)):
@@ -240,17 +241,15 @@ def refined_extremes(
         residual = max(float(residuals[side]), rounding.least_residual(operator, noise(settings), norm))
         converged = residual <= tolerance(settings) * norm
         if not converged:
-            advice = _advice(settings, residual, norm, stopped=monitor.stop() is not None)
-            warnings.append(
-                f"{name} has not converged: residual {residual:.2g}, asked for {tolerance(settings) * norm:.2g}{advice}"
-            )
+            asked, advice = tolerance(settings) * norm, _advice(settings, residual, norm, monitor)
+            warnings.append(f"{name} has not converged: residual {residual:.2g}, asked for {asked:.2g}{advice}")
         found.append(eigenvalue(values[side], residual, converged, beyond[side]))
     return found[0], found[1], vectors
 
 
-def _advice(settings: AnalysisSettings, residual: float, norm: float, *, stopped: bool) -> str:
+def _advice(settings: AnalysisSettings, residual: float, norm: float, monitor: Monitor) -> str:
     """What would help an eigenvalue to converge."""
-    if stopped:
+    if monitor.stop() is not None:
         return "; the run was stopped first"
     if settings.dtype == "float32" and residual <= 64 * noise(settings) * norm:
         return "; it may be rounding: try --dtype float64"

@@ -1,15 +1,17 @@
-"""The one loop: runs any algorithm, reports progress, and stops it early when asked.
+"""Loops that a monitor watches: they report progress, and stop early when asked.
 
-An algorithm is three functions over an explicit state: `init`, `step`, `result`. `iterate` alone knows about progress,
-deadlines and interrupts, so no algorithm has to.
+An algorithm is three functions over an explicit state: `init`, `step`, `result`. `iterate` runs it; `watched` is for
+loops over items that are known beforehand, `finished` for all others. Nothing else asks a monitor whether to stop.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Protocol, TypeVar, cast
 
 from curvcli.linalg.operator import LinearOperator
 
+Item = TypeVar("Item")
 State = TypeVar("State")
 Result_co = TypeVar("Result_co", covariant=True)
 
@@ -123,12 +125,55 @@ def iterate(
     """
     state = algorithm.init(operator, key) if state is None else state
     said = getattr(algorithm, "said", None)
-    going = not algorithm.done(state)
-    while going:
+    over = algorithm.done(state)
+    while not over:
         state = algorithm.step(operator, state)
-        # Asked before progress is told: from then on an interrupt gives what was reached.
-        going = not algorithm.done(state) and monitor.stop() is None
-        monitor.progress(stage, algorithm.products(state), planned)
+        over = finished(monitor, stage, algorithm.products(state), planned, over=algorithm.done(state))
         if said is not None:
             monitor.known(said(state))
     return state
+
+
+def finished(
+    monitor: Monitor, stage: str, done: int, planned: int | None = None, unit: str = "products", *, over: bool = False
+) -> bool:
+    """Whether a loop ends: it is over, or else the monitor stops it. The monitor is told what is done of the stage."""
+    # Asked before progress is told: from then on an interrupt gives what was reached.
+    ends = over or monitor.stop() is not None
+    monitor.progress(stage, done, planned, unit)
+    return ends
+
+
+def watched(
+    items: Iterable[Item],
+    monitor: Monitor,
+    stage: str | None = None,
+    planned: int | None = None,
+    unit: str = "products",
+    *,
+    size: Callable[[Item], int] = lambda item: 1,
+    least: int | None = 1,
+) -> Iterator[Item]:
+    """Items, until the monitor stops the loop over them.
+
+    Parameters
+    ----------
+    items, planned
+        What is looped over, and how much it is; by default the number of items.
+    stage, unit
+        For the monitor, which is told of each item when the next one is asked for. None where what is done with an
+        item tells of its own progress.
+    size
+        How much of what is planned an item is.
+    least
+        How much is done before the monitor is asked whether to go on; None where a part is no answer.
+    """
+    total, done = len(cast(Collection, items)) if planned is None else planned, 0
+    for item in items:
+        yield item
+        done += size(item)
+        ends = least is not None and least <= done < total and monitor.stop() is not None
+        if stage is not None:
+            monitor.progress(stage, done, total, unit)
+        if ends:
+            return

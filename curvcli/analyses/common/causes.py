@@ -10,7 +10,7 @@ import jax
 
 from curvcli.analyses.common.precision import objective_jaxpr
 from curvcli.curvature.jaxprs.work import abstract_batch
-from curvcli.jax_internals import equations, inner_jaxprs, plain_where_unknown, source
+from curvcli.jax_internals import CUSTOM_DERIVATIVES, equations, inner_jaxprs, plain_where_unknown, source
 from curvcli.problem import Problem
 
 CAUSES = {
@@ -35,7 +35,6 @@ DERIVATIVES = {"stop_gradient": "stop_gradient", **{name: name for name in ROUND
 """Primitives that can spoil a derivative, and what they are called; custom derivatives have names of their own."""
 EXAMPLES = 10007
 """A number of examples that no other axis is likely to have, where only shapes are looked at."""
-CUSTOM = ("custom_vjp_call", "custom_jvp_call")
 JAX = str(Path(jax.__file__).parent)
 
 
@@ -74,16 +73,16 @@ def _suspects(jaxpr: Any, named: dict[str, str], in_jax: bool = False) -> Iterat
     """
     maker = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
     for equation in jaxpr.eqns:
-        primitive, inner = equation.primitive.name, inner_jaxprs(equation)
-        name, file, line = source(inner[0]) if inner else ("", "", "")
+        primitive, bodies = equation.primitive.name, inner_jaxprs(equation)
+        name, file, line = source(bodies[0].jaxpr) if bodies else ("", "", "")
         if primitive in named:
             if primitive != "stop_gradient" or not (in_jax or _is_largest(equation, maker)):
                 yield named[primitive]
-        elif primitive.startswith(CUSTOM) and named is DERIVATIVES and not file.startswith(JAX):
+        elif primitive in CUSTOM_DERIVATIVES and named is DERIVATIVES and not file.startswith(JAX):
             yield f"{primitive.removesuffix('_call')} {name} ({Path(file).name}:{line})"
         else:
-            for one in inner:
-                yield from _suspects(one, named, source(one)[1].startswith(JAX))
+            for body in bodies:
+                yield from _suspects(body.jaxpr, named, source(body.jaxpr)[1].startswith(JAX))
 
 
 def _is_largest(equation: Any, maker: dict[Any, Any], depth: int = 4) -> bool:

@@ -37,6 +37,7 @@ from curvcli.linalg.reductions import all_finite, largest, norm, row_dots, row_n
 from curvcli.problem import Problem, Regulariser, in_float64
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
+from curvcli.streams import Stream
 
 Array = Any
 Best = Callable[[Callable[[float], float]], float]
@@ -145,7 +146,7 @@ def self_checks(
     NumericsError
         A product of the matrix is not finite.
     """
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    key = Stream.SELF_CHECKS.key(settings.seed)
     count = max(block, 2)
     vectors = sphere(key, 0, count, operator.dim, operator.dtype)
     first, second = (_in_blocks(operator, vectors, block) for _ in range(2))

@@ -6,7 +6,7 @@ A matrix Jᵀ C J is written out on the side that is smaller: parameters, or out
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from curvcli.curvature import dimension
 from curvcli.curvature.kronecker import kfac
 from curvcli.curvature.products.gram import Gram, build_gram, output_rows
 from curvcli.errors import NumericsError
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, watched
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_rows
 from curvcli.problem import Problem, in_float64
@@ -116,13 +116,14 @@ def outputs_written_out(
     with jax.enable_x64(True):
         gram = build_gram(in_float64(problem), settings)
         kernel, diagonal = np.empty((gram.rows, gram.rows)), np.full(problem.dim, gram.shift)
-        for start, rows, squares in gram.blocks(block):
+        blocks = gram.blocks(block)
+        stage = "writing the outputs' side out"
+        for start, rows, squares in watched(blocks, monitor, stage, gram.rows, size=_rows_of, least=None):
             _check_finite(rows)
             kernel[start : start + len(rows)] = rows
             diagonal += squares
             meter.products += len(rows)
             meter.data_passes += 1
-            monitor.progress("writing the outputs' side out", start + len(rows), gram.rows)
     return OutputSide(gram, 0.5 * (kernel + kernel.T), diagonal)
 
 
@@ -134,10 +135,15 @@ def rows_written_out(operator: LinearOperator, block: int, monitor: Monitor) -> 
     NumericsError
         An entry is not finite.
     """
-    for start, rows in dense_rows(operator, block):
+    blocks, stage = dense_rows(operator, block), "writing the matrix out"
+    for start, rows in watched(blocks, monitor, stage, operator.dim, size=_rows_of, least=None):
         _check_finite(rows)
-        monitor.progress("writing the matrix out", start + len(rows), operator.dim)
         yield start, rows
+
+
+def _rows_of(block: tuple[Any, ...]) -> int:
+    """How many rows are in a block of them, which follow the number of the first."""
+    return len(block[1])
 
 
 def _check_finite(rows: np.ndarray) -> None:

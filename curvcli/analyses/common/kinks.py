@@ -10,17 +10,18 @@ function of one variable, whose second differences say whether its slope jumps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from curvcli.curvature.jaxprs.work import abstract_batch
 from curvcli.curvature.products.sums import regulariser_arguments, regulariser_function
-from curvcli.jax_internals import inner_jaxprs, is_literal, plain_where_unknown, scan_sizes
+from curvcli.jax_internals import Interpreter, inner_jaxprs, plain_where_unknown, scan_sizes, source
 from curvcli.problem import Problem
 
 FOLDED = ("abs", "sign", "max", "min", "clamp", "rem")
@@ -101,7 +102,7 @@ def function_kinks(function: Any, first: Any, *rest: Any) -> list[str]:
     closed = jax.make_jaxpr(function)(first, *rest)
     count = len(jax.tree.leaves(first))
     inputs = [Node("input", depends=i < count) for i in range(len(closed.jaxpr.invars))]
-    outputs = _walk(closed.jaxpr, [_constant(one) for one in closed.consts], inputs, "")
+    outputs = _Flow().run(closed.jaxpr, closed.consts, inputs)
     found: list[str] = []
     for node in _reaching(outputs):
         if node.label not in found and _bends(node) and not _is_smooth_activation(node):
@@ -120,55 +121,53 @@ def _is_key(value: Any) -> bool:
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _walk(jaxpr: Any, consts: Sequence[Node], inputs: Sequence[Node], label: str) -> list[Node]:
-    """The nodes of a jaxpr's outputs."""
-    known: dict[Any, Node] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+class _Flow(Interpreter):
+    """Makes the nodes of equations; those inside a function that a user knows by its name have that name."""
 
-    def read(atom: Any) -> Node:
-        return _constant(atom.val) if is_literal(atom) else known[atom]
+    def __init__(self, label: str = "") -> None:
+        self.label = label
 
-    for equation in jaxpr.eqns:
-        made = _nodes(equation, [read(atom) for atom in equation.invars], label)
-        known.update(zip(equation.outvars, made, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    def constant(self, value: Any) -> Node:
+        return _constant(value)
 
+    def equation(self, equation: Any, inputs: list[Node]) -> list[Node]:
+        name, bodies = equation.primitive.name, inner_jaxprs(equation)
+        if name == "cond":
+            branches = [self._inside(body, inputs[1:]) for body in bodies]
+            label = self.label or "cond"
+            return [
+                _node("select_n", [inputs[0], *outputs], equation, label) for outputs in zip(*branches, strict=True)
+            ]
+        if name == "scan":
+            return self._repeated(equation, bodies[0], inputs)
+        if bodies and name != "while":
+            return self.call(equation, bodies[0], inputs)
+        label = self.label or ("where" if name in COMPARED else name)
+        return [_node(name, inputs, equation, label) for _ in equation.outvars]
 
-def _nodes(equation: Any, parents: list[Node], label: str) -> list[Node]:
-    """The nodes of an equation's outputs."""
-    name, inner = equation.primitive.name, inner_jaxprs(equation)
-    count = len(equation.outvars)
-    if name == "cond":
-        branches = [_inside(one, parents[1:], label) for one in inner]
-        return [
-            _node("select_n", [parents[0], *outs], equation, label or "cond") for outs in zip(*branches, strict=True)
-        ]
-    if name == "scan":
-        return _repeated(equation, inner[0], parents, label)
-    if name == "while" or not inner:
-        shown = label or ("where" if name in COMPARED else name)
-        return [_node(name, parents, equation, shown) for _ in range(count)]
-    called = _called(equation, inner[0])
-    if called in SMOOTH:
-        return [_node(called, parents, None, called) for _ in range(count)]
-    outs = _inside(inner[0], parents, _public(called) or label)
-    return outs if len(outs) == count else [_node(name, parents, None, label) for _ in range(count)]
+    def call(self, equation: Any, body: ClosedJaxpr, inputs: list[Node]) -> list[Node]:
+        name = equation.params.get("name") or source(body.jaxpr)[0]
+        if name in SMOOTH:
+            return [_node(name, inputs, None, name) for _ in equation.outvars]
+        outputs = _Flow(_public(name) or self.label)._inside(body, inputs)
+        if len(outputs) == len(equation.outvars):
+            return outputs
+        return [_node(equation.primitive.name, inputs, None, self.label) for _ in equation.outvars]
 
+    def _inside(self, body: ClosedJaxpr, inputs: list[Node]) -> list[Node]:
+        """The outputs of an inner jaxpr, which takes the last of the inputs if it takes fewer."""
+        return self.run(body.jaxpr, body.consts, inputs[len(inputs) - len(body.jaxpr.invars) :])
 
-def _inside(jaxpr: Any, parents: list[Node], label: str) -> list[Node]:
-    """An inner jaxpr, which takes the last of the parents if it takes fewer."""
-    given = parents[len(parents) - len(jaxpr.invars) :]
-    return _walk(jaxpr, [Node("constant") for _ in jaxpr.constvars], given, label)
-
-
-def _repeated(equation: Any, body: Any, parents: list[Node], label: str) -> list[Node]:
-    """A loop's outputs, from two turns: by the second all that depends on the parameters does."""
-    consts, carried = scan_sizes(equation)
-    carry, rows = parents[consts : consts + carried], parents[consts + carried :]
-    outs: list[Node] = []
-    for _ in range(2):
-        outs = _inside(body, [*parents[:consts], *carry, *rows], label)
-        carry = [_node("carry", [old, new], None, label) for old, new in zip(carry, outs[:carried], strict=True)]
-    return [*carry, *outs[carried:]]
+    def _repeated(self, equation: Any, body: ClosedJaxpr, inputs: list[Node]) -> list[Node]:
+        """A loop's outputs, from two turns: by the second all that depends on the parameters does."""
+        consts, carried = scan_sizes(equation)
+        carry, rows = inputs[consts : consts + carried], inputs[consts + carried :]
+        outputs: list[Node] = []
+        for _ in range(2):
+            outputs = self._inside(body, [*inputs[:consts], *carry, *rows])
+            turns = zip(carry, outputs[:carried], strict=True)
+            carry = [_node("carry", [old, new], None, self.label) for old, new in turns]
+        return [*carry, *outputs[carried:]]
 
 
 def _node(name: str, parents: list[Node], equation: Any, label: str) -> Node:
@@ -178,12 +177,6 @@ def _node(name: str, parents: list[Node], equation: Any, label: str) -> Node:
     for one in dict.fromkeys(parents):
         one.children.append(node)
     return node
-
-
-def _called(equation: Any, jaxpr: Any) -> str:
-    """The name of a function that an equation calls, as far as JAX remembers it."""
-    told = str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or "").partition(" at ")[0]
-    return equation.params.get("name") or told
 
 
 def _public(name: str) -> str:

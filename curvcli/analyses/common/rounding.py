@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from curvcli.devices import on_host
@@ -18,14 +17,12 @@ from curvcli.errors import NumericsError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.schema.estimate import Estimate
+from curvcli.streams import Stream
 
 Array = Any
 
 PROBES = 2
 """Random vectors that the rounding is measured along."""
-
-STREAM = 21
-"""Of those vectors, within a seed."""
 
 MARGIN = 2.0
 """Times what so few vectors show of ‖E‖_F: of an E of rank one they show less than its half in one run of eight."""
@@ -100,7 +97,7 @@ def _root_mean_squares(operator: LinearOperator, seed: int) -> tuple[float, floa
     """Of ‖E v‖ and ‖A v‖ over the random vectors."""
     if operator.precise is None:
         return 0.0, 0.0
-    key = jax.random.fold_in(jax.random.key(seed), STREAM)
+    key = Stream.PRODUCT_ROUNDING.key(seed)
     probes = sphere(key, 0, min(PROBES, operator.dim), operator.dim, operator.dtype)
     exact, images = operator.precise(probes), on_host(operator.matmat(probes)).astype(np.float64)
     error, size, own = (

@@ -30,6 +30,7 @@ from curvcli.linalg.trace.hutchinson import Segments
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue, Interval
 from curvcli.schema.settings import FACTORED, AnalysisSettings
+from curvcli.streams import Stream
 
 Number = TypeVar("Number", bound=Interval)
 Array = Any
@@ -127,7 +128,7 @@ def images(settings: AnalysisSettings, operator: LinearOperator, count: int = PR
 
 
 def _probes(settings: AnalysisSettings, operator: LinearOperator, count: int) -> Array:
-    key = jax.random.fold_in(jax.random.key(settings.seed), 2)
+    key = Stream.EXAMPLE_ERRORS.key(settings.seed)
     return sphere(key, 0, count, operator.dim, operator.dtype)
 
 
@@ -164,7 +165,7 @@ def layer_errors(problem: Problem, settings: AnalysisSettings, segments: Segment
     As for the whole, from probes that are zero outside the layer. Cost: 16 quadratic forms of every example a layer.
     """
     dim = max(stop for part in segments for _, stop in part)
-    signs = jax.random.rademacher(jax.random.fold_in(jax.random.key(settings.seed), 3), (2 * PRODUCTS, dim))
+    signs = jax.random.rademacher(Stream.LAYER_ERRORS.key(settings.seed), (2 * PRODUCTS, dim))
     signs = signs.astype(settings.dtype)
     factor, errors = sampling_factor(problem), []
     for part in segments:

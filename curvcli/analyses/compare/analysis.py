@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,11 +44,9 @@ from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
+from curvcli.streams import Stream
 
 Array = Any
-
-COMMON = 12
-"""Stream of the common test vectors within a seed; the starts of eigenpairs have others."""
 
 BLOCK = 8
 FIRST_LOOK = 16
@@ -284,7 +281,7 @@ def _sampled_look(
         together.add_known([one.matmat(padded) for one in operators], padded)
         meter.products -= missing * costly
         monitor.progress("top eigenspaces", start + len(rows), len(basis), "vectors")
-    key = jax.random.fold_in(jax.random.key(settings.seed), COMMON)
+    key = Stream.COMMON_PROBES.key(settings.seed)
     alpha, number = 1 - settings.confidence, 1
     budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
     while True:

@@ -42,7 +42,7 @@ from curvcli.curvature.influence import leverage, queries
 from curvcli.curvature.products import sums
 from curvcli.curvature.products.ntk import example_outputs
 from curvcli.errors import SpecError, UsageError, suggest_float64
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, watched
 from curvcli.linalg.krylov.quadrature import Function, Quadrature
 from curvcli.linalg.krylov.slq import Collected, Slq, quadrature
 from curvcli.linalg.meter import Meter
@@ -55,14 +55,12 @@ from curvcli.problem import Problem, in_float64, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.streams import Stream
 
 Array = Any
 
 PROBES, STEPS = 10, 80
 """Lanczos processes, and their steps, for a determinant that is sampled."""
-
-DRAWN, SPECTRUM = 14, 13
-"""Streams of random vectors within a seed."""
 
 LEAST_DECREMENT = 0.5
 """Nats that the weights may lie below the peak of the posterior's model without a word."""
@@ -285,11 +283,8 @@ def _sums(
         return "outputs", exact(scipy.linalg.eigvalsh(kernel))  # the other eigenvalues are zero, and add nothing
     steps = min(STEPS, operator.dim)
     plan = planning.plan_lanczos(problem, settings, probes=PROBES, steps=steps, full=True)
-    key, collected = jax.random.fold_in(jax.random.key(settings.seed), SPECTRUM), Collected()
-    for first in range(0, PROBES, plan.at_once):
-        count = min(plan.at_once, PROBES - first)
-        if first and monitor.stop():
-            break
+    key, collected = Stream.LOG_DETERMINANT.key(settings.seed), Collected()
+    for count in watched([min(plan.at_once, PROBES - first) for first in range(0, PROBES, plan.at_once)], monitor):
         Slq(steps, "full", True).round(operator, key, count, collected, monitor, PROBES * steps)
     quad = quadrature(collected, key, operator)
     noise = rounding.measured(operator, settings.seed).each
@@ -362,10 +357,13 @@ def _roots(
     if spectral is not None:
         root = spectral.function(lambda values: 1 / np.sqrt(normaliser * np.maximum(values, 0) + precision))
     exact = isinstance(spectral, Diagonalised)
-    key, shift = jax.random.fold_in(jax.random.key(settings.seed), DRAWN), precision / normaliser
+    key, shift = Stream.POSTERIOR.key(settings.seed), precision / normaliser
     total = dim if exact else settings.samples
-    for first in range(0, total, at_once):
-        count = min(at_once, total - first)
+    blocks = [(first, min(at_once, total - first)) for first in range(0, total, at_once)]
+    for first, count in watched(
+        blocks, monitor, "predictive variance", total, "vectors",
+        size=lambda block: block[1], least=None if exact else 4,
+    ):  # fmt: skip
         if root is not None:
             rows = np.eye(count, dim, first) if exact else dim**0.5 * sphere(key, first, count, dim, dtype)
             yield np.asarray(root(rows), np.float64) if exact else jnp.asarray(root(rows), dtype)
@@ -376,9 +374,6 @@ def _roots(
             solved = cg.solve(system, drawn, tol=settings.tol, max_steps=settings.cg_steps, monitor=monitor)
             residuals.append(float(np.max(solved.residuals)))
             yield solved.x / normaliser**0.5
-        monitor.progress("predictive variance", first + count, total, "vectors")
-        if not exact and first + count >= 4 and monitor.stop():
-            break
     if max(residuals) > 2 * settings.tol:
         warnings.append(
             f"the solves behind the predictive variance have relative residuals up to {max(residuals):.2g} (asked for "

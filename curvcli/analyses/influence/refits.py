@@ -36,12 +36,13 @@ from curvcli.curvature.influence import queries
 from curvcli.curvature.influence.responses import Parameter
 from curvcli.curvature.products import sums
 from curvcli.devices import on_host
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, finished
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.solvers.trust_region import Minimum, Point, minimise
 from curvcli.problem import Batch, Batches, Problem, PyTree, in_float64
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.verification import Control, Refit, Verification
+from curvcli.streams import Stream
 
 Array = Any
 
@@ -53,9 +54,6 @@ BUDGET = 20_000
 
 RADIUS = 0.01
 """The first step's largest length, in sizes of the weights."""
-
-CHOICE, BOOTSTRAP = 1 << 21, (1 << 21) + 1
-"""Streams of random numbers within the seed."""
 
 
 class Change(NamedTuple):
@@ -129,7 +127,7 @@ def verify(
     actual = np.array(fits.actual, np.float64).reshape(foreseen.shape)
     found = agreement(
         foreseen, actual, confidence=settings.confidence,
-        key=jax.random.fold_in(jax.random.key(settings.seed), BOOTSTRAP),
+        key=Stream.BOOTSTRAP.key(settings.seed),
     )  # fmt: skip
     return Verification(
         asked=len(changes), examples=[change.example for change in changes[:done]],
@@ -159,7 +157,7 @@ def choose_examples(scores: np.ndarray, k: int, seed: int) -> list[int]:
     order = np.argsort(-importance, kind="stable")
     k = min(k, len(order))
     top, rest = order[: k - k // 2], order[k - k // 2 :]
-    key = jax.random.fold_in(jax.random.key(seed), CHOICE)
+    key = Stream.REFITTED_EXAMPLES.key(seed)
     drawn = np.asarray(jax.random.permutation(key, len(rest)))[: k // 2]
     return [int(example) for example in (*top, *np.sort(rest[drawn]))]
 
@@ -266,8 +264,7 @@ class _Fits:
 
     def _count(self) -> None:
         self.evaluations += 1
-        self.monitor.progress(self.stage, self.evaluations, None, "evaluations")
-        if self.monitor.stop() is not None:
+        if finished(self.monitor, self.stage, self.evaluations, unit="evaluations"):
             raise _Stopped
 
 

@@ -19,6 +19,7 @@ from curvcli.analyses.influence.ranking import Ranker, median_spearman, moves_la
 from curvcli.curvature.influence import queries as asked
 from curvcli.curvature.influence.responses import Piece, entries
 from curvcli.curvature.products.ntk import example_outputs, outputs_per_example
+from curvcli.linalg.iterate import watched
 from curvcli.problem import Batches, Problem
 from curvcli.schema.influence import InfluenceSettings, SweepPoint
 
@@ -117,13 +118,17 @@ def signed_entries(study: Study, problem: Problem, solutions: Array) -> Any:
     """Scores with targets and weights, batch by batch: responses to a removal, or to a unit of label or input."""
     mode, batches, start = study.settings.mode, problem.batches, 0
     assert mode != "hyper"
-    for piece in entries(problem, mode, solutions, study.at_once):
-        rows = slice(start, start + next(iter(piece.values())).shape[1])
+
+    def examples(piece: Piece) -> int:
+        return next(iter(piece.values())).shape[1]
+
+    pieces, stage = entries(problem, mode, solutions, study.at_once), "scoring the examples"
+    for piece in watched(pieces, study.monitor, stage, batches.num_examples, "examples", size=examples, least=None):
+        rows = slice(start, start + examples(piece))
         # Removal is Δa = −1: two signs cancel.
         signed = piece if mode == "remove" else {name: -one for name, one in piece.items()}
         yield signed, np.asarray(batches.targets[rows]), batches.weight[rows]
         start = rows.stop
-        study.monitor.progress("scoring the examples", start, batches.num_examples, "examples")
 
 
 def joined(parts: list[Piece]) -> Piece:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
@@ -21,15 +20,13 @@ from curvcli.linalg.diagonal.estimators import signs
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.influence import InfluenceSettings, Leverage, SelfInfluence
+from curvcli.streams import Stream
 
 Array = Any
 
 LARGEST = 0.99
 """Of an eigenvalue of a sampled H_n h_n. An exact one is at most 1 where C is a GGN: at 1 the others do not determine
 what the example is fitted by, and nothing can be said of its removal."""
-
-SIGNS = 8
-"""Stream of random signs within a seed."""
 
 
 class InverseRoot(NamedTuple):
@@ -107,7 +104,7 @@ def _drawn(study: Study, first: int, count: int) -> tuple[Array, np.ndarray]:
 
 def _signed(study: Study, first: int, count: int) -> tuple[Array, np.ndarray]:
     """The same from the root of the factors' inverse and random signs. Cost: a product each, for the energies alone."""
-    system, key = study.system, jax.random.fold_in(jax.random.key(study.settings.seed), SIGNS)
+    system, key = study.system, Stream.SELF_INFLUENCE.key(study.settings.seed)
     drawn = system.by_factors(-0.5, signs(key, first, count, system.matrix.dim, system.matrix.dtype))
     l2 = _shift(study) - system.damping  # which is in C
     return drawn, _forms(drawn, system.matrix.matmat(drawn)) - l2 * _forms(drawn, drawn)

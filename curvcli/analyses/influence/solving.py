@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -29,6 +28,7 @@ from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.influence import DampingChoice, InfluenceSettings, InfluenceSolve, SolverName
 from curvcli.schema.settings import FACTORED
+from curvcli.streams import Stream
 
 Array = Any
 
@@ -52,9 +52,6 @@ BLOCK = 128
 """Right-hand sides in one block, at most."""
 
 STATUSES = get_args(Status)
-
-SCOUTED, SCALE = 6, 7
-"""Streams of random vectors within a seed."""
 
 
 class Extent(NamedTuple):
@@ -218,7 +215,7 @@ class System:
             return minres.solve(self.operator, rhs, tol=tol, **shared)
         if self.solver == "neumann":
             if self.scale is None:
-                key = jax.random.fold_in(jax.random.key(settings.seed), SCALE)
+                key = Stream.NEUMANN_SCALE.key(settings.seed)
                 self.scale = neumann.safe_scale(self.operator, key, self.monitor)
             shared["max_steps"] = settings.max_probes
             return neumann.solve(self.operator, rhs, tol=tol, scale=self.scale, **shared)
@@ -362,7 +359,7 @@ def scouted(
 
     Cost: `processes` times `STEPS` products, or `FEW_STEPS` where the matrix is positive semidefinite.
     """
-    key = jax.random.fold_in(jax.random.key(settings.seed), SCOUTED)
+    key = Stream.SPECTRUM_SCOUTS.key(settings.seed)
     start = sphere(key, 0, min(processes, matrix.dim), matrix.dim, matrix.dtype)
     lanczos = Lanczos(start, min(FEW_STEPS if matrix.psd else STEPS, matrix.dim))
     planned = len(start) * lanczos.steps

@@ -31,11 +31,9 @@ from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.lines import Along, LineSettings, Solve, Undefined
 from curvcli.schema.settings import AnalysisSettings
+from curvcli.streams import Stream
 
 Array = Any
-
-RANDOM, FILTERS, ROUNDING = 2, 3, 4
-"""Streams of random draws within a seed; 0 and 1 are those of start vectors and self-checks."""
 
 NUDGES = (1, -1, 2, -2, 3, -3)
 """Changes of every weight in its last digit, by which the rounding of a loss is measured."""
@@ -150,7 +148,7 @@ class Finder:
         return self.gradient
 
     def _random(self, draw: int) -> Array:
-        key = jax.random.fold_in(jax.random.key(self.settings.seed), RANDOM)
+        key = Stream.RANDOM_DIRECTIONS.key(self.settings.seed)
         return sphere(key, draw, 1, self.problem.dim, self.problem.dtype)[0]
 
     def _filter_normalized(self, draw: int) -> Array:
@@ -159,7 +157,7 @@ class Finder:
         Source: Li et al. (2018), *Visualizing the loss landscape of neural nets*.
         """
         params, layout = self.problem.params, Layout.of(self.problem.params)
-        key = jax.random.fold_in(jax.random.key(self.settings.seed), FILTERS)
+        key = Stream.FILTER_DIRECTIONS.key(self.settings.seed)
         filters = _filters(self.problem)
         if not filters:
             raise NoDirectionError("no parameter has filters: all are biases, scales, or have one axis")
@@ -328,7 +326,7 @@ def not_a_curvature(settings: LineSettings) -> list[str]:
 
 def with_nudge(problem: Problem, vectors: Array, seed: int) -> Array:
     """Vectors [d, dim], and one more that moves every weight by its own size, up or down: [d + 1, dim]."""
-    key = jax.random.fold_in(jax.random.key(seed), ROUNDING)
+    key = Stream.NUDGES.key(seed)
     signs = jax.random.rademacher(key, (problem.dim,), problem.dtype)
     return jnp.concatenate([vectors, (signs * Layout.of(problem.params).ravel(problem.params))[None]])
 

@@ -23,7 +23,7 @@ from curvcli.analyses.lines.direction import natural_range
 from curvcli.analyses.lines.directions import Finder
 from curvcli.curvature import along, build_for
 from curvcli.errors import NumericsError
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, watched
 from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Problem
@@ -184,7 +184,7 @@ def _evaluated(
         planes = [np.column_stack([np.full(shape[1], a), axes[1], zeros]) for a in axes[0]]
         rows = {"weights": reference, **{f"a {i}": points for i, points in enumerate(planes)}}
     values: dict[str, np.ndarray] = {}
-    for done, (name, points) in enumerate(rows.items()):
+    for name, points in watched(rows.items(), monitor, "losses", unit="rows", least=None):
         at_points = statistics.at(vectors, points, monitor.stop) if statistics.moves else None
         if statistics.moves and at_points is None:
             break
@@ -193,7 +193,6 @@ def _evaluated(
             break
         meter.data_passes += 2 if statistics.kind == "recompute" else 1
         values[name] = np.where(np.isfinite(losses), losses, np.nan)
-        monitor.progress("losses", done + 1, len(rows), "rows")
     missing = len(rows) - len(values)
     if missing:
         warnings.append(f"{missing} of {len(rows)} rows were not reached: their losses are null")

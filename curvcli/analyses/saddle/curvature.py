@@ -17,7 +17,7 @@ from curvcli.analyses.common.rounding import along as rounding_along
 from curvcli.analyses.saddle import descent
 from curvcli.analyses.spectrum import NEAR_ZERO, eigenvalue, noise, refined_extremes
 from curvcli.errors import NumericsError
-from curvcli.linalg.iterate import Monitor
+from curvcli.linalg.iterate import Monitor, watched
 from curvcli.linalg.krylov import bounds, density, slq
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
@@ -104,11 +104,10 @@ def from_samples(
     dim, key = operator.dim, jax.random.key(settings.seed)
     long, short = long_steps(settings, dim), min(settings.steps, dim)
     collected, planned = slq.Collected(), long + (settings.max_probes - 1) * short
-    slq.Slq(long, "full", deflate=True).round(operator, key, 1, collected, monitor, planned)
-    runs = slq.Slq(short, "full", deflate=True)
-    while len(collected.tridiagonals) < settings.max_probes and monitor.stop() is None:
-        count = min(at_once, settings.max_probes - len(collected.tridiagonals))
-        runs.round(operator, key, count, collected, monitor, planned)
+    rounds = [(long, 1)] + [(short, min(at_once, settings.max_probes - first))
+                            for first in range(1, settings.max_probes, at_once)]  # fmt: skip
+    for steps, count in watched(rounds, monitor):
+        slq.Slq(steps, "full", deflate=True).round(operator, key, count, collected, monitor, planned)
     low, high, ends = refined_extremes(
         operator, settings, collected, key, monitor, warnings, capacity=2 * slq.KEPT + short
     )

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,6 +28,7 @@ from curvcli.linalg.krylov import spaces as krylov
 from curvcli.linalg.operator import LinearOperator
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.saddle import Adam, GradientDescent, LeftOut, Mode, SaddleSettings
+from curvcli.streams import Stream
 
 Array = Any
 
@@ -171,7 +171,7 @@ def _largest(operator: LinearOperator, scale: np.ndarray, settings: SaddleSettin
         lambda vectors: _scaled(operator.matmat(_scaled(vectors, roots)), roots),
         precise=_scaled_on_host(operator.precise, scale),
     )
-    key = jax.random.fold_in(jax.random.key(settings.seed), 3)
+    key = Stream.PRECONDITIONED_STARTS.key(settings.seed)
     block = min(2, operator.dim)
     algorithm = eigen.ThickRestart(
         0, 1, tol=0.5 * tolerance(settings), capacity=max(min(CAPACITY, operator.dim), 8), max_products=PRODUCTS,

@@ -19,6 +19,7 @@ from curvcli.curvature.products import sums
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Problem
 from curvcli.schema.saddle import Probes, Steepest
+from curvcli.streams import Stream
 
 LONGEST = 1e-2
 """Of the size of the weights: the longest step."""
@@ -35,8 +36,6 @@ RANDOM, PIECES, COORDINATES = 4, 3, 24
 
 NOISE = 16
 """Rounding of a difference of losses in units of eps·|J|."""
-
-STREAM = 5
 
 
 def probed(
@@ -110,7 +109,7 @@ def _directions(
 ) -> list[tuple[str, np.ndarray]]:
     """Unit vectors by name."""
     layout = Layout.of(problem.params)
-    key = jax.random.fold_in(jax.random.key(seed), STREAM)
+    key = Stream.SADDLE_DIRECTIONS.key(seed)
     random = np.asarray(sphere(key, 0, RANDOM, layout.dim, "float64"))
     found = [("gradient", gradient), ("eigenvector:-1", ends[0]), ("eigenvector:1", ends[-1])]
     found += [(f"random {i + 1}", row) for i, row in enumerate(random)]

@@ -14,6 +14,7 @@ import numpy as np
 
 from curvcli.analyses.step.proposals import Proposal, Propose
 from curvcli.analyses.step.starting_point import Ground
+from curvcli.linalg.iterate import finished
 from curvcli.linalg.solvers.subspace import least_over
 from curvcli.schema.step import ITERATIVE, Judged, Momentum, Solve
 
@@ -129,17 +130,15 @@ def by_rule(
     λ shrinks while ρ > 3/4 and J falls from trial to trial, or grows while ρ < 1/4; at most 30 trials.
     """
     best, trials, damping, way = None, [], start, 0
-    while len(trials) < TRIALS and (best is None or here.monitor.stop() is None):
+    while True:
         found = judge(here, propose(damping), damping, previous)
         trials.append(found.judged)
-        here.monitor.progress("damping", len(trials), TRIALS, "trials")
         after = found.after if np.isfinite(found.after) else np.inf
         lower = best is None or after < best.after or not np.isfinite(best.after)
         best = found if best is None or lower else best
         following = next_damping(damping, found.grade, start)
         turn = int(np.sign(following - damping))
-        if not turn or turn == -way or (turn < 0 and not lower):
-            break
+        over = not turn or turn == -way or (turn < 0 and not lower) or len(trials) == TRIALS
+        if finished(here.monitor, "damping", len(trials), TRIALS, "trials", over=over):
+            return best, trials
         damping, way = following, turn
-    assert best is not None
-    return best, trials

@@ -25,6 +25,7 @@ from curvcli.curvature.kronecker.kfac import cotangent_count
 from curvcli.curvature.kronecker.running import Running
 from curvcli.curvature.products.sums import objective_and_gradient
 from curvcli.devices import on_host
+from curvcli.linalg.iterate import finished
 from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.solvers import bfgs
 from curvcli.linalg.solvers.truncated_cg import Truncated, truncated_cg
@@ -169,8 +170,7 @@ class _Solved:
         return Proposal(r, solve, self._models, trace, negative)
 
     def _stop(self, products: int) -> bool:
-        self.here.monitor.progress("solving", products, self.settings.most_products)
-        return self.here.monitor.stop() is not None
+        return finished(self.here.monitor, "solving", products, self.settings.most_products)
 
     def _downwards(self, found: Truncated) -> tuple[np.ndarray, NegativeCurvature]:
         """From the iterate before, along the direction of negative curvature, to where J is lowest."""

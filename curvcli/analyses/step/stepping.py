@@ -19,6 +19,7 @@ from curvcli.analyses.step.starting_point import Ground
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products.sums import objective_and_gradient
 from curvcli.devices import on_host
+from curvcli.linalg.iterate import finished
 from curvcli.schema.step import PREVIOUS, StepRecord
 
 
@@ -63,10 +64,9 @@ def walk(here: Ground, first: Judgement, memory: Memory, start: float) -> Walked
         )
         spent = in_gradients
         moved = moved + found.delta if made else moved
-        over = number == settings.steps or here.monitor.stop() is not None
-        if over or not (made or settings.damping == "auto"):
+        last = number == settings.steps or finished(here.monitor, "stepping", number, settings.steps, "steps")
+        if last or not (made or settings.damping == "auto"):
             break
-        here.monitor.progress("stepping", number, settings.steps, "steps")
         damping = found.judged.damping
         if settings.damping == "auto":
             damping = next_damping(damping, -np.inf if not made else found.grade, start)

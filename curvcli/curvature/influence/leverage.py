@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from curvcli import streams
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.influence import queries, responses
@@ -25,6 +26,7 @@ from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions
 from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
+from curvcli.streams import Stream
 
 Array = Any
 
@@ -44,13 +46,13 @@ def draw(problem: Problem, name: str, shift: float, seed: int, first: int, count
     Only where `outputs.has_root`. Cost: a forward pass, and a backward one a draw.
     """
     layout, functions = Layout.of(problem.params), sums.functions(problem)
-    keys = outputs.draw_keys(seed, first + count, outputs.ROOTS)[first:]
+    keys = outputs.draw_keys(seed, first + count, Stream.MATRIX_ROOTS)[first:]
     parts = (
         _pulled_draws(name, functions, layout, problem.params, problem.frozen, batch, keys)
         for batch in sums.resident(problem.batches)
     )
     pulled = sums.total(parts) / problem.normaliser**0.5
-    flat = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2**31 - 1), (layout.dim,), problem.dtype))
+    flat = jax.vmap(lambda key: jax.random.normal(streams.last(key), (layout.dim,), problem.dtype))
     return pulled + shift**0.5 * flat(keys)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, evaluated
 from curvcli.curvature.products.outputs import OutputMap, sampled_fisher, weighted
-from curvcli.jax_internals import bound, closed, is_literal, plain_where_unknown
+from curvcli.jax_internals import bound, is_literal, plain_where_unknown
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, unit_weight
 
@@ -221,8 +221,8 @@ def cut(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Hea
         return None
     if outputs.size * outputs.dtype.itemsize <= OUTPUT_BYTES or outputs.ndim < 2:
         return None
-    leaves, called = jax.tree.leaves(given), jax.make_jaxpr(predict)(*given)
-    traced = jax.make_jaxpr(lambda *leaves: evaluated(called.jaxpr, called.consts, leaves, [CALLS]))(*leaves)
+    leaves, nested = jax.tree.leaves(given), jax.make_jaxpr(predict)(*given)
+    traced = jax.make_jaxpr(lambda *leaves: evaluated(nested.jaxpr, nested.consts, leaves, [INLINED]))(*leaves)
     jaxpr, names = traced.jaxpr, len(jax.tree.leaves(params))
     found = _tail(jaxpr, jaxpr.invars[len(jax.tree.leaves((params, frozen))) :])
     if found is None:
@@ -250,15 +250,8 @@ def cut(functions: Functions, params: Params, frozen: dict, batch: Batch) -> Hea
     return Head(body, last, outputs)
 
 
-def _entered(equation: Any, inputs: list[Any]) -> list[Any] | None:
-    """The equations of a call in its place."""
-    if equation.primitive.name not in ("jit", "pjit"):
-        return None
-    inner = closed(equation.params["jaxpr"])
-    return evaluated(inner.jaxpr, inner.consts, inputs, [CALLS])
-
-
-CALLS = Rewrite(lambda jaxpr: True, _entered)
+INLINED = Rewrite(wanted=lambda jaxpr: True, rule=lambda equation, inputs: None)
+"""All equations as they are, those of calls in place of the calls."""
 
 
 def _reached(jaxpr: Any, variables: list[Any]) -> set[Any]:

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, evaluated, rewritten
-from curvcli.jax_internals import bound, closed, inner_jaxprs, plain_where_unknown
+from curvcli.jax_internals import CUSTOM_VJP, bound, closed, inner_jaxprs, plain_where_unknown
 
 Array = Any
-CALL = "custom_vjp_call"
 
 
 def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,14 +33,14 @@ def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 def only_backwards(jaxpr: Any) -> bool:
     """Whether a function with a `custom_vjp` is called, which JAX cannot differentiate forwards."""
     return any(
-        one.primitive.name.startswith(CALL) or any(only_backwards(inner) for inner in inner_jaxprs(one))
-        for one in jaxpr.eqns
+        equation.primitive.name == CUSTOM_VJP or any(only_backwards(body.jaxpr) for body in inner_jaxprs(equation))
+        for equation in jaxpr.eqns
     )
 
 
 def _with_tangents(equation: Any, inputs: list[Any]) -> list[Any] | None:
     """The outputs of a call of a `custom_vjp`, differentiable forwards to any order."""
-    if not equation.primitive.name.startswith(CALL):
+    if equation.primitive.name != CUSTOM_VJP:
         return None
     body = closed(equation.params["call_jaxpr"])
     moving = [i for i, leaf in enumerate(inputs) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]

@@ -1,8 +1,8 @@
 """A network evaluated equation by equation, some of them by other means.
 
-Inner functions in which nothing is to be rewritten are called as they are. Others are entered: functions under `jit`,
-branches, and the bodies of `scan` and `checkpoint`, which stay what they are around their new bodies. A `while` loop is
-not entered: no network with one has a reverse mode.
+Inner functions in which nothing is to be rewritten are called as they are. Others are entered: calls, branches, and the
+bodies of `scan` and `checkpoint`, which stay what they are around their new bodies. A `while` loop is not entered: no
+network with one has a reverse mode.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import ClosedJaxpr
 
-from curvcli.jax_internals import UNREADABLE, bound, closed, inner_jaxprs, is_known, is_literal, scan_sizes
+from curvcli.jax_internals import UNREADABLE, Interpreter, bound, inner_jaxprs, is_known, scan_sizes
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 """`(equation, inputs) -> outputs`, or None where it stays as it is."""
-Inside = Callable[[Any], Callable[..., list[Any]]]
+Functions = Sequence[Callable[..., list[Any]]]
+Rebuild = Callable[[Any, Functions, list[Any]], Sequence[Any]]
 
 
 class Rewrite(NamedTuple):
@@ -38,7 +40,7 @@ def rewritten(function: Callable[..., Any], *rewrites: Rewrite) -> Callable[...,
 
     def adapted(*args: Any) -> Any:
         traced, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        active = [one for one in rewrites if one.wanted(traced.jaxpr)]
+        active = [rewrite for rewrite in rewrites if rewrite.wanted(traced.jaxpr)]
         if not active:
             return function(*args)
         try:
@@ -54,65 +56,62 @@ def rewritten(function: Callable[..., Any], *rewrites: Rewrite) -> Callable[...,
 
 def evaluated(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rewrites: Sequence[Rewrite]) -> list[Any]:
     """The outputs of a jaxpr."""
-    values: dict[Any, Any] = {}
-
-    def read(atom: Any) -> Any:
-        return atom.val if is_literal(atom) else values[atom]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        outputs = next((found for one in rewrites if (found := one.rule(equation, inputs)) is not None), None)
-        if outputs is None:
-            outputs = _called(equation, inputs, rewrites)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return _Rewriter(rewrites).run(jaxpr, consts, args)
 
 
-def _called(equation: Any, inputs: list[Any], rewrites: Sequence[Rewrite]) -> list[Any]:
-    """The outputs of an equation that is itself none to rewrite; what it calls may be."""
-    enter = ENTERED.get(equation.primitive.name)
-    if enter is None or not any(one.wanted(inner) for inner in inner_jaxprs(equation) for one in rewrites):
-        return bound(equation, inputs)
+class _Rewriter(Interpreter):
+    """Runs equations by the rules of rewrites; those without a rule, and what they hold, as they are."""
 
-    def inside(inner: Any) -> Callable[..., list[Any]]:
-        """What an inner jaxpr computes, as a function of its arguments."""
-        body = closed(inner)
-        return lambda *args: evaluated(body.jaxpr, body.consts, args, rewrites)
+    def __init__(self, rewrites: Sequence[Rewrite]) -> None:
+        self.rewrites = rewrites
 
-    return list(enter(equation, inside, inputs))
+    def equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
+        for rewrite in self.rewrites:
+            outputs = rewrite.rule(equation, inputs)
+            if outputs is not None:
+                return outputs
+        return self._rebuilt(LOOPS.get(equation.primitive.name), equation, inputs)
+
+    def call(self, equation: Any, body: ClosedJaxpr, inputs: list[Any]) -> list[Any]:
+        return self._rebuilt(_checkpoint if "policy" in equation.params else _inlined, equation, inputs)
+
+    def _rebuilt(self, rebuild: Rebuild | None, equation: Any, inputs: list[Any]) -> list[Any]:
+        """The outputs of an equation with its inner jaxprs rewritten, where there is anything to rewrite in them."""
+        bodies = inner_jaxprs(equation) if rebuild is not None else []
+        if rebuild is None or not any(rewrite.wanted(body.jaxpr) for body in bodies for rewrite in self.rewrites):
+            return bound(equation, inputs)
+        return list(rebuild(equation, [self._function(body) for body in bodies], inputs))
+
+    def _function(self, body: ClosedJaxpr) -> Callable[..., list[Any]]:
+        """What a jaxpr computes, as a function of its inputs."""
+        return lambda *args: self.run(body.jaxpr, body.consts, args)
 
 
-def _jit(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
-    return inside(equation.params["jaxpr"])(*inputs)
+def _inlined(equation: Any, bodies: Functions, inputs: list[Any]) -> list[Any]:
+    return bodies[0](*inputs)
 
 
-def _checkpoint(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
-    params = equation.params
-    kept = {name: params[name] for name in ("policy", "prevent_cse")}
-    return jax.checkpoint(inside(params["jaxpr"]), **kept)(*inputs)
+def _checkpoint(equation: Any, bodies: Functions, inputs: list[Any]) -> list[Any]:
+    kept = {name: equation.params[name] for name in ("policy", "prevent_cse")}
+    return jax.checkpoint(bodies[0], **kept)(*inputs)
 
 
-def _cond(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
-    return jax.lax.switch(inputs[0], [inside(branch) for branch in equation.params["branches"]], *inputs[1:])
+def _cond(equation: Any, bodies: Functions, inputs: list[Any]) -> list[Any]:
+    return jax.lax.switch(inputs[0], bodies, *inputs[1:])
 
 
-def _scan(equation: Any, inside: Inside, inputs: list[Any]) -> list[Any]:
-    params = equation.params
-    (first, carried), body = scan_sizes(equation), inside(params["jaxpr"])
+def _scan(equation: Any, bodies: Functions, inputs: list[Any]) -> list[Any]:
+    first, carried = scan_sizes(equation)
     consts, carry, rows = inputs[:first], inputs[first : first + carried], inputs[first + carried :]
 
     def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
-        outputs = body(*consts, *carry, *row)
+        outputs = bodies[0](*consts, *carry, *row)
         return outputs[:carried], outputs[carried:]
 
-    kept = {name: params[name] for name in ("length", "reverse", "unroll")}
+    kept = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
     carry, stacked = jax.lax.scan(step, carry, rows, **kept)
     return [*carry, *stacked]
 
 
-ENTERED: dict[str, Callable[[Any, Inside, list[Any]], list[Any]]] = {
-    "jit": _jit, "pjit": _jit, "cond": _cond, "scan": _scan, "checkpoint": _checkpoint, "remat2": _checkpoint,
-}  # fmt: skip
-"""By primitive: `(equation, inside, inputs) -> outputs`, called again around what `inside` makes of inner jaxprs."""
+LOOPS: dict[str, Rebuild] = {"cond": _cond, "scan": _scan}
+"""By primitive, beside calls: the same equation around functions in place of its inner jaxprs."""

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature.jaxprs.work import abstract_batch
-from curvcli.jax_internals import bound, closed, is_literal, plain_where_unknown
+from curvcli.jax_internals import Interpreter, bound, plain_where_unknown
 from curvcli.problem import Params, Problem
 
 Array = Any
@@ -33,9 +33,6 @@ Kind = Literal["dense", "conv", "embed"]
 MOVES = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p")
 """Primitives that only move entries, or cast them."""
 
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
-"""Primitives that call a jaxpr once, and where they keep it. Functions with a derivative of their own stay closed."""
-
 
 class Layer(NamedTuple):
     """One use of a kernel.
@@ -43,7 +40,7 @@ class Layer(NamedTuple):
     Parameters
     ----------
     site
-        Number of the equation in the order of evaluation, inner calls entered.
+        Number of the equation, as `Interpreter.site` counts.
     kernel, bias
         Paths of the parameters; None without bias.
     rows
@@ -77,8 +74,8 @@ class Layer(NamedTuple):
 
 
 @dataclass
-class Found:
-    """What a network's jaxpr says.
+class NetworkLayers:
+    """The layers of a network, and what became of its other parameters.
 
     Parameters
     ----------
@@ -112,13 +109,13 @@ class _Output(NamedTuple):
     unit: np.ndarray
 
 
-def _no_layers(problem: Problem) -> Found:
+def _no_layers(problem: Problem) -> NetworkLayers:
     """Where equations cannot be read, every parameter has its diagonal."""
-    return Found(others=dict.fromkeys(problem.params, f"the equations of jax {jax.__version__} are not known"))
+    return NetworkLayers(others=dict.fromkeys(problem.params, f"the equations of jax {jax.__version__} are not known"))
 
 
 @plain_where_unknown(_no_layers)
-def find_layers(problem: Problem) -> Found:
+def find_layers(problem: Problem) -> NetworkLayers:
     """The layers of a problem's network. Nothing is computed but indices."""
     equations, names = traced(problem)
     walk = _Walk(names, {name: tuple(leaf.shape) for name, leaf in problem.params.items()})
@@ -127,8 +124,8 @@ def find_layers(problem: Problem) -> Found:
         if name is not None else None
         for name in names
     ]  # fmt: skip
-    walk.through(equations.jaxpr, [None] * len(equations.consts), inputs)
-    return walk.found()
+    walk.run(equations.jaxpr, equations.consts, inputs)
+    return walk.result()
 
 
 def traced(problem: Problem) -> tuple[Any, list[str | None]]:
@@ -141,19 +138,21 @@ def traced(problem: Problem) -> tuple[Any, list[str | None]]:
     return traced, names
 
 
-class _Walk:
-    """Follows parameters and layer outputs through the equations."""
+class _Walk(Interpreter):
+    """Follows parameters and layer outputs through the equations; None stands for all else."""
 
     def __init__(self, names: list[str | None], shapes: dict[str, tuple[int, ...]]) -> None:
-        self.shapes, self.site = shapes, -1
+        self.shapes = shapes
         self.layers: list[Layer] = []
         self.uses: dict[str, list[str]] = {name: [] for name in names if name is not None}
         self.output_uses: list[int] = []
         self.filters: dict[str, np.ndarray] = {}
 
-    def found(self) -> Found:
+    def result(self) -> NetworkLayers:
         """Layers whose parameters are used nowhere else; the others' parameters by reason."""
-        result = Found(filters=self.filters, biases={one.bias for one in self.layers if one.bias is not None})
+        result = NetworkLayers(
+            filters=self.filters, biases={layer.bias for layer in self.layers if layer.bias is not None}
+        )
         for index, layer in enumerate(self.layers):
             if len(self.uses[layer.kernel]) > 1:
                 result.others[layer.kernel] = f"used {len(self.uses[layer.kernel])} times"
@@ -170,43 +169,27 @@ class _Walk:
                 result.others[name] = uses[0] if uses else "not used"
         return result
 
-    def through(self, jaxpr: Any, consts: list[Any], inputs: list[Any]) -> list[Any]:
-        """What is known of the outputs of a jaxpr, from what is known of its inputs."""
-        known: dict[Any, Any] = {}
+    def constant(self, value: Any) -> None:
+        return None
 
-        def read(atom: Any) -> Any:
-            return None if is_literal(atom) else known.get(atom)
-
-        known.update(zip(jaxpr.constvars, consts, strict=True))
-        known.update(zip(jaxpr.invars, inputs, strict=True))
-        for equation in jaxpr.eqns:
-            arguments = [read(atom) for atom in equation.invars]
-            outputs = self._one(equation, arguments)
-            known.update(zip(equation.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _one(self, equation: Any, arguments: list[Any]) -> list[Any]:
+    def equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
         name, nothing = equation.primitive.name, [None] * len(equation.outvars)
-        if name in CALLS:
-            body = called(equation)
-            return self.through(body.jaxpr, [None] * len(body.consts), arguments)
-        self.site += 1
-        if all(one is None for one in arguments):
+        if all(value is None for value in inputs):
             return nothing
-        if name in MOVES and arguments[0] is not None:
-            return [self._move(equation, arguments[0])]
+        if name in MOVES and inputs[0] is not None:
+            return [self._move(equation, inputs[0])]
         rule = {
             "dot_general": self._dense, "conv_general_dilated": self._conv, "gather": self._embed,
             "add": self._bias, "add_any": self._bias,
         }.get(name)  # fmt: skip
-        taken = NotImplemented if rule is None else rule(equation, arguments)
-        if taken is not NotImplemented:
-            return [taken]
-        for one in arguments:
-            if isinstance(one, _Moved):
-                self.uses[one.name].append(f"enters {name}")
-            elif isinstance(one, _Output):
-                self.output_uses[one.layer] += 1
+        output = NotImplemented if rule is None else rule(equation, inputs)
+        if output is not NotImplemented:
+            return [output]
+        for value in inputs:
+            if isinstance(value, _Moved):
+                self.uses[value.name].append(f"enters {name}")
+            elif isinstance(value, _Output):
+                self.output_uses[value.layer] += 1
         return nothing
 
     def _move(self, equation: Any, moved: Any) -> Any:
@@ -214,8 +197,8 @@ class _Walk:
         if equation.primitive.name in ("convert_element_type", "copy", "copy_p"):
             return moved
         with jax.ensure_compile_time_eval():
-            found = np.asarray(equation.primitive.bind(jnp.asarray(index), **equation.params))
-        return moved._replace(entries=found) if isinstance(moved, _Moved) else moved._replace(unit=found)
+            entries = np.asarray(equation.primitive.bind(jnp.asarray(index), **equation.params))
+        return moved._replace(entries=entries) if isinstance(moved, _Moved) else moved._replace(unit=entries)
 
     def _add_layer(
         self, kind: Kind, moved: _Moved, rows: np.ndarray, units: np.ndarray, positions: int, side: int = 1
@@ -314,11 +297,6 @@ class _Walk:
         return None
 
 
-def called(equation: Any) -> Any:
-    """The closed jaxpr that an equation calls."""
-    return closed(equation.params[CALLS[equation.primitive.name]])
-
-
 # --- evaluation with taps ---------------------------------------------------------------------------------
 
 
@@ -340,41 +318,27 @@ def tapped(problem: Problem, layers: list[Layer]) -> Tapped:
         single = jax.tree.map(lambda leaf: leaf[None], inputs)
         if equations is None:
             return problem.predict(params, frozen, single)[0], []
-        run = _Run(sites, perturbations)
-        outputs = run.through(equations.jaxpr, equations.consts, jax.tree.leaves((params, frozen, single)))
-        return outputs[0][0], [run.inputs[index] for index in range(len(layers))]
+        tapping = _Tapping(sites, perturbations)
+        outputs = tapping.run(equations.jaxpr, equations.consts, jax.tree.leaves((params, frozen, single)))
+        return outputs[0][0], [tapping.inputs[index] for index in range(len(layers))]
 
     return network
 
 
-class _Run:
-    """Evaluates equations in the order of `_Walk`."""
+class _Tapping(Interpreter):
+    """Evaluates the network; keeps the inputs of its layers, and adds perturbations to their outputs."""
 
     def __init__(self, sites: dict[int, tuple[int, Layer]], perturbations: list[Array]) -> None:
-        self.sites, self.perturbations, self.site = sites, perturbations, -1
+        self.sites, self.perturbations = sites, perturbations
         self.inputs: dict[int, Array] = {}
 
-    def through(self, jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
-        values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        values.update(zip(jaxpr.invars, arguments, strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom.val if is_literal(atom) else values[atom]
-
-        for equation in jaxpr.eqns:
-            given = [read(atom) for atom in equation.invars]
-            if equation.primitive.name in CALLS:
-                body = called(equation)
-                outputs = self.through(body.jaxpr, body.consts, given)
-            else:
-                self.site += 1
-                outputs = bound(equation, given)
-                if self.site in self.sites:
-                    index, layer = self.sites[self.site]
-                    self.inputs[index] = _layer_inputs(equation, layer, given)
-                    outputs = [outputs[0] + _as_output(equation, layer, self.perturbations[index], outputs[0])]
-            values.update(zip(equation.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+    def equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
+        outputs = bound(equation, inputs)
+        if self.site not in self.sites:
+            return outputs
+        index, layer = self.sites[self.site]
+        self.inputs[index] = _layer_inputs(equation, layer, inputs)
+        return [outputs[0] + _as_output(equation, layer, self.perturbations[index], outputs[0])]
 
 
 def _layer_inputs(equation: Any, layer: Layer, given: list[Array]) -> Array:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from curvcli.curvature.jaxprs.taps import CALLS, Layer, called, traced
-from curvcli.jax_internals import is_literal, plain_where_unknown
+from curvcli.curvature.jaxprs.taps import Layer, traced
+from curvcli.jax_internals import Interpreter, plain_where_unknown
 from curvcli.problem import Problem
 
 Array = Any
@@ -54,7 +54,8 @@ def token_rows(problem: Problem, layers: list[Layer]) -> list[Rows | None]:
     closed, _ = traced(problem)
     walk = _Walk({layer.site: layer for layer in layers})
     # Outputs [1, tokens, C]: of one example.
-    outputs = walk.through(closed.jaxpr, [walk.new(len(atom.aval.shape)) for atom in closed.jaxpr.invars])[0]
+    inputs = [walk.new(len(atom.aval.shape)) for atom in closed.jaxpr.invars]
+    outputs = walk.run(closed.jaxpr, closed.consts, inputs)[0]
     shape = closed.out_avals[0].shape
     if shape[1 : 1 + len(tokens)] != tokens:
         return [None] * len(layers)
@@ -92,12 +93,12 @@ def row_weights(weight: Array, layer: Layer, rows: Rows | None, gradients: Array
     return jnp.broadcast_to(ordered.reshape(shape), (size, *rows.shape)).reshape(size, layer.positions)
 
 
-class _Walk:
+class _Walk(Interpreter):
     """Numbers for the axes of a network's values; those that run together have one root."""
 
     def __init__(self, layers: dict[int, Layer]) -> None:
         self.parents: Axes = []
-        self.site, self.layers = -1, layers
+        self.layers = layers
         self.positions: dict[int, tuple[Axes, tuple[int, ...]]] = {}
 
     def new(self, count: int) -> Axes:
@@ -116,30 +117,17 @@ class _Walk:
         """Take two axes for one."""
         self.parents[self.root(one)] = self.root(other)
 
-    def through(self, jaxpr: Any, inputs: list[Axes]) -> list[Axes]:
-        """The axes of the outputs of a jaxpr, from those of its inputs."""
-        known = dict(zip(jaxpr.invars, inputs, strict=True))
+    def constant(self, value: Any) -> Axes:
+        return self.new(np.ndim(value))
 
-        def axes(atom: Any) -> Axes:
-            if is_literal(atom):
-                return self.new(np.ndim(atom.val))
-            if atom not in known:
-                known[atom] = self.new(len(atom.aval.shape))
-            return known[atom]
-
-        for equation in jaxpr.eqns:
-            given = [axes(atom) for atom in equation.invars]
-            if equation.primitive.name in CALLS:
-                known.update(zip(equation.outvars, self.through(called(equation).jaxpr, given), strict=True))
-                continue
-            self.site += 1
-            made = [axes(atom) for atom in equation.outvars]
-            RULES.get(equation.primitive.name, _Walk._same_rank)(self, equation, given, made)
-            if self.site in self.layers:
-                free = _position_axes(equation, self.layers[self.site], len(made[0]))
-                shape = equation.outvars[0].aval.shape
-                self.positions[self.site] = [made[0][axis] for axis in free], tuple(shape[axis] for axis in free)
-        return [axes(atom) for atom in jaxpr.outvars]
+    def equation(self, equation: Any, inputs: list[Axes]) -> list[Axes]:
+        outputs = [self.new(len(atom.aval.shape)) for atom in equation.outvars]
+        RULES.get(equation.primitive.name, _Walk._same_rank)(self, equation, inputs, outputs)
+        if self.site in self.layers:
+            free = _position_axes(equation, self.layers[self.site], len(outputs[0]))
+            shape = equation.outvars[0].aval.shape
+            self.positions[self.site] = [outputs[0][axis] for axis in free], tuple(shape[axis] for axis in free)
+        return outputs
 
     def _same_rank(self, equation: Any, given: list[Axes], made: list[Axes]) -> None:
         """Elementwise functions, and whatever else keeps the order of axes: slices, sums, scans."""

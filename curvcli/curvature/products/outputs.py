@@ -18,12 +18,10 @@ import jax.numpy as jnp
 
 from curvcli.losses import DRAWN, LOSSES, Loss
 from curvcli.problem import Batch, unit_weight
+from curvcli.streams import Stream
 
 Array = Any
 OutputMap = Callable[[Array], Array]
-
-DRAWS, ROOTS = 2**31 - 1, 2**31 - 2
-"""The streams of label draws, and of draws from a matrix, within a seed; those of probes are numbered from 0."""
 
 
 def identity(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
@@ -155,10 +153,9 @@ MIDDLES: dict[str, Callable[..., OutputMap]] = {
 """C by matrix."""
 
 
-def draw_keys(seed: int, samples: int, stream: int = DRAWS) -> Array:
+def draw_keys(seed: int, samples: int, stream: Stream = Stream.LABELS) -> Array:
     """One key a label sample, or a draw of another stream: [samples]."""
-    key = jax.random.fold_in(jax.random.key(seed), stream)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples))
+    return jax.vmap(jax.random.fold_in, (None, 0))(stream.key(seed), jnp.arange(samples))
 
 
 def active(batch: Batch) -> Array:
