@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
-from curvcli.registry import schemas
 from flax import serialization
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from curvcli.registry import schemas
 from curvcli.schema.report import analysis_of
 
 Random = np.random.Generator

@@ -12,11 +12,11 @@ import jax
 import jax._src
 import numpy as np
 import pytest
-from curvcli.run.cache import Programs
-from curvcli.run.plans import RememberedWay
 from jax._src import compilation_cache
 
 from curvcli import jax_internals
+from curvcli.run.cache import Programs
+from curvcli.run.plans import RememberedWay
 from curvcli.schema.plan import Way
 from tests.cli.conftest import Outcome, Project
 from tests.full_disk import file_size_limit
