@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.matrices import InfluenceMatrix
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
 from curvcli.schema.verification import Verification
@@ -17,7 +18,6 @@ Mode = Literal["label-perturb", "remove", "input-perturb", "hyper"]
 Measure = Literal["loss", "output", "margin"]
 SolverName = Literal["cg", "minres", "neumann", "dense", "kfac", "ekfac"]
 SolveStatus = Literal["converged", "least-squares", "not-converged", "indefinite", "approximate"]
-InfluenceMatrix = Literal["ggn", "hessian", "gauss-newton", "fisher", "empirical-fisher"]
 HYPER = ("l2", "class-weights", "loss:", "regulariser:")
 
 
@@ -36,6 +36,8 @@ def _hyper(text: str) -> str:
 
 class InfluenceSettings(AnalysisSettings):
     """What `curv influence` can be told."""
+
+    use: ClassVar[str] = "influence"
 
     # Instances do not change, so a narrower type is a subtype.
     label_perturb: bool = Field(default=False, description="the response to each example's label")

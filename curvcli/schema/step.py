@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from curvcli.schema.base import Strict
+from curvcli.schema.matrices import BY_EXAMPLES, FACTORED, MatrixName
 from curvcli.schema.report import Report
-from curvcli.schema.settings import BY_EXAMPLES, FACTORED, FIXED, AnalysisSettings, MatrixName
+from curvcli.schema.settings import FIXED, AnalysisSettings
 
 StepMethod = Literal[
     "newton", "gauss-newton", "natural", "kfac", "ekfac", "hessian-free", "bfgs", "covariance"
