@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate
-from curvcli.schema.matrices import BY_EXAMPLES, ComparedName, having, refused, taken_by
+from curvcli.schema.matrices import MATRICES, having, refused, taken_by
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
+
+if TYPE_CHECKING:
+    ComparedName = str
+else:
+    ComparedName = Literal[taken_by("compare")]
 
 DEFAULT = having("compare", "by default")
 """What is compared where nothing is asked for."""
@@ -90,7 +95,7 @@ class CompareSettings(AnalysisSettings):
         """Laplace's approximation, or the first of the matrices asked for."""
         if self.laplace is not None:
             return "--laplace"
-        return next((f"the matrix {name}" for name in self.matrices if name in BY_EXAMPLES), "")
+        return next((f"the matrix {name}" for name in self.matrices if MATRICES[name].by_examples), "")
 
     @property
     def max_probes(self) -> int:

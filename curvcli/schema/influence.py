@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Eigenvalue, Estimate
-from curvcli.schema.matrices import InfluenceMatrix
+from curvcli.schema.matrices import taken_by
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
 from curvcli.schema.verification import Verification
@@ -18,6 +18,12 @@ Mode = Literal["label-perturb", "remove", "input-perturb", "hyper"]
 Measure = Literal["loss", "output", "margin"]
 SolverName = Literal["cg", "minres", "neumann", "dense", "kfac", "ekfac"]
 SolveStatus = Literal["converged", "least-squares", "not-converged", "indefinite", "approximate"]
+if TYPE_CHECKING:
+    InfluenceMatrix = str
+else:
+    # The default is the first choice.
+    InfluenceMatrix = Literal[tuple(sorted(taken_by("influence"), key=lambda name: name != "ggn"))]
+
 HYPER = ("l2", "class-weights", "loss:", "regulariser:")
 
 

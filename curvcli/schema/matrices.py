@@ -8,7 +8,7 @@ default: what a matrix does not take part in, its row refuses with a reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -194,14 +194,3 @@ def refused(name: Any, use: str) -> Any:
 
 
 FACTORED = having("layers")
-BY_EXAMPLES = having("by_examples")
-
-if TYPE_CHECKING:
-    MatrixName = str
-    ComparedName = str
-    InfluenceMatrix = str
-else:
-    MatrixName = Literal[taken_by("matrix")]
-    ComparedName = Literal[taken_by("compare")]
-    # The default is the first choice.
-    InfluenceMatrix = Literal[tuple(sorted(taken_by("influence"), key=lambda name: name != "ggn"))]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from curvcli.schema.base import Strict
-from curvcli.schema.matrices import MATRICES, MatrixName, refused
+from curvcli.schema.matrices import MATRICES, refused, taken_by
+
+if TYPE_CHECKING:
+    MatrixName = str
+else:
+    MatrixName = Literal[taken_by("matrix")]
 
 MIXED = "with the statistics of a batch an example has no loss of its own, which that rests on"
 

@@ -37,11 +37,11 @@ from curvcli.linalg.reductions import inner_products
 from curvcli.linalg.statistics import spent
 from curvcli.linalg.trace.together import Together
 from curvcli.problem import Problem
-from curvcli.schema.compare import CompareResult, CompareSettings, Distance, Overlap
+from curvcli.schema.compare import ComparedName, CompareResult, CompareSettings, Distance, Overlap
 from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.inspect import Forecast
-from curvcli.schema.matrices import FACTORED, ComparedName, setting_damping
+from curvcli.schema.matrices import FACTORED, setting_damping
 from curvcli.schema.plan import Plan
 from curvcli.schema.report import Check
 

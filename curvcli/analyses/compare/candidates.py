@@ -20,8 +20,9 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
-from curvcli.schema.compare import DEFAULT, CompareSettings, Equal
-from curvcli.schema.matrices import BY_EXAMPLES, ComparedName, having
+from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
+from curvcli.schema.matrices import MATRICES as FACTS
+from curvcli.schema.matrices import having
 from curvcli.schema.settings import MIXED
 
 Array = Any
@@ -127,7 +128,7 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
             without, why = CLOSED, words
         left_out = {name: why for name in DEFAULT if name in without}
         if problem.batches.coupled:
-            left_out |= {name: MIXED for name in DEFAULT if name in BY_EXAMPLES}
+            left_out |= {name: MIXED for name in DEFAULT if FACTS[name].by_examples}
         names = [name for name in DEFAULT if name not in left_out]
     kept: list[ComparedName] = []
     equal: list[Equal] = []
