@@ -12,10 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from curvcli.curvature import MATRICES
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products.outputs import draw_keys
 from curvcli.losses import LOSSES, Loss
 from curvcli.problem import Batches, Problem, Regulariser
+from curvcli.schema.matrices import Refusal
+
+SUMMED = [name for name, row in MATRICES.items() if isinstance(row.factors, Refusal)]
+"""The matrices that are computed by products, not in closed form."""
 
 
 def make_problem(

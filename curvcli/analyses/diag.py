@@ -41,6 +41,7 @@ from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.inspect import Forecast
+from curvcli.schema.matrices import refusal
 from curvcli.schema.plan import Plan
 
 LEAST = {"hutchinson": 2, "xdiag": 4}
@@ -93,7 +94,7 @@ def run(context: Context[None], settings: DiagSettings) -> Answer[DiagResult]:
     if not np.all(np.isfinite(found.value)):
         raise not_finite(operator.dtype)
     saliency, prune = None, None
-    if settings.matrix in pruning.CURVATURES:
+    if refusal(settings.matrix, "saliencies") is None:
         saliency = pruning.saliencies(problem, settings, found)
         if settings.prune is not None:
             prune = pruning.trial(problem, settings, operator, found, value, gradient, block, meter)

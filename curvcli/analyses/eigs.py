@@ -33,8 +33,8 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.eigs import Eigenpair, EigsResult, EigsSettings
 from curvcli.schema.inspect import Forecast
+from curvcli.schema.matrices import MATRICES
 from curvcli.schema.plan import Plan
-from curvcli.schema.settings import FACTORED
 from curvcli.streams import Stream
 
 Array = Any
@@ -140,7 +140,7 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
     wanted = min(-(-(3 * k + EXTRA_ROWS) // CHUNK) * CHUNK, dim)
     whole = 3 * 8 * dim**2
     affordable = settings.probes is None or settings.probes >= dim
-    if settings.matrix in FACTORED and settings.method != "lanczos":
+    if MATRICES[settings.matrix].closed_form and settings.method != "lanczos":
         plan = plan_factors(problem, settings, rows=4 * k, block=BLOCK)
         return EigsPlan("dense", 0, plan.at_once, plan.bytes)
     small = (dim <= DENSE_DIM or wanted >= dim) and affordable and whole <= limit

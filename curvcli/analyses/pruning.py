@@ -26,12 +26,10 @@ from curvcli.linalg.statistics import student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagSettings, LayerPruned, LayerSaliency, Pruning
 from curvcli.schema.estimate import Estimate
+from curvcli.schema.matrices import refusal, taken_by
 from curvcli.streams import Stream
 
 Array = Any
-
-CURVATURES = ("hessian", "ggn", "gauss-newton", "fisher", "fisher-mc")
-"""Matrices that stand for the second derivative of J by its parameters."""
 
 PROBES = 16
 """Fresh probes for the predicted change."""
@@ -45,10 +43,10 @@ def check(settings: DiagSettings) -> None:
     UsageError
         The matrix is none.
     """
-    if settings.prune is not None and settings.matrix not in CURVATURES:
+    if settings.prune is not None and (why := refusal(settings.matrix, "saliencies")) is not None:
         raise UsageError(
-            f"--prune needs a curvature of the loss, and {settings.matrix} is none",
-            f"use --matrix {', '.join(CURVATURES)}",
+            f"--prune needs a curvature of the loss, and {settings.matrix} is none: {why}",
+            f"use --matrix {', '.join(taken_by('saliencies'))}",
         )
 
 

@@ -7,15 +7,10 @@ from pathlib import PurePath
 from typing import Any
 
 from curvcli.schema.estimate import Bounded, Eigenvalue
+from curvcli.schema.matrices import MATRICES
 from curvcli.schema.report import Report
 
 AnyReport = Report[Any, Any]
-
-MATRICES = {
-    "hessian": "Hessian", "ggn": "GGN", "fisher": "Fisher", "fisher-mc": "sampled Fisher", "ntk": "NTK",
-    "empirical-fisher": "empirical Fisher", "gradient-covariance": "gradient covariance", "kfac": "K-FAC",
-    "ekfac": "E-KFAC", "gauss-newton": "Gauss–Newton", "diagonal": "diagonal",
-}  # fmt: skip
 
 
 def matrix(name: str | None) -> str:
@@ -24,7 +19,7 @@ def matrix(name: str | None) -> str:
     >>> matrix("hessian"), matrix("ggn")
     ('Hessian', 'GGN')
     """
-    return MATRICES.get(name or "", name or "")
+    return MATRICES[name].label if name in MATRICES else name or ""
 
 
 def number(value: float | None) -> str:

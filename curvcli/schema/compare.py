@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate
+from curvcli.schema.matrices import MATRICES, having, refused, taken_by
 from curvcli.schema.report import Report
-from curvcli.schema.settings import BY_EXAMPLES, FIXED, AnalysisSettings
+from curvcli.schema.settings import FIXED, AnalysisSettings
 
-ComparedName = Literal[
-    "hessian",
-    "ggn",
-    "gauss-newton",
-    "fisher",
-    "fisher-mc",
-    "empirical-fisher",
-    "gradient-covariance",
-    "kfac",
-    "ekfac",
-    "diagonal",
-]
-DEFAULT: tuple[ComparedName, ...] = (
-    "hessian", "ggn", "fisher", "empirical-fisher", "kfac", "ekfac", "diagonal"
-)  # fmt: skip
+if TYPE_CHECKING:
+    ComparedName = str
+else:
+    ComparedName = Literal[taken_by("compare")]
+
+DEFAULT = having("compare", "by default")
 """What is compared where nothing is asked for."""
 
 LaplaceName = Literal["kfac", "ekfac", "ggn", "diagonal"]
@@ -40,9 +32,8 @@ class CompareSettings(AnalysisSettings):
     )
     matrices: list[ComparedName] = Field(
         default_factory=list,
-        description="names with commas between them, of hessian, ggn, gauss-newton, fisher, fisher-mc, "
-        "empirical-fisher, gradient-covariance, kfac, ekfac, diagonal; default: hessian, ggn, fisher, "
-        "empirical-fisher, kfac, ekfac, diagonal, as far as the loss permits",
+        description=f"names with commas between them, of {', '.join(taken_by('compare'))}; default: "
+        f"{', '.join(DEFAULT)}, as far as the loss permits",
     )
     k: int = Field(default=5, ge=1, description="top eigenpairs of each matrix")
     method: Literal["auto", "dense", "sampled"] = Field(
@@ -88,7 +79,8 @@ class CompareSettings(AnalysisSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         """`ggn,kfac` as a list of names."""
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        return [refused(name, "compare") for name in names] if isinstance(names, list | tuple) else names
 
     @model_validator(mode="after")
     def _together(self) -> CompareSettings:
@@ -103,7 +95,7 @@ class CompareSettings(AnalysisSettings):
         """Laplace's approximation, or the first of the matrices asked for."""
         if self.laplace is not None:
             return "--laplace"
-        return next((f"the matrix {name}" for name in self.matrices if name in (*BY_EXAMPLES, "diagonal")), "")
+        return next((f"the matrix {name}" for name in self.matrices if MATRICES[name].by_examples), "")
 
     @property
     def max_probes(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from curvcli.schema.base import Strict, array_shape, same_shape
 from curvcli.schema.estimate import Eigenvalue, Estimate
+from curvcli.schema.matrices import taken_by
 from curvcli.schema.report import Report
 from curvcli.schema.settings import FIXED, AnalysisSettings
 from curvcli.schema.verification import Verification
@@ -17,7 +18,12 @@ Mode = Literal["label-perturb", "remove", "input-perturb", "hyper"]
 Measure = Literal["loss", "output", "margin"]
 SolverName = Literal["cg", "minres", "neumann", "dense", "kfac", "ekfac"]
 SolveStatus = Literal["converged", "least-squares", "not-converged", "indefinite", "approximate"]
-InfluenceMatrix = Literal["ggn", "hessian", "gauss-newton", "fisher", "empirical-fisher"]
+if TYPE_CHECKING:
+    InfluenceMatrix = str
+else:
+    # The default is the first choice.
+    InfluenceMatrix = Literal[tuple(sorted(taken_by("influence"), key=lambda name: name != "ggn"))]
+
 HYPER = ("l2", "class-weights", "loss:", "regulariser:")
 
 
@@ -52,6 +58,8 @@ NumbersOrPath = Annotated[Any, AfterValidator(_array_or_path)]
 
 class InfluenceSettings(AnalysisSettings):
     """What `curv influence` can be told."""
+
+    use: ClassVar[str] = "influence"
 
     # Instances do not change, so a narrower type is a subtype.
     label_perturb: bool = Field(default=False, description="the response to each example's label")

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curvcli.schema.base import Strict
+from curvcli.schema.matrices import MATRICES, refused, taken_by
 
-MatrixName = Literal[
-    "hessian",
-    "ggn",
-    "gauss-newton",
-    "fisher",
-    "fisher-mc",
-    "empirical-fisher",
-    "gradient-covariance",
-    "residual",
-    "ntk",
-    "kfac",
-    "ekfac",
-]
-UNREGULARISED = ("empirical-fisher", "gradient-covariance", "residual", "ntk")
-"""Matrices that ∇²R is no part of, whatever the settings say."""
-
-FACTORED = ("kfac", "ekfac")
-"""Matrices whose eigenvalues and eigenvectors are known from their factors."""
-
-BY_EXAMPLES = ("empirical-fisher", "gradient-covariance", *FACTORED)
-"""Matrices that are made of each example's own gradient, or of what its layers see of it alone."""
+if TYPE_CHECKING:
+    MatrixName = str
+else:
+    MatrixName = Literal[taken_by("matrix")]
 
 MIXED = "with the statistics of a batch an example has no loss of its own, which that rests on"
 
@@ -83,6 +67,9 @@ class InitSettings(DataSettings):
 class AnalysisSettings(DataSettings):
     """Shared by the analyses of a matrix."""
 
+    use: ClassVar[str] = "matrix"
+    """The fact of `schema.matrices` that says which matrices are taken."""
+
     matrix: MatrixName = Field(default="hessian", description="which curvature matrix")
     mc_samples: int = Field(
         default=1, ge=1, le=1_000_000, description="label samples an example, or token, for fisher-mc, kfac, ekfac"
@@ -115,6 +102,11 @@ class AnalysisSettings(DataSettings):
         default=None, description="keep what is computed in this folder: killed, the same command goes on from there"
     )
 
+    @field_validator("matrix", mode="before")
+    @classmethod
+    def _taken(cls, value: Any) -> Any:
+        return refused(value, cls.use)
+
     @model_validator(mode="after")
     def _examples_apart(self) -> AnalysisSettings:
         if self.batch_norm == "batch" and (what := self.rests_on_examples):
@@ -124,12 +116,12 @@ class AnalysisSettings(DataSettings):
     @property
     def rests_on_examples(self) -> str:
         """What asks for each example's own gradient, or layers for each example by itself; empty where nothing does."""
-        return f"the matrix {self.matrix}" if self.matrix in BY_EXAMPLES else ""
+        return f"the matrix {self.matrix}" if MATRICES[self.matrix].by_examples else ""
 
     @property
     def regulariser_included(self) -> bool:
         """Whether ∇²R is in the matrix."""
-        return self.regulariser and self.matrix not in UNREGULARISED
+        return self.regulariser and MATRICES[self.matrix].regularised
 
     @property
     def max_probes(self) -> int:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from curvcli.schema.base import Strict
+from curvcli.schema.matrices import FACTORED, MATRICES
 from curvcli.schema.report import Report
-from curvcli.schema.settings import BY_EXAMPLES, FACTORED, FIXED, AnalysisSettings, MatrixName
+from curvcli.schema.settings import FIXED, AnalysisSettings, MatrixName
 
 StepMethod = Literal[
     "newton", "gauss-newton", "natural", "kfac", "ekfac", "hessian-free", "bfgs", "covariance"
@@ -94,7 +95,7 @@ class StepSettings(AnalysisSettings):
         """The method, or its preconditioner, where it is made of each example's own gradients."""
         if self.precondition != "none":
             return f"--precondition {self.precondition}"
-        return f"--method {self.method}" if self.matrix in BY_EXAMPLES else ""
+        return f"--method {self.method}" if MATRICES[self.matrix].by_examples else ""
 
     @model_validator(mode="after")
     def _together(self) -> StepSettings:

@@ -67,10 +67,10 @@ def test_iterations_agree_with_the_factors() -> None:
 def test_parameters_without_a_layer_are_listed() -> None:
     settings = TraceSettings(matrix="kfac", **ASKED)
     problem = linen_problem()
-    notes = matrix_notes(problem, settings)
+    notes = matrix_notes(problem, settings.matrix, settings.seed)
     assert len(notes) == 1
     assert notes[0].startswith("2 parameters fit no layer and have their diagonal in the kfac: LayerNorm_0/")
-    assert matrix_notes(PROBLEM, settings) == []
+    assert matrix_notes(PROBLEM, settings.matrix, settings.seed) == []
 
 
 def influenced(saved: Any = None, **asked: Any) -> Any:

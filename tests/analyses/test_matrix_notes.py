@@ -14,13 +14,11 @@ import pytest
 from curvcli.analyses.common.checks import matrix_notes
 from curvcli.losses import user_loss
 from curvcli.problem import Regulariser
-from curvcli.schema.settings import AnalysisSettings
 from tests.problems import make_problem, mlp_problem
 
 
 def notes(problem: Any, matrix: str) -> list[str]:
-    settings: Any = {"matrix": matrix, "dtype": str(problem.dtype)}
-    return matrix_notes(problem, AnalysisSettings(**settings))
+    return matrix_notes(problem, matrix, 0)
 
 
 def network(hidden: Any) -> Any:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.curvature import build
+from curvcli.curvature import MATRICES, build
+from curvcli.curvature.matrices import has
 from curvcli.curvature.products.gram import build_gram, output_rows
-from curvcli.curvature.products.outputs import MIDDLES
-from curvcli.curvature.products.pairs import PAIRS
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Problem
-from curvcli.schema.settings import UNREGULARISED, AnalysisSettings
+from curvcli.schema.matrices import MATRICES as FACTS
+from curvcli.schema.settings import AnalysisSettings
 from tests.problems import dense_matrix, mlp_problem, token_problem
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -47,12 +47,12 @@ def made(kind: str) -> Problem:
 
 
 def whole(problem: Problem, matrix: str, damping: float = 0.0, **draws: Any) -> np.ndarray:
-    shift = damping + (0.0 if matrix in UNREGULARISED else problem.regulariser.l2)
+    shift = damping + (problem.regulariser.l2 if FACTS[matrix].regularised else 0.0)
     return dense_matrix(problem, matrix, **draws) + shift * np.eye(problem.dim)
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-@pytest.mark.parametrize("matrix", MIDDLES)
+@pytest.mark.parametrize("matrix", [name for name in MATRICES if has(name, "output_side")])
 def test_output_side(kind: str, matrix: str) -> None:
     problem = made(kind)
     settings = asked(matrix, damping=0.3, mc_samples=2, seed=4)
@@ -117,7 +117,7 @@ def test_outputs_without_an_axis_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-@pytest.mark.parametrize("matrix", PAIRS)
+@pytest.mark.parametrize("matrix", [name for name in MATRICES if has(name, "pairs")])
 def test_forms_of_pairs(kind: str, matrix: str) -> None:
     problem = made(kind)
     vectors = np.random.default_rng(0).normal(size=(5, problem.dim))

@@ -13,8 +13,8 @@ import pytest
 
 from curvcli.curvature import build
 from curvcli.curvature.jaxprs import heads
+from curvcli.curvature.operators import example_forms
 from curvcli.curvature.products import sums
-from curvcli.curvature.products.forms import example_forms
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import user_loss
 from curvcli.problem import Problem

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from curvcli.curvature.influence import leverage, queries, responses
-from curvcli.curvature.products.outputs import has_root
+from curvcli.curvature.matrices import has_root
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Batches, Problem
 from tests.problems import dense_matrix, dense_objective, dense_unit_gradients, flat_params, mlp_problem, token_problem

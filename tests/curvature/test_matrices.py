@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.curvature import MATRICES, build, build_for, dimension
+from curvcli.curvature import build, build_for, dimension
 from curvcli.curvature.products import sums
 from curvcli.errors import SpecError
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import LOSSES, user_loss
 from curvcli.schema.settings import AnalysisSettings
 from tests.monitors import collected_compilations
-from tests.problems import dense_matrix, make_problem, mlp_problem, token_problem
+from tests.problems import SUMMED, dense_matrix, make_problem, mlp_problem, token_problem
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -35,7 +35,7 @@ def test_fisher_is_the_gauss_newton_matrix(loss: str) -> None:
     np.testing.assert_allclose(fisher, dense_matrix(problem, "fisher"), **CLOSE)
 
 
-@pytest.mark.parametrize("matrix", [name for name in MATRICES if name not in ("hessian", "ggn", "gauss-newton")])
+@pytest.mark.parametrize("matrix", [name for name in SUMMED if name not in ("hessian", "ggn", "gauss-newton")])
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
 def test_tokens_of_other_losses(loss: str, matrix: str) -> None:
     problem = token_problem(loss, batch_size=4)
@@ -124,7 +124,7 @@ def test_kernel_and_gauss_newton_have_the_same_eigenvalues(weighted: bool) -> No
     assert not kernel[np.repeat(weight == 0, 3)].any()
 
 
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 def test_streamed_data_and_one_program_for_all_batches(matrix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = mlp_problem(batch_size=4)
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, dimension(problem, matrix))))
@@ -164,7 +164,7 @@ def test_covariance_of_gradients_that_are_almost_the_same() -> None:
 
 
 def test_what_is_known_to_be_positive() -> None:
-    flags = {name: build(mlp_problem(), name).psd for name in MATRICES}
+    flags = {name: build(mlp_problem(), name).psd for name in SUMMED}
     assert {name for name, known in flags.items() if not known} == {"hessian", "residual"}
     own = replace(mlp_problem("squared_error"), loss=user_loss("mine", squared, likelihood=LOSSES["squared_error"]))
     assert not build(own, "ggn").psd  # its convexity is not known
@@ -261,6 +261,6 @@ def test_outputs_without_an_axis_of_classes() -> None:
     column = make_problem(
         lambda p, one: jnp.tanh(one @ p["w"])[:, None], flat.params, x, y[:, None], "squared_error", batch_size=4
     )
-    for name in MATRICES.keys() - {"fisher-mc"}:
+    for name in set(SUMMED) - {"fisher-mc"}:
         np.testing.assert_allclose(dense(flat, name), dense(column, name), **CLOSE)
     assert np.linalg.matrix_rank(dense(flat, "fisher-mc", mc_samples=2)) == 3

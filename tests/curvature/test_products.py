@@ -12,16 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvcli.curvature import MATRICES, build, dimension
+from curvcli.curvature import build, dimension
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.matrices import extra_arguments, linear_map_bytes
+from curvcli.curvature.matrices import extra_arguments, facet
+from curvcli.curvature.operators import linear_map_bytes
 from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products.sums import functions, objective, objective_and_gradient, resident
 from curvcli.linalg.operator import to_dense
 from curvcli.losses import LOSSES, user_loss
 from curvcli.problem import Way
-from curvcli.schema.settings import UNREGULARISED
+from curvcli.schema.matrices import having
 from tests.problems import (
+    SUMMED,
     dense_hessian,
     dense_matrix,
     dense_objective,
@@ -34,6 +36,7 @@ from tests.problems import (
 )
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+UNREGULARISED = having("regularised", False)
 ALL = (1, 5, 64)
 """Batch sizes: single examples, a ragged last batch, more than the whole set."""
 
@@ -51,7 +54,7 @@ def explicit(problem: Any, matrix: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_size", ALL)
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_product_equals_dense_matrix(loss: str, matrix: str, batch_size: int) -> None:
     problem = mlp_problem(loss, l2=0.01, batch_size=batch_size)
@@ -64,7 +67,7 @@ WAYS_PROBLEM = mlp_problem(l2=0.01, batch_size=5)
 
 @pytest.mark.parametrize("kept_bytes", [0, 1])
 @pytest.mark.parametrize("application", ["vmap", "map"])
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 def test_every_way_of_computing_gives_the_matrix(matrix: str, application: Any, kept_bytes: int) -> None:
     problem = replace(WAYS_PROBLEM, way=Way(application, kept_bytes))
     operator = build(problem, matrix)
@@ -110,7 +113,7 @@ def test_kept_linear_maps_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(made) == expected * len(problem.batches)
 
 
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 def test_bytes_of_a_linear_map(matrix: str) -> None:
     """What is forecast is what the arrays take that are not weights and inputs themselves."""
     problem = mlp_problem(batch_size=7)
@@ -120,7 +123,7 @@ def test_bytes_of_a_linear_map(matrix: str) -> None:
         return
     batches = tuple(resident(problem.batches))
     extra = extra_arguments(problem, matrix, batches, mc_samples=2, seed=0)
-    layout, field = Layout.of(problem.params), MATRICES[matrix].field
+    layout, field = Layout.of(problem.params), facet(matrix, "field")
     given = problem.params, problem.frozen, batches[0], *extra
     leaves = jax.tree.leaves(products.linearise(field, functions(problem), layout, *given))
     lent = {id(leaf) for leaf in jax.tree.leaves(given)}
@@ -129,7 +132,7 @@ def test_bytes_of_a_linear_map(matrix: str) -> None:
     assert forecast == sum(leaf.nbytes for leaf in own) > 0
 
 
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 def test_regulariser_in_or_out(matrix: str) -> None:
     def fn(params: dict) -> Any:
         return 0.1 * jnp.sum(params["a/kernel"] ** 4) - jnp.sum(jnp.cos(params["b/bias"]))
@@ -147,7 +150,7 @@ def test_damping_adds_a_multiple_of_the_identity() -> None:
     np.testing.assert_allclose(difference, 0.7 * np.eye(problem.dim), atol=1e-14)
 
 
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 def test_rows_of_a_block_do_not_depend_on_each_other(matrix: str) -> None:
     """Large enough that a fault of XLA's CPU backend (jaxlib 0.10.2) would show in the later rows."""
     problem = mlp_problem(sizes=(20, 30, 10), count=700, batch_size=700, dtype="float32")
@@ -162,7 +165,7 @@ def test_rows_of_a_block_do_not_depend_on_each_other(matrix: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_are_in_the_dtype_asked_for(dtype: str) -> None:
     problem = mlp_problem(dtype=dtype, l2=0.1)
-    for matrix in MATRICES:
+    for matrix in SUMMED:
         operator = build(problem, matrix)
         assert operator.dtype == operator.matmat(jnp.ones((2, operator.dim), dtype)).dtype == dtype
 
@@ -174,7 +177,7 @@ def test_weights_leave_examples_out() -> None:
     rest = make_problem(
         mlp, mlp_params((4, 5, 3)), masked.batches.inputs[kept], masked.batches.targets[kept], "softmax_cross_entropy"
     )
-    for matrix in MATRICES.keys() - {"fisher-mc"}:  # whose draws belong to the places of the examples
+    for matrix in set(SUMMED) - {"fisher-mc"}:  # whose draws belong to the places of the examples
         found, expected = to_dense(build(masked, matrix)), to_dense(build(rest, matrix))
         if matrix == "ntk":  # has the rows of the examples left out, as zeros
             rows = np.repeat(weight > 0, 3)
@@ -183,7 +186,7 @@ def test_weights_leave_examples_out() -> None:
         np.testing.assert_allclose(found, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("matrix", SUMMED)
 @pytest.mark.parametrize("batch_size", [1, 4, 9])
 def test_masked_tokens(matrix: str, batch_size: int) -> None:
     problem = token_problem(batch_size=batch_size)
@@ -221,7 +224,7 @@ def test_frozen_parameters_give_the_principal_block() -> None:
         [np.full(size, name in chosen) for name, size in zip(layout.names, layout.sizes, strict=True)]
     )
     assert dimension(block, "ntk") == dimension(problem, "ntk")
-    for matrix in MATRICES.keys() - {"ntk"}:
+    for matrix in set(SUMMED) - {"ntk"}:
         whole = to_dense(build(problem, matrix))
         np.testing.assert_allclose(to_dense(build(block, matrix)), whole[np.ix_(index, index)], **CLOSE)
     assert objective(block) == pytest.approx(objective(problem), rel=1e-14)
@@ -327,7 +330,7 @@ def test_hessian_product_against_complex_step() -> None:
 @settings(max_examples=20, deadline=None)
 @given(
     count=st.integers(1, 12), batch_size=st.integers(1, 15), k=st.integers(1, 3), loss=st.sampled_from(sorted(LOSSES)),
-    matrix=st.sampled_from(sorted(MATRICES)),
+    matrix=st.sampled_from(sorted(SUMMED)),
 )  # fmt: skip
 def test_answer_does_not_depend_on_the_batch_size(count: int, batch_size: int, k: int, loss: str, matrix: str) -> None:
     problems = [mlp_problem(loss, count=count, batch_size=size) for size in (min(batch_size, count), count)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from curvcli.curvature import build
-from curvcli.curvature.matrices import linear_map_bytes
+from curvcli.curvature.operators import linear_map_bytes
 from curvcli.curvature.products.borrowing import borrowed, returned
 from curvcli.curvature.products.programs import product_programs, room
 from curvcli.devices import mesh_of, on_every

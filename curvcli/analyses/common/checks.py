@@ -21,13 +21,14 @@ from curvcli.analyses.common.causes import likely_cause
 from curvcli.analyses.common.kinks import kinks
 from curvcli.analyses.common.precision import network_jaxpr, precision
 from curvcli.compiling import jit
-from curvcli.curvature import build
+from curvcli.curvature import MATRICES, build
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.influence import queries
 from curvcli.curvature.jaxprs.reverse import only_backwards
 from curvcli.curvature.jaxprs.taps import find_layers
+from curvcli.curvature.matrices import if_convex
+from curvcli.curvature.operators import example_forms
 from curvcli.curvature.products import outputs, sums
-from curvcli.curvature.products.forms import example_forms
 from curvcli.devices import on_host
 from curvcli.errors import NumericsError, suggest_float64
 from curvcli.linalg.krylov.lanczos import Lanczos, not_finite
@@ -35,8 +36,9 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import all_finite, largest, norm, row_dots, row_norms
 from curvcli.problem import Problem, Regulariser, in_float64
+from curvcli.schema.matrices import MATRICES as FACTS
 from curvcli.schema.report import Check
-from curvcli.schema.settings import FACTORED, AnalysisSettings
+from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
 
 Array = Any
@@ -120,7 +122,7 @@ def examined(
     """
     checks, warnings = ({}, []) if settings.skip_checks else self_checks(problem, operator, settings, block, matrix)
     network = network_jaxpr(problem)
-    return checks, [*warnings, *network_notes(network), *matrix_notes(problem, settings)]
+    return checks, [*warnings, *network_notes(network), *matrix_notes(problem, settings.matrix, settings.seed)]
 
 
 def self_checks(
@@ -198,16 +200,15 @@ def _in_blocks(operator: LinearOperator, vectors: Array, block: int) -> Array:
 def _terms(problem: Problem, matrix: str, vectors: Array) -> float:
     """The size of the terms that the products with unit vectors [1, dim] are sums of, where terms may cancel.
 
-    Of gradients that are centred: ‖ḡ‖², which is taken off. Of a Hessian, or of the part of it that the GGN leaves out:
-    the GGN's product, the shares of the examples, and the regulariser's.
+    What the matrix subtracts: of gradients that are centred ‖ḡ‖². Of second derivatives of the network: the GGN's
+    product, the shares of the examples, and the regulariser's.
 
     Cost: a gradient, or a product and a quadratic form of every example.
     """
-    if matrix == "gradient-covariance":
-        layout = Layout.of(problem.params)
-        mean = sums.mean_gradient(problem, layout, sums.resident(problem.batches))
-        return float(np.sum(np.square(on_host(mean).astype(np.float64))))
-    if matrix not in ("hessian", "residual"):
+    extra = MATRICES[matrix].extra
+    if extra.subtracted is not None:
+        return extra.subtracted(*extra.make(problem, sums.resident(problem.batches), 1, 0))
+    if not FACTS[matrix].second_derivatives:
         return 0.0
     image = on_host(build(problem, "ggn", with_regulariser=False).matmat(vectors)).astype(np.float64)
     shares = np.abs(example_forms(problem, matrix, vectors))
@@ -224,33 +225,34 @@ def network_notes(network: Any) -> list[str]:
     ]
 
 
-def matrix_notes(problem: Problem, settings: AnalysisSettings) -> list[str]:
+def matrix_notes(problem: Problem, matrix: str, seed: int) -> list[str]:
     """What a user should know of this matrix for this network and loss, as warnings.
 
     Notes
     -----
-    Cost: for `hessian` and `residual` a trace of network, loss and regulariser; for `kfac` and `ekfac` one of the
-    network for one example; for `ggn` with a user's loss 32 products of the output Hessian of 32 examples.
+    Cost: for second derivatives a trace of network, loss and regulariser; for factors of layers one of the network for
+    one example; for a matrix that is positive where the loss is convex, with a user's loss 32 products of the output
+    Hessian of 32 examples.
     """
-    notes = []
-    if settings.matrix in FACTORED and (others := find_layers(problem).others):
+    notes, facts = [], FACTS[matrix]
+    if facts.layers and (others := find_layers(problem).others):
         shown = ", ".join(f"{name} ({why})" for name, why in list(others.items())[:3])
         notes.append(
-            f"{len(others)} parameters fit no layer and have their diagonal in the {settings.matrix}: {shown}"
+            f"{len(others)} parameters fit no layer and have their diagonal in the {matrix}: {shown}"
             + (", …" if len(others) > 3 else "")
         )
-    if settings.matrix in ("hessian", "residual") and (bends := kinks(problem)):
+    if facts.second_derivatives and (bends := kinks(problem)):
         shown = ", ".join(bends[:4]) + (", …" if len(bends) > 4 else "")
         notes.append(
-            f"the loss has kinks or jumps, as a piecewise linear network has ({shown}): the {settings.matrix} leaves "
+            f"the loss has kinks or jumps, as a piecewise linear network has ({shown}): the {matrix} leaves "
             "them out, since they have no second derivative"
         )
-    if settings.matrix == "ggn" and not problem.loss.known:
-        ratio = _lowest_output_curvature(problem, settings.seed)
+    if MATRICES[matrix].psd is if_convex and not problem.loss.known:
+        ratio = _lowest_output_curvature(problem, seed)
         if ratio < -INDEFINITE:
             notes.append(
                 f"the loss {problem.loss.name} is not convex in the outputs (smallest curvature {ratio:.2g} of the "
-                "largest): the ggn is indefinite"
+                f"largest): the {matrix} is indefinite"
             )
     return notes
 

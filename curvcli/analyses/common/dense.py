@@ -21,7 +21,8 @@ from curvcli.linalg.iterate import Monitor, watched
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator, dense_rows
 from curvcli.problem import Problem, in_float64
-from curvcli.schema.settings import FACTORED, AnalysisSettings
+from curvcli.schema.matrices import MATRICES
+from curvcli.schema.settings import AnalysisSettings
 
 DENSE_DIM = 1500
 """Below this the whole matrix is cheaper than 10 probes of 80 steps and the refinement, and it is exact."""
@@ -59,7 +60,7 @@ def smaller_side(problem: Problem, settings: AnalysisSettings) -> Side:
         The matrix needs a likelihood that the loss does not have.
     """
     dim, rows = dimension(problem, settings.matrix), output_rows(problem, settings)
-    if settings.matrix in FACTORED:
+    if MATRICES[settings.matrix].closed_form:
         return Side("factors", 0)
     return Side("parameters", dim) if rows is None or rows >= dim else Side("outputs", rows)
 

@@ -12,7 +12,7 @@ from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker.kfac import Recipe, Sampling, squared_gradients
 from curvcli.curvature.kronecker.running import Running
 from curvcli.curvature.likelihood import check_output_hessian
-from curvcli.curvature.matrices import check_likelihood
+from curvcli.curvature.matrices import check_likelihood, facet
 from curvcli.curvature.products.ntk import outputs_per_example
 from curvcli.problem import Problem
 from curvcli.schema.settings import AnalysisSettings
@@ -90,7 +90,7 @@ def running_factors(
     check_likelihood(problem.loss, name)
     if stands_for_ggn and settings.factors != "empirical":
         check_output_hessian(problem, name)
-    running = Running(recipe_of(settings), name == "ekfac", every, settings.regulariser)
+    running = Running(recipe_of(settings), facet(name, "factors").corrected, every, settings.regulariser)
     if saved is not None:
         running.read(problem, saved, stale=stale)
     return running

@@ -22,14 +22,15 @@ import numpy as np
 import scipy.special
 
 from curvcli.compiling import jit
-from curvcli.curvature.products.forms import example_forms
+from curvcli.curvature import matrices
+from curvcli.curvature.operators import example_forms
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import inner_products, row_norms
 from curvcli.linalg.trace.hutchinson import Segments
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue, Interval
-from curvcli.schema.settings import FACTORED, AnalysisSettings
+from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
 
 Number = TypeVar("Number", bound=Interval)
@@ -252,17 +253,17 @@ def _plus(rows: Array, vector: Array) -> Array:
 
 def subsampled(problem: Problem, settings: AnalysisSettings) -> bool:
     """Whether there is an error to state: the matrix is a mean over some of the examples, each by itself."""
-    apart = settings.matrix not in ("ntk", *FACTORED) and not problem.batches.coupled
+    apart = matrices.has(settings.matrix, "forms") and not problem.batches.coupled
     known = problem.subsampled and apart and problem.batches.num_examples > 1
     return known and _counts(problem, settings) is not None
 
 
 def _counts(problem: Problem, settings: AnalysisSettings) -> np.ndarray | None:
     """What each example adds to the normaliser M: [n]; None where M does not grow with the examples, as of a sum."""
-    weight, total = np.asarray(problem.batches.weight), problem.normaliser
+    weight, total = np.asarray(problem.batches.weight), matrices.normaliser(problem, settings.matrix)
     weight = weight.reshape(len(weight), -1)
     active = np.any(weight > 0, axis=1).astype(float)
-    if settings.matrix == "gradient-covariance" or total == active.sum():
+    if total == active.sum():
         return active
     tokens = weight.sum(axis=1, dtype=np.float64)
     units = total / tokens.sum()  # of a token whose weight is one number

@@ -16,12 +16,13 @@ import numpy as np
 from curvcli.analyses.common.planning import human_bytes, memory_limit, working_bytes
 from curvcli.curvature import build
 from curvcli.curvature.jaxprs.work import Work, network_work
-from curvcli.curvature.matrices import linear_map_bytes
+from curvcli.curvature.operators import linear_map_bytes
 from curvcli.devices import greatest
 from curvcli.errors import CurvError, SpecError
 from curvcli.linalg.probes import sphere
 from curvcli.problem import Batches, Problem
 from curvcli.problem import Way as ProblemWay
+from curvcli.schema.matrices import MATRICES
 from curvcli.schema.plan import Way
 from curvcli.schema.settings import AnalysisSettings
 
@@ -179,7 +180,7 @@ def default_way(problem: Problem, settings: AnalysisSettings) -> Way:
     total, work = problem.batches.num_examples, network_work(problem)
     together, single = _batch_together(work), _batch_alone(problem, work)
     busy = work.flops * min(single, total) > SINGLE_FLOPS
-    alone = settings.matrix != "ntk" and busy and jax.default_backend() == "cpu"
+    alone = MATRICES[settings.matrix].rows == "parameters" and busy and jax.default_backend() == "cpu"
     mesh = problem.batches.mesh
     largest = (single if alone else together) * (1 if mesh is None else mesh.size)
     batch_size = min(settings.batch_size or _even(total, largest), total)
@@ -268,7 +269,7 @@ def _named(way: Way) -> tuple[int, str]:
 
 
 def _other_application(way: Way, settings: AnalysisSettings) -> Way | None:
-    if settings.matrix == "ntk":
+    if MATRICES[settings.matrix].rows == "outputs":
         return None
     return way.model_copy(update={"application": "map" if way.application == "vmap" else "vmap"})
 

@@ -41,9 +41,9 @@ from curvcli.schema.compare import ComparedName, CompareResult, CompareSettings,
 from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.inspect import Forecast
+from curvcli.schema.matrices import FACTORED, setting_damping
 from curvcli.schema.plan import Plan
 from curvcli.schema.report import Check
-from curvcli.schema.settings import FACTORED, AnalysisSettings
 from curvcli.streams import Stream
 
 Array = Any
@@ -56,9 +56,6 @@ MOST_GROWTH = 4.0
 APART = 10.0
 """A span of eigenvectors is determined where the gap behind it is this many residuals: by Davis and Kahan it is then
 known to within an angle of 0.1."""
-
-PREFERRED = ("ggn", "fisher", "gauss-newton", "fisher-mc", "ekfac", "kfac", "diagonal")
-"""Whose mean eigenvalue sets the damping."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def run(context: Context[None], settings: CompareSettings) -> Answer[CompareResu
         look = _sampled_look(found, tops, rounding, settings, plan.at_once, monitor, meter, warnings)
     reader = Reader(settings, look.level, look.together, found, rounding)
     traces = {one.name: reader.trace(i) for i, one in enumerate(found)}
-    reference = next((name for name in PREFERRED if name in traces), choice.names[0])
+    reference = setting_damping(choice.names)
     result = CompareResult(
         dim=problem.dim,
         method=plan.method,  # type: ignore[arg-type]
@@ -186,9 +183,7 @@ def _examined(
     network = network_jaxpr(problem)
     warnings += network_notes(network)
     for one in found:
-        if one.name != "diagonal":
-            asked = AnalysisSettings(matrix=one.name, seed=settings.seed, dtype=settings.dtype)
-            warnings += matrix_notes(problem, asked)
+        warnings += matrix_notes(problem, one.name, settings.seed)
     if problem.regulariser.fn is not None and settings.regulariser and any(one.spectral is not None for one in found):
         warnings.append("the curvature of the regulariser is no part of kfac, ekfac and diagonal, but for l2")
     return checks, warnings

@@ -11,24 +11,23 @@ import scipy.linalg
 
 from curvcli.analyses.common.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.common.preconditioners import affordable_sampling
-from curvcli.curvature import build
-from curvcli.curvature.kronecker.kfac import Recipe, diagonal
+from curvcli.curvature import MATRICES, build
+from curvcli.curvature.kronecker.kfac import Recipe
 from curvcli.curvature.likelihood import check_output_hessian, difference_in_words
 from curvcli.curvature.matrices import check_likelihood
-from curvcli.errors import SpecError, UsageError
+from curvcli.errors import UsageError
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
-from curvcli.losses import Likelihood
 from curvcli.problem import Problem
 from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
-from curvcli.schema.settings import BY_EXAMPLES, FACTORED, MIXED
+from curvcli.schema.matrices import MATRICES as FACTS
+from curvcli.schema.matrices import having
+from curvcli.schema.settings import MIXED
 
 Array = Any
-CLOSED = (*FACTORED, "diagonal")
+CLOSED = having("closed_form")
 """Matrices whose eigenvalues and eigenvectors cost no product."""
-LIKELIHOOD = ("fisher", *CLOSED)
-"""Matrices that need the likelihood which the outputs stand for."""
 
 
 class Spectral(Protocol):
@@ -119,22 +118,17 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
     names: list[ComparedName] = list(settings.matrices)
     by_likelihood = recipe_of(problem, settings).sampling != "empirical"
     for name in names:
-        if name == "diagonal" and loss.family is None:
-            raise SpecError(
-                f"diagonal needs a likelihood, and {loss.name} does not say which one it is",
-                "give [loss] likelihood in curv.toml, or leave it out of --matrices",
-            )
         check_likelihood(loss, name)
     if by_likelihood and (closed := next((name for name in names if name in CLOSED), None)) is not None:
         check_output_hessian(problem, closed)
     if not names:
-        without = LIKELIHOOD if loss.family is None else ()
+        without = having("needs", "likelihood") if loss.family is None else ()
         why = f"{loss.name} declares no likelihood"
         if by_likelihood and (words := difference_in_words(problem)) is not None:
             without, why = CLOSED, words
         left_out = {name: why for name in DEFAULT if name in without}
         if problem.batches.coupled:
-            left_out |= {name: MIXED for name in DEFAULT if name in (*BY_EXAMPLES, "diagonal")}
+            left_out |= {name: MIXED for name in DEFAULT if FACTS[name].by_examples}
         names = [name for name in DEFAULT if name not in left_out]
     kept: list[ComparedName] = []
     equal: list[Equal] = []
@@ -152,12 +146,9 @@ def choose(problem: Problem, settings: CompareSettings) -> Choice:
 
 
 def _same(problem: Problem, one: str, other: str) -> bool:
-    """Whether two names stand for one matrix: −log of an exponential family has H_z for its outputs' Fisher matrix,
-    and ½‖z − t‖² has H_z = I."""
-    row = problem.loss
-    if not isinstance(row, Likelihood):
-        return False
-    return {one, other} <= ({"ggn", "fisher", "gauss-newton"} if row.identity_hessian else {"ggn", "fisher"})
+    """Whether two names stand for one matrix of this loss."""
+    first, second = (MATRICES[name].same_as(problem.loss) or name for name in (one, other))
+    return first == second
 
 
 def recipe_of(problem: Problem, settings: CompareSettings) -> Recipe:
@@ -169,8 +160,6 @@ def recipe_of(problem: Problem, settings: CompareSettings) -> Recipe:
 def operator_of(problem: Problem, settings: CompareSettings, name: str, *, regulariser: bool) -> LinearOperator:
     """One matrix, with or without ∇²R where it can be part of it."""
     recipe = recipe_of(problem, settings)
-    if name == "diagonal":
-        return diagonal(problem, recipe, with_regulariser=regulariser).operator()
     return build(
         problem, name, with_regulariser=regulariser, mc_samples=settings.mc_samples, seed=settings.seed,
         factors=recipe.sampling, sharing=settings.sharing,

@@ -17,7 +17,7 @@ from curvcli.linalg.solvers import cg, minres
 from curvcli.problem import Problem
 from curvcli.schema.compare import CompareSettings, Step, StepAngles, StepPair, StepSolve
 from curvcli.schema.estimate import Estimate
-from curvcli.schema.settings import UNREGULARISED
+from curvcli.schema.matrices import MATRICES
 
 Array = Any
 
@@ -87,7 +87,7 @@ def _solve(
     problem: Problem, settings: CompareSettings, candidate: Candidate, gradient: Array, damping: float, monitor: Monitor
 ) -> Solved:
     """(A + ∇²R + λI) δ = −∇J: every step's curvature has the regulariser's, also where the matrix has not."""
-    bare = settings.regulariser and candidate.name in UNREGULARISED
+    bare = settings.regulariser and not MATRICES[candidate.name].regularised
     shift = damping + (problem.regulariser.l2 if bare else 0.0)
     curved = bare and problem.regulariser.fn is not None
     if candidate.spectral is not None and not curved:

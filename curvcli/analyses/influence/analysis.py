@@ -32,8 +32,8 @@ from curvcli.linalg.meter import Meter
 from curvcli.problem import Problem
 from curvcli.schema.influence import InfluenceResult, InfluenceSettings, Mode, Target
 from curvcli.schema.inspect import Forecast
+from curvcli.schema.matrices import FACTORED, MATRICES
 from curvcli.schema.plan import Plan
-from curvcli.schema.settings import FACTORED
 
 EXPECTED_STEPS, LEAST_STEPS = 120, 8
 """Products a query, for a forecast: 120/√k in a block of k. Measured at the tolerance of 1e-4: 82 of 4, 9 of 101."""
@@ -101,8 +101,8 @@ def forecast(context: Context[Given], settings: InfluenceSettings) -> tuple[Plan
     solves = rows + 1 + (settings.samples if needs_root(settings, given) else 0)
     each = min(max(EXPECTED_STEPS / min(solves, plan.at_once) ** 0.5, LEAST_STEPS), settings.max_probes)
     # Validity asks for the Hessian too.
-    matrices = 1 if settings.matrix == "hessian" else 2
-    own_steps = solving.STEPS if settings.matrix == "hessian" else solving.FEW_STEPS
+    own_hessian = MATRICES[settings.matrix].own_hessian
+    matrices, own_steps = (1, solving.STEPS) if own_hessian else (2, solving.FEW_STEPS)
     block = min(DENSE_BLOCK, problem.dim)
     written = -(-problem.dim // block) * block
     looks = solving.SCOUTS * own_steps + (matrices - 1) * solving.STEPS

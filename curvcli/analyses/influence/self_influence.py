@@ -14,7 +14,7 @@ from curvcli.analyses.influence.ranking import Ranker, Strength, moves, moves_la
 from curvcli.analyses.spectrum import noise
 from curvcli.curvature.influence import leverage as pulling
 from curvcli.curvature.influence.responses import Piece
-from curvcli.curvature.products.outputs import has_root
+from curvcli.curvature.matrices import has, has_root
 from curvcli.errors import NumericsError, UsageError
 from curvcli.linalg.diagonal.estimators import signs
 from curvcli.problem import Problem
@@ -122,7 +122,7 @@ def _shift(study: Study) -> float:
 
 def _energies(study: Study, found: np.ndarray) -> np.ndarray | None:
     curved = study.settings.regulariser_included and study.problem.regulariser.fn is not None
-    return None if curved or study.settings.matrix == "hessian" else found
+    return None if curved or not has(study.settings.matrix, "output_side") else found
 
 
 class Found(NamedTuple):

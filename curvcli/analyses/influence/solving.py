@@ -27,7 +27,7 @@ from curvcli.linalg.solvers.solution import Solution, Status, residual
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.influence import DampingChoice, InfluenceSettings, InfluenceSolve, SolverName
-from curvcli.schema.settings import FACTORED
+from curvcli.schema.matrices import FACTORED
 from curvcli.streams import Stream
 
 Array = Any
@@ -415,8 +415,7 @@ def vectors_at_once(problem: Problem, settings: InfluenceSettings, rows: int) ->
     if is_dense(problem, settings):
         plan = planning.plan_dense(problem.dim, DENSE_BLOCK, settings.max_memory)
         return planning.MemoryPlan(min(max(rows, 1), BLOCK), plan.bytes + 16 * rows * problem.dim)
-    factored = settings.solver in FACTORED or settings.precondition in FACTORED
-    factors = factor_rows(problem, preconditioners.recipe_of(settings)) if factored else 0
+    factors = factor_rows(problem, preconditioners.recipe_of(settings)) if settings.factored is not None else 0
     whole = 24 * problem.dim // problem.dtype.itemsize if chooses_by_all(problem, settings) else 0
     return planning.plan_vectors(
         problem,

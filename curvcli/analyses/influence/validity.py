@@ -22,6 +22,7 @@ from curvcli.analyses.spectrum import noise
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.reductions import norm
 from curvcli.schema.influence import Validity
+from curvcli.schema.matrices import MATRICES
 
 Array = Any
 
@@ -37,7 +38,7 @@ def validity(study: Study, newton: Array) -> Validity:
     settings, system = study.settings, study.system
     slope, step = np.asarray(study.gradient, np.float64), np.asarray(newton, np.float64)
     hessian = None
-    if settings.matrix != "hessian":
+    if not MATRICES[settings.matrix].own_hessian:
         hessian = study.meter.count(undamped(study.problem, settings, "hessian"))
     low, norm = _lowest(study, hessian)
     decrement = 0.5 * float(slope @ step)

@@ -25,7 +25,7 @@ from curvcli.analyses.lines.directions import Direction, Finder
 from curvcli.curvature import along, build_for
 from curvcli.curvature.batch_norm import Statistics
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.products.forms import example_forms
+from curvcli.curvature.operators import example_forms
 from curvcli.errors import NumericsError, suggest_float64
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
@@ -172,8 +172,8 @@ def derivatives(
     meter.data_passes += 2
     curved = rest[:, 1] if settings.regulariser else np.zeros(len(units))
     hessian, ggn = data[:, 1] + curved, ggn + curved
-    if settings.matrix in ("hessian", "ggn"):
-        curvature = (hessian if settings.matrix == "hessian" else ggn) + settings.damping
+    if settings.matrix in (known := {"hessian": hessian, "ggn": ggn}):
+        curvature = known[settings.matrix] + settings.damping
     else:
         images = np.asarray(matmat(units), np.float64)
         curvature = np.einsum("kd,kd->k", images, np.asarray(units, np.float64))

@@ -30,6 +30,7 @@ from curvcli.problem import Params, Problem
 from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.lines import Along, LineSettings, Solve, Undefined
+from curvcli.schema.matrices import refusal
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
 
@@ -284,9 +285,9 @@ def check(problem: Problem, settings: LineSettings) -> int:
     MemoryLimitError
         It does not fit.
     """
-    if settings.matrix == "ntk":
+    if (why := refusal(settings.matrix, "lines")) is not None:
         raise UsageError(
-            "--matrix ntk has no directions in the parameters: its rows are outputs", "use --matrix ggn, or hessian"
+            f"--matrix {settings.matrix} has no directions in the parameters: {why}", "use --matrix ggn, or hessian"
         )
     kinds = {one.kind for one in settings.directions}
     rows = 2 * len(settings.along) + 6

@@ -33,8 +33,8 @@ from curvcli.curvature.flatten import Layout
 from curvcli.linalg.meter import Meter
 from curvcli.problem import Params, Problem
 from curvcli.schema.inspect import Forecast
+from curvcli.schema.matrices import FACTORED
 from curvcli.schema.plan import Plan
-from curvcli.schema.settings import FACTORED
 from curvcli.schema.step import ITERATIVE, FunctionChange, StepResult, StepSettings, WeightChange
 
 FIRST = 1e-3

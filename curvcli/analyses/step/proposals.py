@@ -30,7 +30,7 @@ from curvcli.linalg.operator import LinearOperator, dense_operator
 from curvcli.linalg.solvers import bfgs
 from curvcli.linalg.solvers.truncated_cg import Truncated, truncated_cg
 from curvcli.problem import Problem
-from curvcli.schema.settings import FACTORED
+from curvcli.schema.matrices import FACTORED
 from curvcli.schema.step import CgStep, NegativeCurvature, Solve, StepSettings
 
 Array = Any

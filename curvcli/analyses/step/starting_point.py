@@ -17,6 +17,7 @@ from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
+from curvcli.schema.matrices import MATRICES
 from curvcli.schema.step import Passes, StepSettings
 
 Array = Any
@@ -42,7 +43,7 @@ class Tally:
     def passes(self) -> Passes:
         """So far, as the report has it."""
         products = self.meter.products - self.before
-        product = HESSIAN if self.settings.model == "hessian" else GAUSS_NEWTON
+        product = HESSIAN if MATRICES[self.settings.model].second_derivatives else GAUSS_NEWTON
         matmuls = FORWARD * self.forward + GRADIENT * self.gradient + product * products + FACTORS * self.factors
         return Passes(
             forward=self.forward, gradient=self.gradient, products=products, factors=self.factors,

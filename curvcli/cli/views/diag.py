@@ -7,6 +7,7 @@ from rich.text import Text
 
 from curvcli.cli.format import Part, failed, header, margin, number, spent, table
 from curvcli.schema.diag import DiagReport, DiagResult, Pruning
+from curvcli.schema.matrices import refusal
 
 MOST_LAYERS = 12
 
@@ -23,6 +24,8 @@ def view(report: DiagReport, width: int, unicode: bool) -> list[Part]:
         parts += [Text(""), Text(_verdict(result.prune)), table(_changes(result.prune))]
     if result.path is not None:
         parts += [Text(""), Text(f"entries and standard errors in {result.path}")]
+    if (why := refusal(report.matrix or "hessian", "saliencies")) is not None:
+        parts += [Text(""), Text(f"no saliencies from the {report.matrix}: {why}")]
     foot = f"{result.method} ({result.reason}) · {spent(cost)}"
     return [*parts, Text(""), Text(foot, style="dim")]
 

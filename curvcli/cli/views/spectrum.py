@@ -6,6 +6,7 @@ from rich.text import Text
 
 from curvcli.cli.format import Part, eigenvalue, estimate, failed, fraction, header, number, spent, stable_rate, table
 from curvcli.cli.plot_text import density_plot
+from curvcli.schema.matrices import MATRICES
 from curvcli.schema.spectrum import SpectrumReport
 
 COVERS_ALL_EXAMPLES = True
@@ -16,7 +17,8 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
     """Sharpness, both extremes, trace and masses, and the density as a picture."""
     result = report.result
     high, low, scope = result.lambda_max, result.lambda_min, report.problem.data.scope
-    kind = "Sharpness: " if report.matrix == "hessian" and high.value > 0 else ""
+    own_hessian = MATRICES[report.matrix or "hessian"].own_hessian
+    kind = "Sharpness: " if own_hessian and high.value > 0 else ""
     if not high.converged:
         headline = f"{kind}λ_max has not converged; it is at least {number(high.value)}"
         headline += f" ({scope})" if scope else ""
@@ -24,7 +26,7 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
         headline = f"{kind}λ_max {eigenvalue(high, scope)}{'' if high.value > 0 else ': no positive curvature'}"
     whole = not (report.settings.params or report.settings.exclude)
     rate = stable_rate(result, high)
-    if rate is not None and report.matrix == "hessian" and whole:
+    if rate is not None and own_hessian and whole:
         headline += f"; gradient descent is stable to lr {rate}"
     rows = [
         ("λ_max", eigenvalue(high, scope)),

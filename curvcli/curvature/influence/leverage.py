@@ -21,6 +21,7 @@ from curvcli import streams
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.influence import queries, responses
+from curvcli.curvature.matrices import facet
 from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions
@@ -43,12 +44,12 @@ def draw(problem: Problem, name: str, shift: float, seed: int, first: int, count
 
     Notes
     -----
-    Only where `outputs.has_root`. Cost: a forward pass, and a backward one a draw.
+    Only where `matrices.has_root`. Cost: a forward pass, and a backward one a draw.
     """
-    layout, functions = Layout.of(problem.params), sums.functions(problem)
+    layout, functions, cotangents = Layout.of(problem.params), sums.functions(problem), facet(name, "root").cotangents
     keys = outputs.draw_keys(seed, first + count, Stream.MATRIX_ROOTS)[first:]
     parts = (
-        _pulled_draws(name, functions, layout, problem.params, problem.frozen, batch, keys)
+        _pulled_draws(cotangents, functions, layout, problem.params, problem.frozen, batch, keys)
         for batch in sums.resident(problem.batches)
     )
     pulled = sums.total(parts) / problem.normaliser**0.5
@@ -58,10 +59,11 @@ def draw(problem: Problem, name: str, shift: float, seed: int, first: int, count
 
 @jit(static_argnums=(0, 1, 2))
 def _pulled_draws(
-    name: str, functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch, keys: Array
-) -> Array:
+    cotangents: Callable[..., Array], functions: Functions, layout: Layout, params: Params, frozen: dict, batch: Batch,
+    keys: Array,
+) -> Array:  # fmt: skip
     z, back = jax.vjp(lambda p: functions[0](p, frozen, batch.inputs), params)
-    drawn = outputs.random_cotangents(name, functions[1], z, batch, keys)
+    drawn = cotangents(functions[1], z, batch, keys)
     return layout.ravel(jax.vmap(back)(drawn)[0])
 
 
@@ -169,7 +171,7 @@ def pulls(problem: Problem, name: str, vectors: Array, leverage: Iterator[np.nda
         ])  # fmt: skip
         rows = len(h)
         padded = np.concatenate([h, np.zeros((size - rows, *h.shape[1:]))]).astype(problem.dtype)
-        found = _in_outputs(outputs.MIDDLES.get(name, outputs.loss_hessian), functions[1], z, batch, padded)
+        found = _in_outputs(facet(name, "pull"), functions[1], z, batch, padded)
         flat = tangents.reshape(*tangents.shape[:2], -1)[:, :rows]
         curved, gradient, slope = (one.astype(np.float64)[:rows] for one in on_host(found))
         yield Pull(h, curved, gradient, slope, flat)

@@ -280,7 +280,7 @@ def cotangents(loss: Loss, recipe: Recipe, keys: Array, z: Array, batch: Batch) 
         noise = jnp.broadcast_to(columns, (len(columns), *z.shape))
         return root_weight * jax.vmap(loss.family.root, (None, 0))(z, noise)
     if recipe.sampling == "empirical":
-        return outputs.random_cotangents("empirical-fisher", loss, z, batch, keys) / recipe.samples**0.5
+        return outputs.observed_cotangents(loss, z, batch, keys) / recipe.samples**0.5
     return root_weight * outputs.pseudo_gradients(loss, z, batch, keys) / recipe.samples**0.5
 
 

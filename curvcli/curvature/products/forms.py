@@ -6,66 +6,20 @@ examples is the error of having only some of them.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from curvcli.compiling import jit
-from curvcli.curvature import matrices
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.jaxprs import heads
 from curvcli.curvature.products import linear_map as products
-from curvcli.curvature.products import outputs, sums
+from curvcli.curvature.products import outputs
 from curvcli.curvature.products.linear_map import Functions, Middle
-from curvcli.devices import on_host
-from curvcli.problem import Batch, Params, Problem
+from curvcli.problem import Batch, Params
 
 Array = Any
-
-
-def example_forms(problem: Problem, name: str, vectors: Array, *, mc_samples: int = 1, seed: int = 0) -> np.ndarray:
-    """Contributions of the examples to vᵀAv, scaled so that their mean is vᵀ(data term)v exactly.
-
-    Parameters
-    ----------
-    problem
-        Network, loss, data and weights.
-    name
-        In `FORMS`: every matrix but `ntk`, whose rows are the examples themselves.
-    vectors
-        [k, dim].
-    mc_samples, seed
-        As for `build`: the same draws.
-
-    Returns
-    -------
-    Float64 [k, N] on the host; 0 for an example without weight. Regulariser and damping are no part of it.
-
-    Raises
-    ------
-    ValueError
-        The matrix has no contributions of examples.
-    SpecError
-        The matrix needs a likelihood that the loss does not have.
-
-    Notes
-    -----
-    Cost: k forward-mode derivatives, about half of k products; for `hessian` and `residual` second ones, 0.4 to 1 of
-    them. For `gradient-covariance` one gradient more, for the mean.
-    """
-    if name not in FORMS:
-        raise ValueError(f"{name} has no contributions of examples")
-    matrices.check_likelihood(problem.loss, name)
-    layout, batches = Layout.of(problem.params), sums.resident(problem.batches)
-    extra = matrices.extra_arguments(problem, name, batches, mc_samples=mc_samples, seed=seed)
-    piece = partial(FORMS[name], sums.functions(problem), layout, problem.params, problem.frozen)
-    parts = on_host([piece(batch, vectors, *extra) for batch in batches])
-    count = problem.batches.num_examples
-    shares = np.concatenate(parts, axis=1, dtype=np.float64)[:, :count]
-    return shares * (count / matrices.normaliser(problem, name))
 
 
 @jit(static_argnums=(0, 1, 2))
@@ -127,12 +81,3 @@ def _second(function: Any, params: Params, vector: Params) -> Array:
         return jax.jvp(function, (p,), (vector,))[1]
 
     return jax.jvp(slope, (params,), (vector,))[1]
-
-
-FORMS = {
-    "hessian": hessian,
-    **{name: partial(sandwich, middle) for name, middle in outputs.MIDDLES.items()},
-    "gradient-covariance": covariance,
-    "residual": residual,
-}
-"""The forms of one batch by matrix: `(functions, layout, params, frozen, batch, vectors, *extra) -> [k, b]`."""

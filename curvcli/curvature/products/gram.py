@@ -24,7 +24,7 @@ import numpy as np
 from curvcli.compiling import jit
 from curvcli.curvature import matrices
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.products import outputs, sums
+from curvcli.curvature.products import sums
 from curvcli.curvature.products.linear_map import Functions, Middle
 from curvcli.curvature.products.ntk import Jacobian, example_outputs, outputs_per_example
 from curvcli.devices import on_host
@@ -74,14 +74,13 @@ def output_rows(problem: Problem, settings: AnalysisSettings) -> int | None:
 
     It has one if it is Jᵀ C J with a positive C that has a block a unit, and nothing beside it but a multiple of I.
     """
-    name, loss = settings.matrix, problem.loss
+    name = settings.matrix
     curved = settings.regulariser_included and problem.regulariser.fn is not None
-    if name not in outputs.MIDDLES or curved:
+    if curved or not matrices.has(name, "output_side"):
         return None
-    matrices.check_likelihood(loss, name)
+    matrices.check_likelihood(problem.loss, name)
     shape = example_outputs(problem).shape[1:]
-    # A user's loss may have an indefinite Hessian, and may couple the tokens of an example.
-    by_unit = {"gauss-newton": True, "fisher": True, "ggn": loss.known}.get(name, loss.known or len(shape) <= 1)
+    by_unit = matrices.facet(name, "output_side").by_unit(problem.loss, len(shape))
     return problem.batches.num_examples * math.prod(shape) if by_unit else None
 
 
@@ -92,7 +91,8 @@ def build_gram(problem: Problem, settings: AnalysisSettings) -> Gram:
     """
     name, batches = settings.matrix, sums.resident(problem.batches)
     extra = matrices.extra_arguments(problem, name, batches, mc_samples=settings.mc_samples, seed=settings.seed)
-    root = partial(_roots, outputs.MIDDLES[name], sums.functions(problem), problem.params, problem.frozen)
+    middle = matrices.facet(name, "output_side").middle
+    root = partial(_roots, middle, sums.functions(problem), problem.params, problem.frozen)
     roots = jnp.concatenate([root(batch, *extra) for batch in batches])
     jacobian = Jacobian(problem, Layout.of(problem.params), batches)
     rows = problem.batches.num_examples * outputs_per_example(problem)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from curvcli.losses import DRAWN, LOSSES, Loss
+from curvcli.losses import LOSSES, Likelihood, Loss
 from curvcli.problem import Batch, unit_weight
 from curvcli.streams import Stream
 
@@ -103,31 +103,36 @@ def _each_example(draw: Callable[[Array, Array], Array], keys: Array, batch: Bat
     return jax.vmap(lambda key: jax.vmap(draw)(own(key, batch.index), rows))(keys)
 
 
-def random_cotangents(name: str, loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
-    """Random y of mean 0 and covariance C, the matrix's own by name, for each key: [S, b, ..., C].
+def observed_cotangents(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
+    """Random y of mean 0 and covariance C of `observed_fisher`, for each key: [S, b, ..., C].
 
     Jᵀy then has the covariance Jᵀ C J: a root of the matrix, by sampling. Draws belong to examples, as in
-    `sampled_fisher`. Only where `has_root`.
+    `sampled_fisher`.
     """
-    if name == "empirical-fisher":
-        values, back = jax.vjp(lambda z: loss.value(z, batch.targets), outputs)
-        root = jnp.sqrt(unit_weight(batch.weight, values.ndim))
-        signs = _each_example(lambda key, unit: jax.random.rademacher(key, unit.shape, unit.dtype), keys, batch, values)
-        return jax.vmap(lambda sign: back(root * sign)[0])(signs)
-    plain = name == "gauss-newton"
-    root = jnp.sqrt(unit_weight(batch.weight, outputs.ndim) if plain else draw_weight(loss, outputs, batch))[None]
-    family = LOSSES["squared_error"] if plain else loss.family
-    assert family is not None
-    assert family.root is not None
+    values, back = jax.vjp(lambda z: loss.value(z, batch.targets), outputs)
+    root = jnp.sqrt(unit_weight(batch.weight, values.ndim))
+    signs = _each_example(lambda key, unit: jax.random.rademacher(key, unit.shape, unit.dtype), keys, batch, values)
+    return jax.vmap(lambda sign: back(root * sign)[0])(signs)
+
+
+def identity_cotangents(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
+    """The same with the covariance of `identity`."""
+    weight = unit_weight(batch.weight, outputs.ndim)
+    return _normal_cotangents(LOSSES["squared_error"], weight, outputs, batch, keys)
+
+
+def fisher_cotangents(loss: Loss, outputs: Array, batch: Batch, keys: Array) -> Array:
+    """The same with the covariance of `fisher`; only of a loss with a family.
+
+    Normal, not labels drawn from the model: unlikely labels would give the few examples that have them all weight.
+    """
+    assert loss.family is not None
+    return _normal_cotangents(loss.family, draw_weight(loss, outputs, batch), outputs, batch, keys)
+
+
+def _normal_cotangents(family: Likelihood, weight: Array, outputs: Array, batch: Batch, keys: Array) -> Array:
     noise = _each_example(lambda key, z: jax.random.normal(key, z.shape, z.dtype), keys, batch, outputs)
-    # Normal, not labels drawn from the model: unlikely labels would give the few examples that have them all weight.
-    return root * jax.vmap(family.root, (None, 0))(outputs, noise)
-
-
-def has_root(name: str, loss: Loss) -> bool:
-    """Whether `random_cotangents` can draw for this matrix."""
-    by_family = loss.known if name == "ggn" else name == "fisher" and loss.family is not None
-    return by_family or name in ("gauss-newton", "empirical-fisher")
+    return jnp.sqrt(weight)[None] * jax.vmap(family.root, (None, 0))(outputs, noise)
 
 
 def observed_fisher(loss: Loss, outputs: Array, batch: Batch) -> OutputMap:
@@ -141,16 +146,6 @@ def _outer_products(losses: Callable[[Array], Array], outputs: Array, batch: Bat
     back = jax.linear_transpose(forward, outputs)
     weight = unit_weight(batch.weight, values.ndim)
     return lambda tangent: back(weight * forward(tangent))[0]
-
-
-MIDDLES: dict[str, Callable[..., OutputMap]] = {
-    "ggn": loss_hessian,
-    "gauss-newton": identity,
-    "fisher": fisher,
-    "fisher-mc": sampled_fisher,
-    "empirical-fisher": observed_fisher,
-}
-"""C by matrix."""
 
 
 def draw_keys(seed: int, samples: int, stream: Stream = Stream.LABELS) -> Array:

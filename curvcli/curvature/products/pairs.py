@@ -7,7 +7,6 @@ half a product, and a block gives those of all pairs of its vectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.jaxprs import heads
 from curvcli.curvature.products import linear_map as products
-from curvcli.curvature.products import outputs, sums
+from curvcli.curvature.products import sums
 from curvcli.curvature.products.linear_map import Functions, Middle
 from curvcli.problem import Batch, Params, Problem
 
@@ -24,13 +23,15 @@ Array = Any
 
 
 def pair_forms(
-    problem: Problem, name: str, layout: Layout, batches: Iterable[Batch], normaliser: float, *extra: Array
-) -> Callable[[Array], Array] | None:
-    """`vectors [k, dim] -> V (data term) Vᵀ [k, k]`; None for a matrix that is not Jᵀ C J (`PAIRS`)."""
-    if name not in PAIRS:
-        return None
-    piece = partial(PAIRS[name], problem, layout)
-    return lambda vectors: sums.total(piece(batch, vectors, *extra) for batch in batches) / normaliser
+    pairs: Callable[..., Array],
+    problem: Problem,
+    layout: Layout,
+    batches: Iterable[Batch],
+    normaliser: float,
+    *extra: Array,
+) -> Callable[[Array], Array]:
+    """`vectors [k, dim] -> V (data term) Vᵀ [k, k]`, from the facet `pairs` of a matrix."""
+    return lambda vectors: sums.total(pairs(problem, layout, batch, vectors, *extra) for batch in batches) / normaliser
 
 
 def with_rest(
@@ -87,10 +88,3 @@ def _covariance(
 ) -> Array:
     centred = products.centred_slopes(functions, layout, params, frozen, batch, vectors, mean)
     return centred @ centred.T
-
-
-PAIRS = {
-    **{name: partial(sandwich, middle) for name, middle in outputs.MIDDLES.items()},
-    "gradient-covariance": covariance,
-}
-"""One batch's forms by matrix: `(problem, layout, batch, vectors, *extra) -> [k, k]`."""

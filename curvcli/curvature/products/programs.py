@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import jax
 
 from curvcli.curvature.flatten import Layout
-from curvcli.curvature.matrices import MATRICES, abstract_extra
+from curvcli.curvature.matrices import abstract_extra, facet, has
 from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products import sums
 from curvcli.curvature.products.borrowing import returned
 from curvcli.devices import on_every
 from curvcli.problem import Batch, Params, Problem, Way
-from curvcli.schema.settings import FACTORED
 
 Array = Any
 
@@ -43,16 +42,16 @@ def product_programs(problem: Problem, name: str, count: int, *, mc_samples: int
 
     None where the matrix is no sum of linearised batches (`ntk`, `kfac`, `ekfac`).
     """
-    field = None if name in FACTORED else MATRICES[name].field
-    if field is None:
+    if not has(name, "field"):
         return None
     mesh, layout, batch = problem.batches.mesh, Layout.of(problem.params), next(iter(problem.batches))
     where = None if mesh is None else on_every(mesh)
     extra = abstract_extra(problem, name, mc_samples=mc_samples, seed=seed)
     vectors = jax.ShapeDtypeStruct((count, problem.dim), problem.dtype, sharding=where)
     return compiled(
-        field, sums.functions(problem), layout, problem.way, problem.params, problem.frozen, batch, vectors, *extra
-    )
+        facet(name, "field"), sums.functions(problem), layout, problem.way, problem.params, problem.frozen, batch,
+        vectors, *extra,
+    )  # fmt: skip
 
 
 def compiled(
