@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 
 from curvcli.analyses import pruning
-from curvcli.analyses.common import planning, rounding
+from curvcli.analyses.common import estimates, planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
 from curvcli.analyses.common.dense import (
@@ -35,7 +35,7 @@ from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.statistics import Law, spent, student_interval
+from curvcli.linalg.statistics import Law, Sampled, spent, student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
 from curvcli.schema.estimate import Estimate
@@ -321,10 +321,8 @@ def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: 
     if not found.samples:
         return rounding.widened(Estimate.exact(law.value * scale, confidence), margin)
     low, high = student_interval(law, level)
-    return Estimate(
-        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale - margin, high * scale + margin),
-        confidence=confidence, samples=found.samples, method=found.method,
-    )  # fmt: skip
+    mean = Sampled(law.value * scale, law.stderr * scale, (low * scale, high * scale), found.samples)
+    return estimates.estimate(mean, confidence, found.method, margin)
 
 
 def arrays(layout: Layout, found: Found, operator: LinearOperator) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses.common import krylov_memory, planning, rounding
+from curvcli.analyses.common import estimates, krylov_memory, planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
 from curvcli.analyses.common.dense import (
@@ -39,6 +39,7 @@ from curvcli.linalg.krylov.quadrature import NO_OUTLIERS, Exact, Quadrature
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.statistics import Sampled
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Bounded, Eigenvalue, Estimate
 from curvcli.schema.settings import AnalysisSettings
@@ -147,13 +148,15 @@ def _sampled(
     runs = slq.Slq(steps, "full" if full else "none", deflate=full and method == "xtrace", store=store)
     collected = slq.Collected()
     looks = look_schedule(settings.max_probes, settings.rtol)
+    level = (1 - settings.confidence) / len(looks)  # Bonferroni: stopping at a narrow interval keeps the coverage
     trace = None
     for look in looks:
         while len(collected.tridiagonals) < look and (not collected.tridiagonals or monitor.stop() is None):
             count = min(plan.at_once, look - len(collected.tridiagonals))
             runs.round(operator, key, count, collected, monitor, settings.max_probes * steps)
         quadrature = slq.quadrature(collected, key, operator)
-        trace = quadrature.estimate(lambda x: x, settings.confidence, method, operator.dim, len(looks))
+        found = quadrature.estimate(lambda x: x, level, operator.dim)
+        trace = estimates.estimate(found, settings.confidence, method)
         monitor.known(f"trace {trace}")
         if monitor.stop() or _narrow(trace, settings.rtol):
             break
@@ -175,7 +178,7 @@ def _sampled(
     if settings.rtol is not None and not _narrow(trace, settings.rtol):
         warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
     result = _result(
-        operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks), largest, error.norm
+        operator, settings, method, collected.measures, quadrature, low, high, trace, level, largest, error.norm
     )
     return result, ends
 
@@ -333,7 +336,7 @@ def _dense(
     total = float(spectrum.copies @ values)
     trace = rounding.exact(total, settings.confidence, size, operator.dim, dtype)
     trace = rounding.widened(trace, operator.dim * operator.floor)
-    result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
+    result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1 - settings.confidence)
     return result.model_copy(update={"written_out": side.name}), spectrum.ends
 
 
@@ -378,7 +381,7 @@ def _result(
     low: Eigenvalue,
     high: Eigenvalue,
     trace: Estimate,
-    looks: int,
+    level: float,
     largest: float = 0.0,
     spread: float = 0.0,
 ) -> SpectrumResult:
@@ -386,6 +389,8 @@ def _result(
 
     Parameters
     ----------
+    level
+        Error probability of an interval.
     largest, spread
         Rounding of the products: along the extremes' vectors, and in the Frobenius norm.
     """
@@ -399,23 +404,23 @@ def _result(
             for counted in (values < -cut, np.abs(values) <= cut)
         )
     else:
-        frobenius = _square_root(quadrature.estimate(np.square, settings.confidence, method, operator.dim, looks))
-        frobenius = rounding.widened(frobenius, spread)
+        square = quadrature.estimate(np.square, level, operator.dim)
+        frobenius = estimates.estimate(_square_root(square), settings.confidence, method, spread)
         below = -np.nextafter(cut, np.inf)
         negative = (
             Bounded.exact(0.0, settings.confidence)  # a theorem, not a measurement
             if operator.psd
-            else density.mass(quadrature, measures, -np.inf, below, settings.confidence, looks)
+            else estimates.mass(density.mass(quadrature, measures, -np.inf, below, level), settings.confidence)
         )
-        near_zero = density.mass(quadrature, measures, -cut, cut, settings.confidence, looks)
+        near_zero = estimates.mass(density.mass(quadrature, measures, -cut, cut, level), settings.confidence)
     ends = min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures)
-    smooth, grid = density.smooth(quadrature, *ends), density.around_zero(*ends, cut).tolist()
+    grid = density.around_zero(*ends, cut)
     if method == "dense":
         reached = np.searchsorted(measures[0].nodes, grid, side="right")
-        counts = (np.r_[0, np.rint(operator.dim * measures[0].weights).cumsum()][reached] / operator.dim).tolist()
-        band = density.Cumulative(grid=grid, lower=counts, upper=counts)
+        counts = np.r_[0, np.rint(operator.dim * measures[0].weights).cumsum()][reached] / operator.dim
+        band = density.Band(grid, counts, counts)
     else:
-        band = density.cumulative_band(quadrature, measures, grid, settings.confidence, looks)
+        band = density.cumulative_band(quadrature, measures, grid, level)
     rate = 2 / high.value if high.interval[0] > 0 and curves_the_loss(settings.matrix) else None
     return SpectrumResult(
         dim=operator.dim,
@@ -430,21 +435,15 @@ def _result(
         near_zero_mass=near_zero,
         near_zero_tolerance=cut,
         deflated=operator.dim if method == "dense" else max(len(known.values) for known in quadrature.outliers),
-        density=smooth,
-        cumulative=band,
+        density=estimates.density(density.smooth(quadrature, *ends)),
+        cumulative=estimates.cumulative(band),
         max_stable_learning_rate=rate,
         max_stable_learning_rate_interval=learning_rates(high, rate),
     )
 
 
-def _square_root(square: Estimate) -> Estimate:
+def _square_root(square: Sampled) -> Sampled:
     """The square root of an estimate, its interval mapped along: a monotone map keeps the coverage."""
     low, high = (math.sqrt(max(end, 0.0)) for end in square.interval)
     value = math.sqrt(max(square.value, 0.0))
-    return square.model_copy(
-        update={
-            "value": value,
-            "stderr": square.stderr / (2 * value) if value else 0.0,
-            "interval": (low, high),
-        }
-    )
+    return square._replace(value=value, stderr=square.stderr / (2 * value) if value else 0.0, interval=(low, high))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from curvcli.analyses.common import planning, rounding
+from curvcli.analyses.common import estimates, planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
 from curvcli.analyses.common.dense import (
@@ -30,7 +30,7 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.statistics import Law, spent, student_interval
+from curvcli.linalg.statistics import Law, Sampled, spent, student, student_interval
 from curvcli.linalg.trace import quadratic
 from curvcli.linalg.trace.estimators import Found, Tracer
 from curvcli.linalg.trace.hutchinson import Segments
@@ -299,12 +299,8 @@ def _narrow(estimate: Estimate, rtol: float) -> bool:
 
 def _as_estimate(law: Law, found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
     """A law as an estimate, its interval widened by the rounding of the products."""
-    low, high = student_interval(law, level)
     margin = _rounding(found, operator)
-    return Estimate(
-        value=law.value, stderr=law.stderr, interval=(low - margin, high + margin), confidence=settings.confidence,
-        samples=found.probes, method=found.method,
-    )  # fmt: skip
+    return estimates.estimate(student(law, level, found.probes), settings.confidence, found.method, margin)
 
 
 def _rounding(found: Found, operator: LinearOperator) -> float:
@@ -317,11 +313,9 @@ def _frobenius(found: Found, settings: TraceSettings, level: float, operator: Li
     value = math.sqrt(max(found.square.value, 0.0))
     low, high = (math.sqrt(max(end, 0.0)) for end in found.square.interval(level))
     margin = 4 * float(np.finfo(operator.dtype).eps) * value
-    return Estimate(
-        value=value, stderr=found.square.stderr / (2 * value) if value else 0.0,
-        interval=(max(low - margin, 0.0), high + margin), confidence=settings.confidence,
-        samples=found.probes, method=found.method,
-    )  # fmt: skip
+    stderr = found.square.stderr / (2 * value) if value else 0.0
+    norm = Sampled(value, stderr, (max(low - margin, 0.0), high + margin), found.probes)
+    return estimates.estimate(norm, settings.confidence, found.method)
 
 
 def _more(trace: Estimate, products: int, settings: TraceSettings) -> list[More]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from curvcli.analyses.common.estimates import estimate
 from curvcli.analyses.common.rounding import OWN, exact, widened
 from curvcli.analyses.compare.candidates import Candidate, Diagonalised
 from curvcli.analyses.spectrum import noise
-from curvcli.linalg.statistics import Law, student_interval
+from curvcli.linalg.statistics import Law, Sampled, student_interval
 from curvcli.linalg.trace.together import Together
 from curvcli.schema.compare import CompareSettings
 from curvcli.schema.estimate import Estimate
@@ -126,7 +127,5 @@ class Reader:
     def _estimate(self, law: Law, interval: tuple[float, float], rounding: float) -> Estimate:
         if self._exact:
             return widened(Estimate.exact(law.value, self.settings.confidence), rounding)
-        return Estimate(
-            value=law.value, stderr=law.stderr, interval=(interval[0] - rounding, interval[1] + rounding),
-            confidence=self.settings.confidence, samples=self.together.drawn, method="common probes",
-        )  # fmt: skip
+        sampled = Sampled(law.value, law.stderr, interval, self.together.drawn)
+        return estimate(sampled, self.settings.confidence, "common probes", rounding)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses.common import stationarity
+from curvcli.analyses.common import estimates, stationarity
 from curvcli.analyses.common.dense import written_out
 from curvcli.analyses.common.precision import coarsest
 from curvcli.analyses.common.rounding import along as rounding_along
@@ -123,7 +123,9 @@ def from_samples(
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     quadrature, measures = slq.quadrature(collected, key, operator), collected.measures
     index, null_space = (
-        density.mass(quadrature, measures, *inside, settings.confidence).times(dim)
+        estimates.mass(density.mass(quadrature, measures, *inside, 1 - settings.confidence), settings.confidence).times(
+            dim
+        )
         for inside in ((-np.inf, -np.nextafter(cut, np.inf)), (-cut, cut))
     )
     values, residuals = descent.ritz_pairs(collected.low, collected.high)
