@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +35,8 @@ from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.statistics import Law, Sampled, spent, student_interval
+from curvcli.linalg.sampling import Look, Looks
+from curvcli.linalg.statistics import Law, Sampled, student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
 from curvcli.schema.estimate import Estimate
@@ -87,7 +88,8 @@ def run(problem: Problem, settings: DiagSettings, monitor: Monitor) -> Answer[Di
         else:
             found = dense(operator, segments, plan.at_once, monitor)
     else:
-        found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings, meter)
+        found, level, reason, doubts = sampled(operator, settings, method, segments, plan, monitor, meter)
+        warnings += doubts
     if not np.all(np.isfinite(found.value)):
         raise not_finite(operator.dtype)
     saliency, prune = None, None
@@ -194,6 +196,15 @@ def exact(value: np.ndarray, segments: Segments) -> Found:
     return Found("dense", value, np.zeros(len(value)), np.ones(len(layout.ends)), sums, 0)
 
 
+class Diagonal(NamedTuple):
+    """A diagonal from samples, or exact where that costs no more."""
+
+    found: Found
+    level: float  # error probability of its intervals
+    reason: str  # why by this method
+    warnings: list[str]
+
+
 def sampled(
     operator: LinearOperator,
     settings: DiagSettings,
@@ -201,46 +212,54 @@ def sampled(
     segments: Segments,
     plan: planning.MemoryPlan,
     monitor: Monitor,
-    warnings: list[str],
     meter: Meter,
-) -> tuple[Found, float, str]:
-    """Looks at the intervals until they are narrow enough, or once, when all products are spent.
-
-    Returns what is found, the error probability of its intervals, and why this method.
-    """
+) -> Diagonal:
+    """Look at the intervals until they are narrow enough, or once, when all products are spent."""
     in_units, unit = normalised(operator)
     sampler = Sampler(
         in_units, jax.random.key(settings.seed), segments,
         at_once=plan.at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
-    budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
-    alpha, look, reason = 1 - settings.confidence, 1, f"--method {method} was asked for"
+    reason = f"--method {method} was asked for"
+    looks = Looks(
+        once=settings.rtol is None,
+        first=FIRST_LOOK,
+        most=settings.max_probes,
+        alpha=1 - settings.confidence,
+        exact=operator.dim if settings.method == "auto" else None,
+    )
     if method == "auto":
-        method, reason = _choose(sampler, budget)
-    while True:
-        found = _estimate(sampler, method, budget).scaled(unit.value)
-        if settings.rtol is None:
-            level = alpha
-            break
-        level = spent(alpha, look)
-        relative = _half_width(found, sampler.layout, level) / (_rms(found.value) or 1.0)
+        method, reason = _choose(sampler, settings.max_probes if looks.once else min(FIRST_LOOK, settings.max_probes))
+
+    def look(now: Look) -> tuple[Found, float]:
+        """The diagonal, and the half-width of its intervals relative to the entries; 0 where that is not asked for."""
+        found = _estimate(sampler, method, now.budget).scaled(unit.value)
+        if looks.once:
+            return found, 0.0
+        relative = _half_width(found, sampler.layout, now.level) / (_rms(found.value) or 1.0)
         monitor.known(f"entries ± {relative:.1%} (root mean square)")
-        if relative <= settings.rtol:
-            break
-        if budget >= settings.max_probes or monitor.stop() is not None:
-            warnings.append(f"--rtol {settings.rtol:g} was not reached with {sampler.products} products")
-            break
-        growth = min(max((relative / settings.rtol) ** 2 * MARGIN, 1.25), 4.0)
-        budget, look = min(math.ceil(budget * growth), settings.max_probes), look + 1
-        if settings.method == "auto" and budget >= operator.dim:
-            reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, one an entry"
-            meter.products -= sampler.padding
-            return dense(operator, segments, plan.at_once, monitor), alpha, reason
+        return found, relative
+
+    def is_narrow(result: tuple[Found, float]) -> bool:
+        return settings.rtol is None or result[1] <= settings.rtol
+
+    def next_budget(result: tuple[Found, float], now: Look) -> int:
+        assert settings.rtol is not None
+        growth = min(max((result[1] / settings.rtol) ** 2 * MARGIN, 1.25), 4.0)
+        return math.ceil(now.budget * growth)
+
+    outcome = looks.until_narrow(look, is_narrow, next_budget, monitor)
     meter.products -= sampler.padding
+    found, level, warnings = outcome.result[0], outcome.look.level, []
+    if outcome.end == "exact":
+        reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, one an entry"
+        return Diagonal(dense(operator, segments, plan.at_once, monitor), looks.alpha, reason, [])
+    if outcome.end == "exhausted":
+        warnings.append(estimates.not_reached(settings.rtol, sampler.products, "products"))
     if found.method != method:
         reason += f"; stopped before that, the answer is that of {found.method}"
-    return found, level, reason
+    return Diagonal(found, level, reason, warnings)
 
 
 def _choose(sampler: Sampler, budget: int) -> tuple[str, str]:

@@ -36,3 +36,14 @@ def cumulative(band: Band) -> Cumulative:
     """Bounds on the cumulative spectral density."""
     grid, lower, upper = (values.tolist() for values in band)
     return Cumulative(grid=grid, lower=lower, upper=upper)
+
+
+def is_narrow(estimate: Estimate, rtol: float | None) -> bool:
+    """Whether half the width of an interval is at most `rtol` of the value; never without a tolerance."""
+    low, high = estimate.interval
+    return rtol is not None and 0.5 * (high - low) <= rtol * abs(estimate.value)
+
+
+def not_reached(rtol: float | None, count: int, unit: str) -> str:
+    """The warning that an interval is wider than asked for, after `count` samples of a `unit` each."""
+    return f"--rtol {rtol:g} was not reached with {count} {unit}"

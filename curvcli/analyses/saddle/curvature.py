@@ -109,9 +109,10 @@ def from_samples(
     while len(collected.tridiagonals) < settings.max_probes and monitor.stop() is None:
         count = min(at_once, settings.max_probes - len(collected.tridiagonals))
         runs.round(operator, key, count, collected, monitor, planned)
-    low, high, ends = refined_extremes(
-        operator, settings, collected, key, monitor, warnings, capacity=2 * slq.KEPT + short
+    low, high, ends, doubts = refined_extremes(
+        operator, settings, collected, key, monitor, capacity=2 * slq.KEPT + short
     )
+    warnings += doubts
 
     found_norm = _resolvable(max(abs(low.value), abs(high.value)), settings)
     eps = coarsest(problem)
