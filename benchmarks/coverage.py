@@ -59,8 +59,8 @@ def study(operator: LinearOperator, values: np.ndarray, probes: int, seed: int) 
     student = abs(samples.mean() - values.sum()) <= margin + rounding
     row = []
     for quadrature in (plain, deflated):
-        trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
-        frobenius = quadrature.estimate(np.square, 0.95, "", DIM)
+        trace = quadrature.estimate(lambda x: x, 0.05, DIM)
+        frobenius = quadrature.estimate(np.square, 0.05, DIM)
         held = [
             estimate.interval[0] - rounding <= truth <= estimate.interval[1] + rounding
             for estimate, truth in ((trace, values.sum()), (frobenius, np.sum(values**2)))

@@ -65,9 +65,9 @@ def study(values: np.ndarray, runs: int, **options: object) -> list[float]:
     for seed in range(runs):
         told = {**options, "method": "hutchinson", "layers": False} if options["method"] == FORMS else options
         settings = TraceSettings(seed=seed, dtype="float64", **told)  # type: ignore[arg-type]
-        meter, warnings = Meter(), []
-        result = sampled(
-            meter.count(operator), settings, settings.method, NAMES, SEGMENTS, 8, Silent(), warnings, meter
+        meter = Meter()
+        result, warnings = sampled(
+            meter.count(operator), settings, settings.method, NAMES, SEGMENTS, 8, Silent(), meter
         )
         held = [
             float(estimate.interval[0] - rounding <= truth <= estimate.interval[1] + rounding)

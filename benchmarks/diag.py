@@ -57,7 +57,7 @@ def run(matrix: np.ndarray, segments: Segments, method: str, products: int, seed
     """One answer."""
     settings = DiagSettings(method=method, probes=products, seed=seed, dtype="float64")  # type: ignore[arg-type]
     plan = MemoryPlan(min(diag.BLOCK, products), 0)
-    return diag.sampled(dense_operator(matrix), settings, method, segments, plan, Silent(), [], Meter())[0]
+    return diag.sampled(dense_operator(matrix), settings, method, segments, plan, Silent(), Meter()).found
 
 
 def coverage(matrix: np.ndarray, method: str, products: int, runs: int) -> tuple[float, float, float]:

@@ -73,7 +73,7 @@ def description(problem: Problem, operator: LinearOperator, exact: TraceResult) 
 def sampled(operator: LinearOperator, method: str, meter: Meter | None = None, **options: Any) -> TraceResult:
     """What `curv trace` answers, without its self-checks."""
     settings, parts = TraceSettings(method=method, **options), whole(operator.dim)  # type: ignore[arg-type]
-    return trace.sampled(operator, settings, method, ["all"], parts, BLOCK, Silent(), [], meter or Meter())
+    return trace.sampled(operator, settings, method, ["all"], parts, BLOCK, Silent(), meter or Meter())[0]
 
 
 def whole(dim: int) -> Segments:

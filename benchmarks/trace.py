@@ -54,7 +54,7 @@ def curv(values: np.ndarray, products: int, runs: int, method: str) -> tuple[flo
     operator, rows = LinearOperator(lambda v: v * entries, DIM, np.dtype(float)), []
     for seed in range(runs):
         settings = TraceSettings(seed=seed, dtype="float64", method=method, probes=products)  # type: ignore[arg-type]
-        result = sampled(operator, settings, method, ["all"], (((0, DIM),),), 8, Silent(), [], Meter())
+        result, _ = sampled(operator, settings, method, ["all"], (((0, DIM),),), 8, Silent(), Meter())
         low, high = result.trace.interval
         rows.append([result.trace.value, 0.5 * (high - low)])
     table = np.array(rows)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvcli.analyses.common.context import Context
 from curvcli.analyses import diag, pruning
+from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import smaller_side
 from curvcli.analyses.common.subsampling import subsampled
 from curvcli.analyses.compare.candidates import choose

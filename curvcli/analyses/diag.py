@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import scipy.special
 
 from curvcli.analyses import pruning
-from curvcli.analyses.common import planning, rounding
+from curvcli.analyses.common import estimates, planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
 from curvcli.analyses.common.context import Context
@@ -36,7 +36,8 @@ from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.statistics import Law, spent, student_interval
+from curvcli.linalg.sampling import Look, Looks
+from curvcli.linalg.statistics import Law, Sampled, student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagResult, DiagSettings, LayerDiagonal
 from curvcli.schema.estimate import Estimate
@@ -90,7 +91,8 @@ def run(context: Context[None], settings: DiagSettings) -> Answer[DiagResult]:
         else:
             found = dense(operator, segments, plan.at_once, monitor)
     else:
-        found, level, reason = sampled(operator, settings, method, segments, plan, monitor, warnings, meter)
+        found, level, reason, doubts = sampled(operator, settings, method, segments, plan, monitor, meter)
+        warnings += doubts
     if not np.all(np.isfinite(found.value)):
         raise not_finite(operator.dtype)
     saliency, prune = None, None
@@ -198,6 +200,15 @@ def exact(value: np.ndarray, segments: Segments) -> Found:
     return Found("dense", value, np.zeros(len(value)), np.ones(len(layout.ends)), sums, 0)
 
 
+class Diagonal(NamedTuple):
+    """A diagonal from samples, or exact where that costs no more."""
+
+    found: Found
+    level: float  # error probability of its intervals
+    reason: str  # why by this method
+    warnings: list[str]
+
+
 def sampled(
     operator: LinearOperator,
     settings: DiagSettings,
@@ -205,46 +216,54 @@ def sampled(
     segments: Segments,
     plan: planning.MemoryPlan,
     monitor: Monitor,
-    warnings: list[str],
     meter: Meter,
-) -> tuple[Found, float, str]:
-    """Looks at the intervals until they are narrow enough, or once, when all products are spent.
-
-    Returns what is found, the error probability of its intervals, and why this method.
-    """
+) -> Diagonal:
+    """Look at the intervals until they are narrow enough, or once, when all products are spent."""
     in_units, unit = normalised(operator)
     sampler = Sampler(
         in_units, jax.random.key(settings.seed), segments,
         at_once=plan.at_once, keep=method != "hutchinson", monitor=monitor,
         planned=settings.max_probes,
     )  # fmt: skip
-    budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
-    alpha, look, reason = 1 - settings.confidence, 1, f"--method {method} was asked for"
+    reason = f"--method {method} was asked for"
+    looks = Looks(
+        once=settings.rtol is None,
+        first=FIRST_LOOK,
+        most=settings.max_probes,
+        alpha=1 - settings.confidence,
+        exact=operator.dim if settings.method == "auto" else None,
+    )
     if method == "auto":
-        method, reason = _choose(sampler, budget)
-    while True:
-        found = _estimate(sampler, method, budget).scaled(unit.value)
-        if settings.rtol is None:
-            level = alpha
-            break
-        level = spent(alpha, look)
-        relative = _half_width(found, sampler.layout, level) / (_rms(found.value) or 1.0)
+        method, reason = _choose(sampler, settings.max_probes if looks.once else min(FIRST_LOOK, settings.max_probes))
+
+    def look(now: Look) -> tuple[Found, float]:
+        """The diagonal, and the half-width of its intervals relative to the entries; 0 where that is not asked for."""
+        found = _estimate(sampler, method, now.budget).scaled(unit.value)
+        if looks.once:
+            return found, 0.0
+        relative = _half_width(found, sampler.layout, now.level) / (_rms(found.value) or 1.0)
         monitor.known(f"entries ± {relative:.1%} (root mean square)")
-        if relative <= settings.rtol:
-            break
-        if budget >= settings.max_probes or monitor.stop() is not None:
-            warnings.append(f"--rtol {settings.rtol:g} was not reached with {sampler.products} products")
-            break
-        growth = min(max((relative / settings.rtol) ** 2 * MARGIN, 1.25), 4.0)
-        budget, look = min(math.ceil(budget * growth), settings.max_probes), look + 1
-        if settings.method == "auto" and budget >= operator.dim:
-            reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, one an entry"
-            meter.products -= sampler.padding
-            return dense(operator, segments, plan.at_once, monitor), alpha, reason
+        return found, relative
+
+    def is_narrow(result: tuple[Found, float]) -> bool:
+        return settings.rtol is None or result[1] <= settings.rtol
+
+    def next_budget(result: tuple[Found, float], now: Look) -> int:
+        assert settings.rtol is not None
+        growth = min(max((result[1] / settings.rtol) ** 2 * MARGIN, 1.25), 4.0)
+        return math.ceil(now.budget * growth)
+
+    outcome = looks.until_narrow(look, is_narrow, next_budget, monitor)
     meter.products -= sampler.padding
+    found, level, warnings = outcome.result[0], outcome.look.level, []
+    if outcome.end == "exact":
+        reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, one an entry"
+        return Diagonal(dense(operator, segments, plan.at_once, monitor), looks.alpha, reason, [])
+    if outcome.end == "exhausted":
+        warnings.append(estimates.not_reached(settings.rtol, sampler.products, "products"))
     if found.method != method:
         reason += f"; stopped before that, the answer is that of {found.method}"
-    return found, level, reason
+    return Diagonal(found, level, reason, warnings)
 
 
 def _choose(sampler: Sampler, budget: int) -> tuple[str, str]:
@@ -325,10 +344,8 @@ def as_estimate(law: Law, scale: float, found: Found, confidence: float, level: 
     if not found.samples:
         return rounding.widened(Estimate.exact(law.value * scale, confidence), margin)
     low, high = student_interval(law, level)
-    return Estimate(
-        value=law.value * scale, stderr=law.stderr * scale, interval=(low * scale - margin, high * scale + margin),
-        confidence=confidence, samples=found.samples, method=found.method,
-    )  # fmt: skip
+    mean = Sampled(law.value * scale, law.stderr * scale, (low * scale, high * scale), found.samples)
+    return estimates.estimate(mean, confidence, found.method, margin)
 
 
 def arrays(layout: Layout, found: Found, operator: LinearOperator) -> dict[str, Any]:

@@ -6,7 +6,7 @@ handed back with its residual, the rounding of the products included.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -79,6 +79,7 @@ class Pairs:
     block: int
     starts: int = 0
     restarts: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 def run(context: Context[None], settings: EigsSettings) -> Answer[EigsResult]:
@@ -96,7 +97,8 @@ def run(context: Context[None], settings: EigsSettings) -> Answer[EigsResult]:
     checks, warnings = examined(problem, operator, settings, block)
     if settings.k > operator.dim:
         warnings.append(f"-k {settings.k} is more than the matrix has rows: all {operator.dim} pairs are given")
-    pairs = extreme_pairs(operator, settings, plan, monitor, warnings)
+    pairs = extreme_pairs(operator, settings, plan, monitor)
+    warnings += pairs.warnings
     cosines = None
     if operator.dim == problem.dim:
         cosines = _cosines_squared(pairs.vectors, gradient)
@@ -111,7 +113,7 @@ def run(context: Context[None], settings: EigsSettings) -> Answer[EigsResult]:
         starts=pairs.starts,
         restarts=pairs.restarts,
     )
-    _warn_of_residuals(result, settings, tolerance(settings) * pairs.norm, warnings)
+    warnings += _unconverged(result, settings, tolerance(settings) * pairs.norm)
     arrays = _arrays(problem, operator.dim, pairs) if settings.vectors else {}
     return Answer(result, meter, value, checks, warnings, arrays)
 
@@ -178,18 +180,14 @@ def memory_plan(problem: Problem, settings: EigsSettings) -> EigsPlan:
     )
 
 
-def extreme_pairs(
-    operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor, warnings: list[str]
-) -> Pairs:
+def extreme_pairs(operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor) -> Pairs:
     """The wanted pairs by the planned method, values descending."""
     if plan.method == "dense":
         return _dense(operator, settings, min(plan.block, operator.dim), monitor)
-    return _lanczos(operator, settings, plan, monitor, warnings)
+    return _lanczos(operator, settings, plan, monitor)
 
 
-def _lanczos(
-    operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor, warnings: list[str]
-) -> Pairs:
+def _lanczos(operator: LinearOperator, settings: EigsSettings, plan: EigsPlan, monitor: Monitor) -> Pairs:
     """Block Lanczos with thick restarts, and the true residuals."""
     k, block = min(settings.k, operator.dim), min(BLOCK, operator.dim)
     low = {"smallest": k, "both": k // 2}.get(settings.which, 0)
@@ -201,18 +199,18 @@ def _lanczos(
         magnitude=settings.which == "magnitude", widest=plan.widest,
     )  # fmt: skip
     state = iterate(algorithm, operator, key, monitor=monitor, stage="eigenpairs", planned=settings.probes)
-    found = algorithm.result(state)
-    if len(found.values) < k:
-        warnings.append(f"only {len(found.values)} of {k} pairs were reached with {state.products} products")
+    ritz, warnings = algorithm.result(state), []
+    if len(ritz.values) < k:
+        warnings.append(f"only {len(ritz.values)} of {k} pairs were reached with {state.products} products")
     elif algorithm.in_doubt(state):
         warnings.append("equal eigenvalues may have more copies than were found: allow more products with --probes")
-    norm = max(state.space.norm, float(np.abs(found.values).max()))
-    values, residuals = eigen.true_residuals(operator, found.vectors, block)
+    norm = max(state.space.norm, float(np.abs(ritz.values).max()))
+    values, residuals = eigen.true_residuals(operator, ritz.vectors, block)
     order = np.argsort(-values, kind="stable")
     # A residual below the noise of a product is not knowledge.
     residuals = np.maximum(residuals, least_residual(operator, noise(settings), norm))[order]
-    vectors = found.vectors[jnp.asarray(order)]
-    return Pairs(values[order], residuals, vectors, norm, state.width, state.starts, state.restarts)
+    vectors = ritz.vectors[jnp.asarray(order)]
+    return Pairs(values[order], residuals, vectors, norm, state.width, state.starts, state.restarts, warnings)
 
 
 def _dense(operator: LinearOperator, settings: EigsSettings, block: int, monitor: Monitor) -> Pairs:
@@ -275,15 +273,16 @@ def _cosines_squared(vectors: Array, gradient: Array) -> np.ndarray | None:
     return np.minimum(np.square(cosines), 1.0)
 
 
-def _warn_of_residuals(result: EigsResult, settings: EigsSettings, asked: float, warnings: list[str]) -> None:
-    """How many pairs have not converged, and what to do."""
+def _unconverged(result: EigsResult, settings: EigsSettings, tolerated: float) -> list[str]:
+    """A warning that says how many pairs have not converged, and what to do; none where all have."""
     missed = [pair.residual for pair in result.eigenvalues if not pair.converged]
-    if missed:
-        precision = ", or --dtype float64 if it is rounding" if settings.dtype == "float32" else ""
-        warnings.append(
-            f"{len(missed)} of {len(result.eigenvalues)} eigenvalues have not converged (residual up to "
-            f"{max(missed):.2g}, asked for {asked:.2g}): allow more products with --probes, a larger --tol{precision}"
-        )
+    if not missed:
+        return []
+    precision = ", or --dtype float64 if it is rounding" if settings.dtype == "float32" else ""
+    return [
+        f"{len(missed)} of {len(result.eigenvalues)} eigenvalues have not converged (residual up to "
+        f"{max(missed):.2g}, asked for {tolerated:.2g}): allow more products with --probes, a larger --tol{precision}"
+    ]
 
 
 def _arrays(problem: Problem, dim: int, pairs: Pairs) -> dict[str, np.ndarray]:

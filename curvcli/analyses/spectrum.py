@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.linalg
 
-from curvcli.analyses.common import krylov_memory, planning, rounding
+from curvcli.analyses.common import estimates, krylov_memory, planning, rounding
+from curvcli.analyses.common.all_eigenvalues import Written, eigenvalues_from_outputs, eigenvalues_from_parameters
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
 from curvcli.analyses.common.context import Context
@@ -22,18 +22,14 @@ from curvcli.analyses.common.dense import (
     DENSE_BLOCK,
     DENSE_DIM,
     Side,
-    outputs_written_out,
     plan_factors,
     plan_outputs,
     products_at_once,
     smaller_side,
-    written_out,
 )
 from curvcli.analyses.common.subsampling import eigenvalue_errors, images, subsampled, trace_errors, widened
 from curvcli.analyses.common.tuning import product_seconds
 from curvcli.curvature import build_for, curves_the_loss, dimension
-from curvcli.curvature.products.gram import Gram
-from curvcli.devices import on_host
 from curvcli.linalg.iterate import Monitor, iterate
 from curvcli.linalg.krylov import bounds, density, eigen, slq
 from curvcli.linalg.krylov import spaces as krylov
@@ -41,6 +37,8 @@ from curvcli.linalg.krylov.quadrature import NO_OUTLIERS, Exact, Quadrature
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.sampling import Look, Looks, block_sizes
+from curvcli.linalg.statistics import Sampled
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Bounded, Eigenvalue, Estimate
 from curvcli.schema.inspect import Forecast
@@ -80,13 +78,14 @@ def run(context: Context[None], settings: SpectrumSettings) -> Answer[SpectrumRe
             values, ends = operator.known.eigenvalues(), operator.known.eigenvectors(np.array([0, -1]))
             spectrum = Written(values, np.ones(len(values), int), ends.astype(operator.dtype))
         elif side.name == "outputs":
-            spectrum = _from_outputs(problem, operator, settings, plan.at_once, monitor, meter)
+            spectrum = eigenvalues_from_outputs(problem, operator, settings, plan.at_once, monitor, meter)
         else:
-            spectrum = _from_parameters(operator, plan.at_once, monitor)
+            spectrum = eigenvalues_from_parameters(operator, plan.at_once, monitor)
         result, ends = _dense(operator, settings, spectrum, side)
     else:
         further = int(np.clip(REFINING / max(product_seconds(problem), 1e-9), *FURTHER))
-        result, ends = _sampled(operator, settings, method, plan, monitor, warnings, further)
+        result, ends, doubts = _sampled(operator, settings, method, plan, monitor, further)
+        warnings += doubts
     if subsampled(problem, settings):
         result = _with_data_error(problem, settings, operator, result, ends)
     return Answer(result, meter, value, checks, warnings)
@@ -136,54 +135,73 @@ def noise(settings: AnalysisSettings) -> float:
     return 16 * float(np.finfo(settings.dtype).eps)
 
 
+class Sampling(NamedTuple):
+    """The answer from probes."""
+
+    result: SpectrumResult
+    ends: Any  # vectors [2, dim] of λ_min and λ_max
+    warnings: list[str]
+
+
 def _sampled(
     operator: LinearOperator,
     settings: SpectrumSettings,
     method: str,
     plan: planning.MemoryPlan,
     monitor: Monitor,
-    warnings: list[str],
     further: int,
-) -> tuple[SpectrumResult, Any]:
-    """Quadrature and refined extremes; and the vectors [2, dim] of λ_min and λ_max."""
+) -> Sampling:
+    """Lanczos quadrature until the trace is known well enough, then the refined extremes."""
     steps, full = min(settings.steps, operator.dim), plan.basis != "none"
-    warnings += [plan.reason] if plan.reason else []
     key = jax.random.key(settings.seed)
     store = krylov_memory.store(plan, settings.state)
     runs = slq.Slq(steps, "full" if full else "none", deflate=full and method == "xtrace", store=store)
     collected = slq.Collected()
-    looks = look_schedule(settings.max_probes, settings.rtol)
-    trace = None
-    for look in looks:
-        while len(collected.tridiagonals) < look and (not collected.tridiagonals or monitor.stop() is None):
-            count = min(plan.at_once, look - len(collected.tridiagonals))
+    schedule = look_schedule(settings.max_probes, settings.rtol)
+    looks = Looks(
+        once=settings.rtol is None,
+        first=schedule[0],
+        most=settings.max_probes,
+        alpha=1 - settings.confidence,
+        share=lambda alpha, _: alpha / len(schedule),
+    )
+
+    def stopped() -> bool:
+        return collected.probes > 0 and monitor.stop() is not None
+
+    def look(now: Look) -> Estimate:
+        for count in block_sizes(now.budget, plan.at_once, lambda: collected.probes, stopped):
             runs.round(operator, key, count, collected, monitor, settings.max_probes * steps)
-        quadrature = slq.quadrature(collected, key, operator)
-        trace = quadrature.estimate(lambda x: x, settings.confidence, method, operator.dim, len(looks))
+        sampled = slq.quadrature(collected, key, operator).estimate(lambda x: x, now.level, operator.dim)
+        trace = estimates.estimate(sampled, settings.confidence, method)
         monitor.known(f"trace {trace}")
-        if monitor.stop() or _narrow(trace, settings.rtol):
-            break
-    assert trace is not None
-    low, high, ends = refined_extremes(
+        return trace
+
+    outcome = looks.until_narrow(
+        look, lambda trace: estimates.is_narrow(trace, settings.rtol), lambda _, now: schedule[now.number], monitor
+    )
+    low, high, ends, doubts = refined_extremes(
         operator,
         settings,
         collected,
         key,
         monitor,
-        warnings,
         capacity=2 * slq.KEPT + steps if plan.capacity is None else plan.capacity,
         further=further,
         beyond=_beyond(operator, collected) if full else (None, None),  # the theorem: of exact arithmetic
     )
     quadrature, error = slq.quadrature(collected, key, operator), rounding.measured(operator, settings.seed)
     largest = float(rounding.along(operator, ends).max())
-    trace = rounding.widened(trace, error.trace())
-    if settings.rtol is not None and not _narrow(trace, settings.rtol):
-        warnings.append(f"--rtol {settings.rtol:g} was not reached with {trace.samples} probes")
+    trace = rounding.widened(outcome.result, error.trace())
+    warnings = [plan.reason] if plan.reason else []
+    warnings += doubts
+    if settings.rtol is not None and not estimates.is_narrow(trace, settings.rtol):
+        warnings.append(estimates.not_reached(settings.rtol, trace.samples, "probes"))
+    level = outcome.look.level
     result = _result(
-        operator, settings, method, collected.measures, quadrature, low, high, trace, len(looks), largest, error.norm
+        operator, settings, method, collected.measures, quadrature, low, high, trace, level, largest, error.norm
     )
-    return result, ends
+    return Sampling(result, ends, warnings)
 
 
 def look_schedule(probes: int, rtol: float | None) -> list[int]:
@@ -198,9 +216,13 @@ def look_schedule(probes: int, rtol: float | None) -> list[int]:
     return sorted({*doubling, probes})
 
 
-def _narrow(estimate: Estimate, rtol: float | None) -> bool:
-    low, high = estimate.interval
-    return rtol is not None and 0.5 * (high - low) <= rtol * abs(estimate.value)
+class Extremes(NamedTuple):
+    """Both extreme eigenvalues."""
+
+    low: Eigenvalue
+    high: Eigenvalue
+    vectors: Any  # [2, dim], of λ_min and λ_max
+    warnings: list[str]
 
 
 def refined_extremes(
@@ -209,13 +231,12 @@ def refined_extremes(
     collected: slq.Collected,
     key: Any,
     monitor: Monitor,
-    warnings: list[str],
     *,
     capacity: int,
     further: int = 100,
     beyond: tuple[float | None, float | None] = (None, None),
-) -> tuple[Eigenvalue, Eigenvalue, Any]:
-    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals; the vectors.
+) -> Extremes:
+    """λ_min and λ_max, each refined from the Krylov space that reaches furthest, with true residuals.
 
     `capacity` is how many rows the basis may have before a restart; an end takes at most half the products spent so
     far, or `further` if that is more; `beyond` is what no eigenvalue lies beyond.
@@ -235,16 +256,18 @@ def refined_extremes(
     vectors = jax.numpy.concatenate([pair.vectors for pair in pairs])
     values, residuals = eigen.true_residuals(operator, vectors)
     norm = float(np.abs(values).max())
-    found = []
+    extremes, warnings = [], []
     for side, name in enumerate(("λ_min", "λ_max")):
         # A residual below the noise of a product is not knowledge.
         residual = max(float(residuals[side]), rounding.least_residual(operator, noise(settings), norm))
         converged = residual <= tolerance(settings) * norm
         if not converged:
-            asked, advice = tolerance(settings) * norm, _advice(settings, residual, norm, monitor)
-            warnings.append(f"{name} has not converged: residual {residual:.2g}, asked for {asked:.2g}{advice}")
-        found.append(eigenvalue(values[side], residual, converged, beyond[side]))
-    return found[0], found[1], vectors
+            advice = _advice(settings, residual, norm, monitor)
+            warnings.append(
+                f"{name} has not converged: residual {residual:.2g}, asked for {tolerance(settings) * norm:.2g}{advice}"
+            )
+        extremes.append(eigenvalue(values[side], residual, converged, beyond[side]))
+    return Extremes(extremes[0], extremes[1], vectors, warnings)
 
 
 def _advice(settings: AnalysisSettings, residual: float, norm: float, monitor: Monitor) -> str:
@@ -274,51 +297,6 @@ def _beyond(operator: LinearOperator, collected: slq.Collected) -> tuple[float |
     return interval or (None, None)
 
 
-class Written(NamedTuple):
-    """Every eigenvalue, and unit vectors of both extremes."""
-
-    values: np.ndarray  # ascending, each once
-    copies: np.ndarray  # how often each occurs: they sum to D
-    ends: Any  # [2, D]
-    residual: float = 0.0  # of λ_max, measured; that of what was written out is rounding alone
-
-
-def _from_parameters(operator: LinearOperator, block: int, monitor: Monitor) -> Written:
-    """All eigenvalues of the matrix written out."""
-    values, vectors = scipy.linalg.eigh(written_out(operator, block, monitor))
-    return Written(values, np.ones(len(values), int), vectors[:, [0, -1]].T.astype(operator.dtype))
-
-
-def _from_outputs(
-    problem: Problem,
-    operator: LinearOperator,
-    settings: SpectrumSettings,
-    block: int,
-    monitor: Monitor,
-    meter: Meter,
-) -> Written:
-    """All eigenvalues, from those of the output side; its fewer rows leave the shift alone for λ_min."""
-    gram, kernel, _ = outputs_written_out(problem, settings, block, monitor, meter)
-    values, vectors = scipy.linalg.eigh(kernel)
-    values = gram.shift + np.r_[0.0, np.maximum(values, 0)]  # positive semi-definite but for rounding
-    copies = np.r_[problem.dim - gram.rows, np.ones(gram.rows, int)]
-    top = _pulled_back(gram, vectors[:, -1:].T, operator.dtype, meter)
-    # Every form of an example vanishes on the null space, as on the zero vector that stands for it.
-    image = operator.images(top)  # the matrix's own product
-    residual = float(np.linalg.norm(image - values[-1] * np.asarray(top, np.float64)))
-    return Written(values, copies, jax.numpy.concatenate([jax.numpy.zeros_like(top), top]), residual)
-
-
-def _pulled_back(gram: Gram, vectors: np.ndarray, dtype: Any, meter: Meter) -> Any:
-    """Unit eigenvectors of the matrix from those of its output side; zeros where the matrix is."""
-    meter.products += len(vectors)
-    meter.data_passes += 1
-    with jax.enable_x64(True):
-        pulled = on_host(gram.pull(vectors))
-    size = np.linalg.norm(pulled, axis=1, keepdims=True)
-    return jax.numpy.asarray(pulled / np.where(size > 0, size, 1), dtype)
-
-
 def _dense(
     operator: LinearOperator, settings: SpectrumSettings, spectrum: Written, side: Side
 ) -> tuple[SpectrumResult, Any]:
@@ -337,7 +315,7 @@ def _dense(
     total = float(spectrum.copies @ values)
     trace = rounding.exact(total, settings.confidence, size, operator.dim, dtype)
     trace = rounding.widened(trace, operator.dim * operator.floor)
-    result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1)
+    result = _result(operator, settings, "dense", [measure], quadrature, low, high, trace, 1 - settings.confidence)
     return result.model_copy(update={"written_out": side.name}), spectrum.ends
 
 
@@ -382,7 +360,7 @@ def _result(
     low: Eigenvalue,
     high: Eigenvalue,
     trace: Estimate,
-    looks: int,
+    level: float,
     largest: float = 0.0,
     spread: float = 0.0,
 ) -> SpectrumResult:
@@ -390,6 +368,8 @@ def _result(
 
     Parameters
     ----------
+    level
+        Error probability of an interval.
     largest, spread
         Rounding of the products: along the extremes' vectors, and in the Frobenius norm.
     """
@@ -403,23 +383,23 @@ def _result(
             for counted in (values < -cut, np.abs(values) <= cut)
         )
     else:
-        frobenius = _square_root(quadrature.estimate(np.square, settings.confidence, method, operator.dim, looks))
-        frobenius = rounding.widened(frobenius, spread)
+        square = quadrature.estimate(np.square, level, operator.dim)
+        frobenius = estimates.estimate(_square_root(square), settings.confidence, method, spread)
         below = -np.nextafter(cut, np.inf)
         negative = (
             Bounded.exact(0.0, settings.confidence)  # a theorem, not a measurement
             if operator.psd
-            else density.mass(quadrature, measures, -np.inf, below, settings.confidence, looks)
+            else estimates.mass(density.mass(quadrature, measures, -np.inf, below, level), settings.confidence)
         )
-        near_zero = density.mass(quadrature, measures, -cut, cut, settings.confidence, looks)
+        near_zero = estimates.mass(density.mass(quadrature, measures, -cut, cut, level), settings.confidence)
     ends = min(m.nodes[0] for m in measures), max(m.nodes[-1] for m in measures)
-    smooth, grid = density.smooth(quadrature, *ends), density.around_zero(*ends, cut).tolist()
+    grid = density.around_zero(*ends, cut)
     if method == "dense":
         reached = np.searchsorted(measures[0].nodes, grid, side="right")
-        counts = (np.r_[0, np.rint(operator.dim * measures[0].weights).cumsum()][reached] / operator.dim).tolist()
-        band = density.Cumulative(grid=grid, lower=counts, upper=counts)
+        counts = np.r_[0, np.rint(operator.dim * measures[0].weights).cumsum()][reached] / operator.dim
+        band = density.Band(grid, counts, counts)
     else:
-        band = density.cumulative_band(quadrature, measures, grid, settings.confidence, looks)
+        band = density.cumulative_band(quadrature, measures, grid, level)
     rate = 2 / high.value if high.interval[0] > 0 and curves_the_loss(settings.matrix) else None
     return SpectrumResult(
         dim=operator.dim,
@@ -434,24 +414,18 @@ def _result(
         near_zero_mass=near_zero,
         near_zero_tolerance=cut,
         deflated=operator.dim if method == "dense" else max(len(known.values) for known in quadrature.outliers),
-        density=smooth,
-        cumulative=band,
+        density=estimates.density(density.smooth(quadrature, *ends)),
+        cumulative=estimates.cumulative(band),
         max_stable_learning_rate=rate,
         max_stable_learning_rate_interval=learning_rates(high, rate),
     )
 
 
-def _square_root(square: Estimate) -> Estimate:
+def _square_root(square: Sampled) -> Sampled:
     """The square root of an estimate, its interval mapped along: a monotone map keeps the coverage."""
     low, high = (math.sqrt(max(end, 0.0)) for end in square.interval)
     value = math.sqrt(max(square.value, 0.0))
-    return square.model_copy(
-        update={
-            "value": value,
-            "stderr": square.stderr / (2 * value) if value else 0.0,
-            "interval": (low, high),
-        }
-    )
+    return square._replace(value=value, stderr=square.stderr / (2 * value) if value else 0.0, interval=(low, high))
 
 
 def forecast(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from curvcli.analyses.common import planning, rounding
+from curvcli.analyses.common import estimates, planning, rounding
 from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import examined, finite_objective
 from curvcli.analyses.common.context import Context
@@ -31,7 +31,8 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.normalised import normalised
 from curvcli.linalg.operator import LinearOperator
-from curvcli.linalg.statistics import Law, spent, student_interval
+from curvcli.linalg.sampling import Look, Looks
+from curvcli.linalg.statistics import Law, Sampled, student, student_interval
 from curvcli.linalg.trace import quadratic
 from curvcli.linalg.trace.estimators import Found, Tracer
 from curvcli.linalg.trace.hutchinson import Segments
@@ -87,7 +88,8 @@ def run(context: Context[None], settings: TraceSettings) -> Answer[TraceResult]:
         reason = f"{operator.dim} dimensions: the whole matrix was written out"
         result = _dense(operator, settings, names, segments, plan.at_once, monitor, reason)
     else:
-        result = sampled(operator, settings, method, names, segments, plan.at_once, monitor, warnings, meter)
+        result, doubts = sampled(operator, settings, method, names, segments, plan.at_once, monitor, meter)
+        warnings += doubts
     if subsampled(problem, settings):
         result = _with_data_error(problem, settings, operator, result, segments)
     return Answer(result, meter, value, checks, warnings)
@@ -163,66 +165,100 @@ def sampled(
     segments: Segments,
     at_once: int,
     monitor: Monitor,
-    warnings: list[str],
     meter: Meter,
-) -> TraceResult:
-    """Looks at the interval until it is narrow enough, or once, when all products are spent.
+) -> tuple[TraceResult, list[str]]:
+    """Look at the interval until it is narrow enough, or once, when all products are spent; the result, and warnings.
 
     Cost: at most `probes` products, in blocks of `at_once`.
     """
-    in_units, unit = normalised(operator)
-    tracer = Tracer(
-        in_units, jax.random.key(settings.seed), segments,
-        at_once=at_once, keep=method != "hutchinson", monitor=monitor,
-        planned=settings.max_probes,
-    )  # fmt: skip
-    forms, fewest = None, FEWEST_FORMS.get(method, settings.max_probes + 1)
-    if not settings.layers and operator.forms and at_once >= quadratic.LEAST and settings.max_probes >= fewest:
-        forms = quadratic.Forms(in_units, tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes)
-    alpha, look, before = 1 - settings.confidence, 1, None
-    budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
-    chosen, reason = method, f"--method {method} was asked for"
-    while True:
-        if chosen == "auto":
-            chosen, reason = _choose(tracer, budget, settings.max_probes)
-        found = _estimate(tracer, forms, chosen if chosen != "auto" else "hutchinson", budget).scaled(unit.value)
-        level = alpha if settings.rtol is None else spent(alpha, look)
-        trace = _as_estimate(found.trace, found, settings, level, operator)
-        monitor.known(f"trace {trace}")
-        if settings.rtol is None or _narrow(trace, settings.rtol):
-            break
-        if budget >= settings.max_probes or monitor.stop() is not None:
-            warnings.append(f"--rtol {settings.rtol:g} was not reached with {found.products} products")
-            break
-        margin = student_margin(found, spent(alpha, look + 1))
-        budget = _next_budget(found, margin, before, settings.rtol * abs(found.trace.value))
-        budget = min(budget, settings.max_probes)
-        if method == "auto" and budget >= operator.dim:
-            _without_padding(meter, tracer, forms)
-            reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, a product a dimension"
-            return _dense(operator, settings, names, segments, at_once, monitor, reason)
-        look, before = look + 1, (margin, found.products) if found.method == "xtrace" else None
-        if chosen == "hutchinson" and method == "auto":
-            chosen = "auto"  # what is left to do may make the other way cheaper
-    _without_padding(meter, tracer, forms)
-    if forms is not None and forms.drawn:
-        reason += f"; {forms.drawn} samples are quadratic forms alone, half a product each"
+    looks = Looks(
+        once=settings.rtol is None,
+        first=FIRST_LOOK,
+        most=settings.max_probes,
+        alpha=1 - settings.confidence,
+        exact=operator.dim if method == "auto" else None,
+    )
+    sampling = _Sampling(operator, settings, method, segments, at_once, monitor, looks)
+    outcome = looks.until_narrow(sampling.look, sampling.is_narrow, sampling.next_budget, monitor)
+    _without_padding(meter, sampling.tracer, sampling.forms)
+    if outcome.end == "exact":
+        reason = f"±{settings.rtol:.2g} needs about as many products as the exact answer, a product a dimension"
+        return _dense(operator, settings, names, segments, at_once, monitor, reason), []
+    (found, trace), level, warnings = outcome.result, outcome.look.level, []
+    if outcome.end == "exhausted":
+        warnings.append(estimates.not_reached(settings.rtol, found.products, "products"))
     error, layers = rounding.measured(operator, settings.seed), []
     for name, part, law in zip(names, segments, found.parts, strict=False):
         dim = sum(b - a for a, b in part)
         estimate = rounding.widened(_as_estimate(law, found, settings, level, operator), error.trace(dim))
         layers.append(LayerTrace(name=name, dim=dim, trace=estimate))
     widened = rounding.widened(trace, error.trace())
-    if settings.rtol is not None and _narrow(trace, settings.rtol) and not _narrow(widened, settings.rtol):
+    if sampling.is_narrow(outcome.result) and not estimates.is_narrow(widened, settings.rtol):
         warnings.append(f"--rtol {settings.rtol:g} is below the rounding of {operator.dtype} products")
-    if found.method != chosen:
-        reason += f"; stopped before that, the answer is that of {found.method}"
-    return TraceResult(
-        dim=operator.dim, method=found.method, reason=reason,  # type: ignore[arg-type]
+    result = TraceResult(
+        dim=operator.dim, method=found.method, reason=sampling.explanation(found),  # type: ignore[arg-type]
         trace=widened, layers=layers,
         frobenius_norm=rounding.widened(_frobenius(found, settings, level, operator), error.norm),
         more=_more(trace, found.products, settings),
     )  # fmt: skip
+    return result, warnings
+
+
+class _Sampling:
+    """Test vectors, what they tell at each look, and which estimator reads them."""
+
+    def __init__(
+        self, operator: LinearOperator, settings: TraceSettings, method: str, segments: Segments, at_once: int,
+        monitor: Monitor, looks: Looks,
+    ) -> None:  # fmt: skip
+        self.operator, self.settings, self.method, self.monitor, self.looks = operator, settings, method, monitor, looks
+        in_units, self.unit = normalised(operator)
+        self.tracer = Tracer(
+            in_units, jax.random.key(settings.seed), segments,
+            at_once=at_once, keep=method != "hutchinson", monitor=monitor,
+            planned=settings.max_probes,
+        )  # fmt: skip
+        self.forms, fewest = None, FEWEST_FORMS.get(method, settings.max_probes + 1)
+        if not settings.layers and operator.forms and at_once >= quadratic.LEAST and settings.max_probes >= fewest:
+            self.forms = quadratic.Forms(
+                in_units, self.tracer.key, at_once=at_once, monitor=monitor, planned=settings.max_probes
+            )
+        self.estimator, self.reason = method, f"--method {method} was asked for"
+        self.before: tuple[float, int] | None = None  # margin and products of XTrace's last look
+
+    def look(self, look: Look) -> tuple[Found, Estimate]:
+        """Draw what the look may rest on, and estimate the trace."""
+        if self.estimator == "auto":
+            self.estimator, self.reason = _choose(self.tracer, look.budget, self.settings.max_probes)
+        estimator = self.estimator if self.estimator != "auto" else "hutchinson"
+        found = _estimate(self.tracer, self.forms, estimator, look.budget).scaled(self.unit.value)
+        trace = _as_estimate(found.trace, found, self.settings, look.level, self.operator)
+        self.monitor.known(f"trace {trace}")
+        return found, trace
+
+    def is_narrow(self, result: tuple[Found, Estimate]) -> bool:
+        """Whether the interval of the trace is within the relative tolerance."""
+        return estimates.is_narrow(result[1], self.settings.rtol)
+
+    def next_budget(self, result: tuple[Found, Estimate], look: Look) -> int:
+        """Products in all for an interval that is narrow enough; the estimator is chosen anew where it is `auto`."""
+        found, _ = result
+        assert self.settings.rtol is not None
+        margin = student_margin(found, self.looks.level(look.number + 1))
+        budget = _next_budget(found, margin, self.before, self.settings.rtol * abs(found.trace.value))
+        self.before = (margin, found.products) if found.method == "xtrace" else None
+        if self.estimator == "hutchinson" and self.method == "auto":
+            self.estimator = "auto"  # what is left to do may make the other way cheaper
+        return budget
+
+    def explanation(self, found: Found) -> str:
+        """Why this estimator, in words."""
+        reason = self.reason
+        if self.forms is not None and self.forms.drawn:
+            reason += f"; {self.forms.drawn} samples are quadratic forms alone, half a product each"
+        if found.method != self.estimator:
+            reason += f"; stopped before that, the answer is that of {found.method}"
+        return reason
 
 
 def _without_padding(meter: Meter, tracer: Tracer, forms: quadratic.Forms | None) -> None:
@@ -295,19 +331,10 @@ def _next_budget(found: Found, margin: float, before: tuple[float, int] | None, 
     return max(math.ceil(products * min(max(growth, 1.125), most)), products + 2)
 
 
-def _narrow(estimate: Estimate, rtol: float) -> bool:
-    low, high = estimate.interval
-    return 0.5 * (high - low) <= rtol * abs(estimate.value)
-
-
 def _as_estimate(law: Law, found: Found, settings: TraceSettings, level: float, operator: LinearOperator) -> Estimate:
     """A law as an estimate, its interval widened by the rounding of the products."""
-    low, high = student_interval(law, level)
     margin = _rounding(found, operator)
-    return Estimate(
-        value=law.value, stderr=law.stderr, interval=(low - margin, high + margin), confidence=settings.confidence,
-        samples=found.probes, method=found.method,
-    )  # fmt: skip
+    return estimates.estimate(student(law, level, found.probes), settings.confidence, found.method, margin)
 
 
 def _rounding(found: Found, operator: LinearOperator) -> float:
@@ -320,11 +347,9 @@ def _frobenius(found: Found, settings: TraceSettings, level: float, operator: Li
     value = math.sqrt(max(found.square.value, 0.0))
     low, high = (math.sqrt(max(end, 0.0)) for end in found.square.interval(level))
     margin = 4 * float(np.finfo(operator.dtype).eps) * value
-    return Estimate(
-        value=value, stderr=found.square.stderr / (2 * value) if value else 0.0,
-        interval=(max(low - margin, 0.0), high + margin), confidence=settings.confidence,
-        samples=found.probes, method=found.method,
-    )  # fmt: skip
+    stderr = found.square.stderr / (2 * value) if value else 0.0
+    norm = Sampled(value, stderr, (max(low - margin, 0.0), high + margin), found.probes)
+    return estimates.estimate(norm, settings.confidence, found.method)
 
 
 def _more(trace: Estimate, products: int, settings: TraceSettings) -> list[More]:

@@ -21,7 +21,7 @@ from curvcli.curvature.products import forms, linear_map, ntk, outputs, pairs, s
 from curvcli.curvature.products.linear_map import Field, Middle
 from curvcli.devices import on_every, on_host
 from curvcli.errors import SpecError
-from curvcli.losses import LOSSES, Loss
+from curvcli.losses import LOSSES, Likelihood, Loss
 from curvcli.problem import Batch, Problem
 from curvcli.schema.matrices import MATRICES as FACTS
 from curvcli.schema.matrices import Refusal
@@ -161,6 +161,11 @@ def if_uncoupled(loss: Loss, axes: int) -> bool:
     return loss.known or axes <= 1
 
 
+def ggn_of_identity(loss: Loss) -> str | None:
+    """The GGN, where the output Hessian of a single draw is the identity."""
+    return "ggn" if isinstance(loss, Likelihood) and loss.identity_hessian else None
+
+
 def itself(loss: Loss) -> None:
     """A matrix of its own, whatever the loss."""
     return
@@ -251,7 +256,7 @@ MATRICES: dict[str, Matrix] = {
     ),
     "gauss-newton": sandwich(
         outputs.identity, by_unit=always, root=Root(outputs.identity_cotangents, always), pull=outputs.identity,
-        extra=NO_EXTRA, psd=always, same_as=lambda loss: "ggn" if isinstance(loss, Likelihood) and loss.identity_hessian else None,
+        extra=NO_EXTRA, psd=always, same_as=ggn_of_identity,
     ),
     "fisher": sandwich(
         outputs.fisher, by_unit=always, root=Root(outputs.fisher_cotangents, lambda loss: loss.family is not None),

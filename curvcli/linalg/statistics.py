@@ -37,6 +37,15 @@ class Law(NamedTuple):
         return self._replace(value=unit * self.value, stderr=abs(unit) * self.stderr)
 
 
+class Sampled(NamedTuple):
+    """A number estimated from samples, and the interval in which the true one lies."""
+
+    value: float
+    stderr: float
+    interval: tuple[float, float]
+    samples: int
+
+
 def degrees_of_freedom(count: int, products: float, squares: float, pairs: float) -> float:
     """n·r for n samples, with r = mean ‖Bv_i‖²‖Bv_j‖² / mean (Bv_iᵀBv_j)² over `pairs` pairs, at least n.
 
@@ -51,6 +60,11 @@ def student_interval(law: Law, alpha: float) -> tuple[float, float]:
     """Where the mean lies with probability 1 − α: value ± t·stderr."""
     margin = float(-scipy.special.stdtrit(law.dof, alpha / 2)) * law.stderr
     return law.value - margin, law.value + margin
+
+
+def student(law: Law, alpha: float, samples: int) -> Sampled:
+    """The estimate that a law describes, with Student's interval of probability 1 − α."""
+    return Sampled(law.value, law.stderr, student_interval(law, alpha), samples)
 
 
 class SquareLaw(NamedTuple):

@@ -163,8 +163,8 @@ def test_density(case: Case) -> None:
         collected = slq.Collected()
         slq.Slq(12, "full", deflate=True).round(case.operator, KEY, 4, collected, Silent(), 0)
         quadrature = slq.quadrature(collected, KEY, case.operator)
-        trace = quadrature.estimate(lambda x: x, 1 - SURE, "", DIM)
-        square = quadrature.estimate(np.square, 1 - SURE, "", DIM)
+        trace = quadrature.estimate(lambda x: x, SURE, DIM)
+        square = quadrature.estimate(np.square, SURE, DIM)
         # Values that several probes confirm within 1e-3 of each other count as one: here ten within 1e-8.
         slack = case.rounding(50 * DIM) + 1e-8 * case.norm * case.clustered
         assert trace.interval[0] - slack <= case.values.sum() <= trace.interval[1] + slack

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from curvcli.analyses.common import estimates
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.krylov import bounds, density, slq
 from curvcli.linalg.krylov.quadrature import Quadrature, confirmed, normal_quantile
 from curvcli.linalg.operator import LinearOperator
-from curvcli.schema.estimate import Estimate
+from curvcli.linalg.statistics import Sampled
 
-DIM = 400
+DIM, ALPHA = 400, 0.05
 RNG = np.random.default_rng(1)
 SPECTRA = {
     "flat": RNG.uniform(0.9, 1.1, DIM),
@@ -44,7 +45,7 @@ def collect(
     return collected, slq.quadrature(collected, key, operator)
 
 
-def holds(estimate: Estimate, truth: float) -> bool:
+def holds(estimate: Sampled, truth: float) -> bool:
     return estimate.interval[0] <= truth <= estimate.interval[1]
 
 
@@ -61,8 +62,8 @@ def test_coverage(name: str, deflate: bool) -> None:
     operator = diagonal(values)
     for seed in range(60):
         _, quadrature = collect(operator, 4, seed=seed, deflate=deflate)
-        trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
-        square = quadrature.estimate(np.square, 0.95, "", DIM)
+        trace = quadrature.estimate(lambda x: x, ALPHA, DIM)
+        square = quadrature.estimate(np.square, ALPHA, DIM)
         hits += [holds(trace, values.sum()), holds(square, np.sum(values**2))]
     assert hits.min() >= 51
 
@@ -76,8 +77,8 @@ def test_coverage_of_runs_that_were_cut_off(name: str, steps: int) -> None:
     operator = diagonal(values)
     for seed in range(40):
         _, quadrature = collect(operator, 10, steps=steps, seed=seed)
-        trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
-        square = quadrature.estimate(np.square, 0.95, "", DIM)
+        trace = quadrature.estimate(lambda x: x, ALPHA, DIM)
+        square = quadrature.estimate(np.square, ALPHA, DIM)
         assert trace.stderr > 0
         hits += [holds(trace, values.sum()), holds(square, np.sum(values**2))]
     assert hits.min() >= 33
@@ -85,15 +86,14 @@ def test_coverage_of_runs_that_were_cut_off(name: str, steps: int) -> None:
 
 def test_one_probe_cut_off_after_one_step_says_how_little_it_knows() -> None:
     _, quadrature = collect(diagonal(SPECTRA["few outliers"]), 1, steps=1)
-    trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
+    trace = quadrature.estimate(lambda x: x, ALPHA, DIM)
     assert trace.interval[1] - trace.interval[0] > 10 * np.linalg.norm(SPECTRA["few outliers"])
 
 
 def test_deflation_makes_outliers_exact() -> None:
     values = SPECTRA["one outlier"]
     plain, deflated = (
-        collect(diagonal(values), 6, deflate=deflate)[1].estimate(lambda x: x, 0.95, "", DIM)
-        for deflate in (False, True)
+        collect(diagonal(values), 6, deflate=deflate)[1].estimate(lambda x: x, ALPHA, DIM) for deflate in (False, True)
     )
     assert deflated.stderr < plain.stderr / 50
     assert holds(deflated, values.sum())
@@ -101,7 +101,7 @@ def test_deflation_makes_outliers_exact() -> None:
 
 def test_low_rank_is_exact_after_deflation() -> None:
     _, quadrature = collect(diagonal(SPECTRA["low rank"]), 3)
-    trace = quadrature.estimate(lambda x: x, 0.95, "", DIM)
+    trace = quadrature.estimate(lambda x: x, ALPHA, DIM)
     assert trace.value == pytest.approx(14, abs=1e-9)
     assert trace.stderr < 1e-6
 
@@ -109,7 +109,7 @@ def test_low_rank_is_exact_after_deflation() -> None:
 def test_float32_rounding_is_within_the_interval() -> None:
     for name in ("identity", "low rank"):
         _, quadrature = collect(diagonal(SPECTRA[name], "float32"), 4)
-        assert holds(quadrature.estimate(lambda x: x, 0.95, "", DIM), SPECTRA[name].sum())
+        assert holds(quadrature.estimate(lambda x: x, ALPHA, DIM), SPECTRA[name].sum())
 
 
 def test_an_eigenspace_that_probes_do_not_exhaust_is_not_deflated() -> None:
@@ -126,8 +126,8 @@ def test_confirmed_needs_a_second_probe() -> None:
 
 
 def test_several_looks_widen_the_interval() -> None:
-    assert normal_quantile(0.95) == pytest.approx(1.959964, abs=1e-6)
-    assert normal_quantile(0.95, 5) == pytest.approx(2.575829, abs=1e-6)
+    assert normal_quantile(0.05) == pytest.approx(1.959964, abs=1e-6)
+    assert normal_quantile(0.05 / 5) == pytest.approx(2.575829, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["full", "none"])
@@ -153,7 +153,7 @@ def test_cumulative_bounds_hold_for_every_probe(name: str, mode: str) -> None:
 def test_residual_bounds_resolve_a_null_space() -> None:
     values = np.concatenate([np.linspace(1, 2, 40), np.zeros(DIM - 40)])
     collected, quadrature = collect(diagonal(values), 4, steps=45)
-    mass = density.mass(quadrature, collected.measures, -1e-3, 1e-3, 0.95)
+    mass = density.mass(quadrature, collected.measures, -1e-3, 1e-3, ALPHA)
     assert holds(mass, 1 - 40 / DIM)
     assert mass.interval[1] - mass.interval[0] < 0.1
 
@@ -162,7 +162,7 @@ def test_a_mass_that_is_not_resolved_has_no_value() -> None:
     """Few steps on a bulk at zero beside outliers: the quadrature's value is arbitrary, its bounds nearly all."""
     values = np.concatenate([1e-4 * np.linspace(-1, 1, DIM - 20), np.linspace(1, 100, 20)])
     collected, quadrature = collect(diagonal(values), 4, steps=10)
-    mass = density.mass(quadrature, collected.measures, -np.inf, -1e-8, 0.95)
+    mass = estimates.mass(density.mass(quadrature, collected.measures, -np.inf, -1e-8, ALPHA), 0.95)
     low, high = mass.interval
     assert high - low > 0.5
     assert (mass.value, mass.resolved) == (None, False)
@@ -171,7 +171,7 @@ def test_a_mass_that_is_not_resolved_has_no_value() -> None:
     count = mass.times(DIM).at_least(1.0)
     assert (count.value, count.interval) == (None, (max(DIM * low, 1.0), DIM * high))
     collected, quadrature = collect(diagonal(values), 4, steps=DIM)
-    whole = density.mass(quadrature, collected.measures, -np.inf, -1e-8, 0.95)
+    whole = estimates.mass(density.mass(quadrature, collected.measures, -np.inf, -1e-8, ALPHA), 0.95)
     assert whole.resolved
     assert whole.value == pytest.approx(np.mean(values < -1e-8), abs=0.1)
 
@@ -182,7 +182,7 @@ def test_masses_hold_the_truth(name: str) -> None:
     collected, quadrature = collect(diagonal(values), 6)
     for low, high in ((-np.inf, -0.1), (-0.1, 0.1), (0.5, 1.0)):
         truth = float(np.mean((values >= low) & (values <= high)))
-        assert holds(density.mass(quadrature, collected.measures, low, high, 0.95), truth)
+        assert holds(density.mass(quadrature, collected.measures, low, high, ALPHA), truth)
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -202,7 +202,7 @@ def test_cumulative_band_holds_the_truth() -> None:
     values = SPECTRA["indefinite"]
     collected, quadrature = collect(diagonal(values), 8, steps=40)
     grid = np.linspace(-3, 3, 101)
-    band = density.cumulative_band(quadrature, collected.measures, grid.tolist(), 0.95)
+    band = density.cumulative_band(quadrature, collected.measures, grid, ALPHA)
     exact = np.array([np.mean(values <= x) for x in grid])
     assert np.all(np.asarray(band.lower) <= exact)
     assert np.all(exact <= np.asarray(band.upper))

@@ -8,7 +8,7 @@ Source: Grosse, *Neural Net Training Dynamics*, chapter 2, section 6.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.checks import finite_objective, matrix_notes, network_notes, self_checks
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM, factor_rows
+from curvcli.analyses.common.estimates import not_reached
 from curvcli.analyses.common.precision import network_jaxpr
 from curvcli.analyses.common.rounding import relative as relative_rounding
 from curvcli.analyses.compare.candidates import CLOSED, Candidate, Choice, candidates, choose, diagonalised, recipe_of
@@ -34,7 +35,7 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.krylov.orthonormal import orthonormalise
 from curvcli.linalg.meter import Meter
 from curvcli.linalg.reductions import inner_products
-from curvcli.linalg.statistics import spent
+from curvcli.linalg.sampling import Look, Looks, block_sizes
 from curvcli.linalg.trace.together import Together
 from curvcli.problem import Problem
 from curvcli.schema.compare import ComparedName, CompareResult, CompareSettings, Distance, Overlap
@@ -68,11 +69,12 @@ class ComparePlan:
     products: int
 
 
-class Look(NamedTuple):
-    """What the common vectors told, and what the intervals hold with."""
+class CommonVectors(NamedTuple):
+    """What the common vectors say of all matrices."""
 
     together: Together
     level: float  # error probability of an interval
+    warnings: list[str]
 
 
 def run(context: Context[None], settings: CompareSettings) -> Answer[CompareResult]:
@@ -85,34 +87,40 @@ def run(context: Context[None], settings: CompareSettings) -> Answer[CompareResu
     value, gradient = finite_objective(problem)
     meter, choice = Meter(), choose(problem, settings)
     plan = memory_plan(problem, settings, choice)
-    found = candidates(problem, settings, choice.names, meter)
-    checks, warnings = _examined(problem, settings, found, plan.at_once)
+    compared = candidates(problem, settings, choice.names, meter)
+    checks, warnings = _examined(problem, settings, compared, plan.at_once)
     if plan.method == "dense":
-        found = [diagonalised(one, monitor) for one in found]
-    tops = [_top_pairs(problem, settings, one, monitor, warnings) for one in found]
-    rounding = [0.0] * len(found)
+        compared = [diagonalised(candidate, monitor) for candidate in compared]
+    tops = [_top_pairs(problem, settings, candidate, monitor) for candidate in compared]
+    warnings += [warning for pairs in tops for warning in pairs.warnings]
+    rounding = [0.0] * len(compared)
     if plan.method == "dense":
-        look = _dense_look(found, settings)
+        common = _dense_look(compared, settings)
     else:
-        rounding = [relative_rounding(one.operator, settings.seed) for one in found]
-        look = _sampled_look(found, tops, rounding, settings, plan.at_once, monitor, meter, warnings)
-    reader = Reader(settings, look.level, look.together, found, rounding)
-    traces = {one.name: reader.trace(i) for i, one in enumerate(found)}
+        rounding = [relative_rounding(candidate.operator, settings.seed) for candidate in compared]
+        common = _sampled_look(compared, tops, rounding, settings, plan.at_once, monitor, meter)
+    warnings += common.warnings
+    reader = Reader(settings, common.level, common.together, compared, rounding)
+    traces = {candidate.name: reader.trace(i) for i, candidate in enumerate(compared)}
     reference = setting_damping(choice.names)
     result = CompareResult(
         dim=problem.dim,
         method=plan.method,  # type: ignore[arg-type]
-        reason=_reason(problem, settings, plan, look.together),
+        reason=_reason(problem, settings, plan, common.together),
         matrices=choice.names,
         equal=choice.equal,
         left_out=choice.left_out,
-        known_vectors=problem.dim - look.together.rest if plan.method == "sampled" else 0,
+        known_vectors=problem.dim - common.together.rest if plan.method == "sampled" else 0,
         distances=_distances(reader, choice.names),
         traces=traces,
-        frobenius_norms={one.name: reader.norm(i) for i, one in enumerate(found)},
-        top_eigenvalues={one.name: _eigenvalues(pairs, settings) for one, pairs in zip(found, tops, strict=True)},
+        frobenius_norms={candidate.name: reader.norm(i) for i, candidate in enumerate(compared)},
+        top_eigenvalues={
+            candidate.name: _eigenvalues(pairs, settings) for candidate, pairs in zip(compared, tops, strict=True)
+        },
         overlaps=_overlaps(choice.names, tops, settings.k),
-        step_angles=step_angles(problem, settings, found, gradient, (reference, traces[reference]), monitor, warnings),
+        step_angles=step_angles(
+            problem, settings, compared, gradient, (reference, traces[reference]), monitor, warnings
+        ),
     )
     arrays: dict[str, np.ndarray] = {}
     if settings.laplace is not None:
@@ -173,18 +181,19 @@ def forecast(context: Context[Any], settings: CompareSettings) -> tuple[Plan, Fo
 
 
 def _examined(
-    problem: Problem, settings: CompareSettings, found: list[Candidate], block: int
+    problem: Problem, settings: CompareSettings, compared: list[Candidate], block: int
 ) -> tuple[dict[str, Check], list[str]]:
     """The self-checks, on the first matrix that has products of its own, and what should be known of each matrix."""
     checks, warnings = {}, []
     if not settings.skip_checks:
-        first = next((one for one in found if one.spectral is None), found[0])
+        first = next((candidate for candidate in compared if candidate.spectral is None), compared[0])
         checks, warnings = self_checks(problem, first.operator, settings, block, first.name)
     network = network_jaxpr(problem)
     warnings += network_notes(network)
-    for one in found:
-        warnings += matrix_notes(problem, one.name, settings.seed)
-    if problem.regulariser.fn is not None and settings.regulariser and any(one.spectral is not None for one in found):
+    for candidate in compared:
+        warnings += matrix_notes(problem, candidate.name, settings.seed)
+    closed = any(candidate.spectral is not None for candidate in compared)
+    if problem.regulariser.fn is not None and settings.regulariser and closed:
         warnings.append("the curvature of the regulariser is no part of kfac, ekfac and diagonal, but for l2")
     return checks, warnings
 
@@ -197,19 +206,17 @@ def _eigs_settings(settings: CompareSettings, dim: int) -> EigsSettings:
     )  # fmt: skip
 
 
-def _top_pairs(
-    problem: Problem, settings: CompareSettings, candidate: Candidate, monitor: Monitor, warnings: list[str]
-) -> Pairs:
+def _top_pairs(problem: Problem, settings: CompareSettings, candidate: Candidate, monitor: Monitor) -> Pairs:
     """The k + 1 largest eigenpairs of one matrix, values descending."""
-    asked, said = _eigs_settings(settings, problem.dim), []
+    asked = _eigs_settings(settings, problem.dim)
     known = candidate.operator.known is not None
     plan = EigsPlan("dense", 0, eigs.BLOCK, 0) if known else eigs.memory_plan(problem, asked)
-    pairs = eigs.extreme_pairs(candidate.operator, asked, plan, monitor, said)
+    pairs = eigs.extreme_pairs(candidate.operator, asked, plan, monitor)
+    warnings = pairs.warnings
     missed = int(np.sum(pairs.residuals[: settings.k] > tolerance(asked) * pairs.norm))
     if missed:
-        said.append(f"{missed} of {settings.k} top eigenvalues have not converged")
-    warnings += [f"{candidate.name}: {one}" for one in said]
-    return pairs
+        warnings = [*warnings, f"{missed} of {settings.k} top eigenvalues have not converged"]
+    return replace(pairs, warnings=[f"{candidate.name}: {warning}" for warning in warnings])
 
 
 def _eigenvalues(pairs: Pairs, settings: CompareSettings) -> list[Eigenvalue]:
@@ -220,18 +227,18 @@ def _eigenvalues(pairs: Pairs, settings: CompareSettings) -> list[Eigenvalue]:
 
 def _overlaps(names: list[ComparedName], tops: list[Pairs], k: int) -> list[Overlap]:
     """Of all pairs, for every number of top vectors up to k."""
-    found = []
+    overlaps = []
     for i, j in combinations(range(len(names)), 2):
-        one, other = tops[i], tops[j]
-        count = min(k, len(one.values), len(other.values))
-        inner = np.square(np.asarray(inner_products(one.vectors, other.vectors), np.float64))
+        first, second = tops[i], tops[j]
+        count = min(k, len(first.values), len(second.values))
+        inner = np.square(np.asarray(inner_products(first.vectors, second.vectors), np.float64))
         subspaces: list[float | None] = []
         for size in range(1, count + 1):
-            settled = _determined(one, size) and _determined(other, size)
+            settled = _determined(first, size) and _determined(second, size)
             share = float(inner[:size, :size].sum()) / size
             subspaces.append(min(share, 1.0) if settled else None)
-        found.append(Overlap(a=names[i], b=names[j], subspaces=subspaces))
-    return found
+        overlaps.append(Overlap(a=names[i], b=names[j], subspaces=subspaces))
+    return overlaps
 
 
 def _determined(pairs: Pairs, size: int) -> bool:
@@ -242,59 +249,77 @@ def _determined(pairs: Pairs, size: int) -> bool:
     return bool(gap >= APART * pairs.residuals[: size + 1].max())
 
 
-def _dense_look(found: list[Candidate], settings: CompareSettings) -> Look:
+def _dense_look(compared: list[Candidate], settings: CompareSettings) -> CommonVectors:
     """Everything from the matrices written out."""
-    matrices = [one.spectral.matrix for one in found]  # type: ignore[union-attr]
+    matrices = [candidate.spectral.matrix for candidate in compared]  # type: ignore[union-attr]
     together = Together(len(matrices[0]), len(matrices), jnp.zeros((0, len(matrices[0]))))
     apart = [np.square(matrices[i] - matrices[j]).sum() for i, j in together.pairs]
-    together.exact = np.array([*map(np.trace, matrices), *(np.square(one).sum() for one in matrices), *apart])
-    return Look(together, 1 - settings.confidence)
+    together.exact = np.array([*map(np.trace, matrices), *(np.square(matrix).sum() for matrix in matrices), *apart])
+    return CommonVectors(together, 1 - settings.confidence, [])
 
 
 def _sampled_look(
-    found: list[Candidate],
+    compared: list[Candidate],
     tops: list[Pairs],
     rounding: list[float],
     settings: CompareSettings,
     at_once: int,
     monitor: Monitor,
     meter: Meter,
-    warnings: list[str],
-) -> Look:
-    """The span of all top eigenvectors exactly, common vectors for the rest, until the distances are known well enough.
+) -> CommonVectors:
+    """Take the span of all top eigenvectors exactly, and common vectors for the rest until the distances are known.
 
     Cost: a product a matrix for each of `probes` vectors and of the rows of the span.
     """
-    operators, dtype = [one.operator for one in found], found[0].operator.dtype
+    operators, dtype = [candidate.operator for candidate in compared], compared[0].operator.dtype
     basis, _ = orthonormalise(jnp.concatenate([jnp.asarray(pairs.vectors, dtype) for pairs in tops]))
     together = Together(operators[0].dim, len(operators), basis)
-    costly = sum(one.spectral is None for one in found)
+    costly = sum(candidate.spectral is None for candidate in compared)
     for start in range(0, len(basis), at_once):
         rows = basis[start : start + at_once]
         missing = at_once - len(rows)  # one compiled shape
         padded = jnp.pad(rows, ((0, missing), (0, 0)))
-        together.add_known([one.matmat(padded) for one in operators], padded)
+        together.add_known([candidate.matmat(padded) for candidate in operators], padded)
         meter.products -= missing * costly
         monitor.progress("top eigenspaces", start + len(rows), len(basis), "vectors")
     key = Stream.COMMON_PROBES.key(settings.seed)
-    alpha, number = 1 - settings.confidence, 1
-    budget = settings.max_probes if settings.rtol is None else min(FIRST_LOOK, settings.max_probes)
-    while True:
-        while together.rest and together.drawn < budget and not (together.drawn and monitor.stop()):
-            tests = together.tests(key, min(at_once, settings.max_probes - together.drawn), dtype)
-            together.add([one.matmat(tests) for one in operators], tests)
+    looks = Looks(
+        once=settings.rtol is None,
+        first=_whole_blocks(FIRST_LOOK, at_once),
+        most=settings.max_probes,
+        alpha=1 - settings.confidence,
+    )
+
+    def stopped() -> bool:
+        return together.drawn > 0 and monitor.stop() is not None
+
+    def look(now: Look) -> float:
+        """The half-width of the widest interval after the look's common vectors; 0 where that is not asked for."""
+        budget = now.budget if together.rest else 0
+        for count in block_sizes(budget, at_once, lambda: together.drawn, stopped):
+            tests = together.tests(key, count, dtype)
+            together.add([operator.matmat(tests) for operator in operators], tests)
             monitor.progress("common vectors", together.drawn, settings.max_probes, "vectors")
-        if settings.rtol is None:
-            return Look(together, alpha)
-        level = spent(alpha, number)
-        margin = Reader(settings, level, together, found, rounding).widest()
-        if margin <= settings.rtol or not together.rest:
-            return Look(together, level)
-        if together.drawn >= settings.max_probes or monitor.stop():
-            warnings.append(f"--rtol {settings.rtol:g} was not reached with {together.drawn} probes")
-            return Look(together, level)
+        return 0.0 if looks.once else Reader(settings, now.level, together, compared, rounding).widest()
+
+    def is_narrow(margin: float) -> bool:
+        return settings.rtol is None or margin <= settings.rtol or not together.rest
+
+    def next_budget(margin: float, now: Look) -> int:
+        assert settings.rtol is not None
         growth = min(1.15 * (margin / settings.rtol) ** 2, MOST_GROWTH)
-        budget, number = min(int(np.ceil(together.drawn * growth)), settings.max_probes), number + 1
+        return _whole_blocks(int(np.ceil(now.budget * growth)), at_once)
+
+    outcome = looks.until_narrow(look, is_narrow, next_budget, monitor)
+    warnings = []
+    if outcome.end == "exhausted":
+        warnings.append(not_reached(settings.rtol, together.drawn, "probes"))
+    return CommonVectors(together, outcome.look.level, warnings)
+
+
+def _whole_blocks(count: int, block: int) -> int:
+    """`count`, rounded up to a multiple of `block`."""
+    return -(-count // block) * block
 
 
 def _reason(problem: Problem, settings: CompareSettings, plan: ComparePlan, together: Together) -> str:

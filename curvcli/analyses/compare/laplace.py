@@ -35,6 +35,7 @@ from curvcli.analyses.common.dense import (
     smaller_side,
     written_out,
 )
+from curvcli.analyses.common.estimates import estimate
 from curvcli.analyses.common.precision import weights_norm
 from curvcli.analyses.compare.candidates import Diagonalised, Spectral, operator_of
 from curvcli.curvature.flatten import Layout
@@ -303,7 +304,7 @@ def _converged(collected: Collected, quad: Quadrature, f: Function, settings: Co
     The error of a Gauss quadrature of these functions has one sign and falls with the steps (Golub and Meurant 2010,
     chapter 6): what is left is less than that change, where it falls by half at least.
     """
-    found = quad.estimate(f, settings.confidence, "slq", scale=quad.dim)
+    found = estimate(quad.estimate(f, 1 - settings.confidence, scale=quad.dim), settings.confidence, "slq")
     changes = []
     for one in collected.tridiagonals:
         half = max(len(one.alpha) // 2, 1)

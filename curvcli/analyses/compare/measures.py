@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from curvcli.analyses.common.estimates import estimate
 from curvcli.analyses.common.rounding import OWN, exact, widened
 from curvcli.analyses.compare.candidates import Candidate, Diagonalised
 from curvcli.analyses.spectrum import noise
-from curvcli.linalg.statistics import Law, student_interval
+from curvcli.linalg.statistics import Law, Sampled, student_interval
 from curvcli.linalg.trace.together import Together
 from curvcli.schema.compare import CompareSettings
 from curvcli.schema.estimate import Estimate
@@ -32,7 +33,7 @@ class Reader:
     settings: CompareSettings
     level: float
     together: Together
-    found: list[Candidate]
+    compared: list[Candidate]
     rounding: list[float]
 
     @property
@@ -41,7 +42,7 @@ class Reader:
 
     def trace(self, i: int) -> Estimate:
         """tr A_i."""
-        if (spectral := self.found[i].spectral) is not None:
+        if (spectral := self.compared[i].spectral) is not None:
             values, dim = spectral.eigenvalues(), self.together.dim
             size = float(np.linalg.norm(values))
             trace = exact(float(values.sum()), self.settings.confidence, size, dim, self._arithmetic(i))
@@ -53,7 +54,7 @@ class Reader:
 
     def norm(self, i: int) -> Estimate:
         """‖A_i‖_F."""
-        if (spectral := self.found[i].spectral) is not None:
+        if (spectral := self.compared[i].spectral) is not None:
             size = float(np.linalg.norm(spectral.eigenvalues()))
             norm = exact(size, self.settings.confidence, size, self.together.dim, self._arithmetic(i))
         else:
@@ -92,13 +93,13 @@ class Reader:
 
     def widest(self) -> float:
         """Half the width of the widest interval of a relative distance."""
-        pairs = [(i, j) for i in range(len(self.found)) for j in range(len(self.found)) if i != j]
-        intervals = [one.interval for i, j in pairs if (one := self.relative(i, j)) is not None]
+        pairs = [(i, j) for i in range(len(self.compared)) for j in range(len(self.compared)) if i != j]
+        intervals = [distance.interval for i, j in pairs if (distance := self.relative(i, j)) is not None]
         return max((0.5 * (high - low) for low, high in intervals), default=0.0)
 
     def _floor(self, *places: int) -> float:
         """What is left of terms that cancel, in a sum over the diagonal or in a Frobenius norm."""
-        return self.together.dim * sum(self.found[place].operator.floor for place in places)
+        return self.together.dim * sum(self.compared[place].operator.floor for place in places)
 
     def _noise(self, *places: int) -> float:
         """Rounding of the products of some of the matrices relative to ‖A‖_F, at its largest."""
@@ -108,7 +109,7 @@ class Reader:
 
     def _arithmetic(self, i: int) -> Any:
         """The type whose rounding is in what is known of a matrix: one written out has that of float64."""
-        return np.float64 if isinstance(self.found[i].spectral, Diagonalised) else self.found[i].operator.dtype
+        return np.float64 if isinstance(self.compared[i].spectral, Diagonalised) else self.compared[i].operator.dtype
 
     def _positive(self, law: Law, scale: float | None, *places: int) -> Estimate:
         """An interval that is even in the logarithm: ratios and roots of squares are skewed upwards.
@@ -126,7 +127,5 @@ class Reader:
     def _estimate(self, law: Law, interval: tuple[float, float], rounding: float) -> Estimate:
         if self._exact:
             return widened(Estimate.exact(law.value, self.settings.confidence), rounding)
-        return Estimate(
-            value=law.value, stderr=law.stderr, interval=(interval[0] - rounding, interval[1] + rounding),
-            confidence=self.settings.confidence, samples=self.together.drawn, method="common probes",
-        )  # fmt: skip
+        sampled = Sampled(law.value, law.stderr, interval, self.together.drawn)
+        return estimate(sampled, self.settings.confidence, "common probes", rounding)

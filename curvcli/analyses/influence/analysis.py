@@ -70,7 +70,8 @@ def run(context: Context[Given], settings: InfluenceSettings) -> Answer[Influenc
     meter = Meter()
     matrix = meter.count(solving.undamped(problem, settings, settings.matrix))
     checks, warnings = examined(problem, matrix, settings, min(plan.at_once, count_rows(problem, settings, given) + 1))
-    system = solving.prepare(problem, settings, matrix, plan.at_once, factors, monitor, warnings)
+    system, doubts = solving.prepare(problem, settings, matrix, plan.at_once, factors, monitor)
+    warnings += doubts
     meter.data_passes += 0 if factors is None else factors.data_passes
     study = Study(problem, settings, given, system, meter, monitor, plan.at_once, loss, gradient, warnings)
     if settings.hyper or settings.perturb is not None:

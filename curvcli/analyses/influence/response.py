@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.influence.context import INLINE, Study
+from curvcli.analyses.influence.solves import Newton
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.influence import queries, responses
 from curvcli.curvature.products.ntk import example_outputs
@@ -25,8 +26,8 @@ from curvcli.schema.influence import Response
 Array = Any
 
 
-def respond(study: Study) -> tuple[dict[str, Any], Array]:
-    """What the report says of the changes asked for, and (C + λI)⁻¹∇J [D]."""
+def respond(study: Study) -> tuple[dict[str, Any], Newton]:
+    """What the report says of the changes asked for, and the Newton step."""
     problem, system, given = study.problem, study.system, study.given
     changes = _changes(study)
     names, right = list(changes), jnp.stack(list(changes.values()))
@@ -35,14 +36,11 @@ def respond(study: Study) -> tuple[dict[str, Any], Array]:
     slopes = partial(queries.slopes, problem, asked, study.settings.measure)
     steps: list[np.ndarray] = []
     if study.settings.per_iteration:
-        newton = system.solve(study.gradient[None], ["gradient"])[0]
+        _, newton = system.solve_newton(study.gradient)
         # What is asked at every step, and not the steps themselves: they are as long as the weights.
-        system.each = lambda _, x: steps.append(slopes(-x))
-        solutions = system.solve(right, names)
-        system.each = None
+        solutions = system.solve(right, names, after_step=lambda _, x: steps.append(slopes(-x)))
     else:
-        found = system.solve(jnp.concatenate([right, study.gradient[None]]), [*names, "gradient"])
-        solutions, newton = found[:-1], found[-1]
+        solutions, newton = system.solve_newton(study.gradient, right, names)
     moved = -solutions
     change = slopes(moved)
     trail = np.concatenate([np.zeros_like(change), *steps]) if study.settings.per_iteration else None

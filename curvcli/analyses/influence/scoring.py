@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvcli.analyses.influence import baselines, groups, refits
@@ -16,6 +15,7 @@ from curvcli.analyses.influence import self_influence as own
 from curvcli.analyses.influence.agreement import ENOUGH, FEWEST
 from curvcli.analyses.influence.context import INLINE, Study, spoken
 from curvcli.analyses.influence.ranking import Ranker, median_spearman, moves_labels, strength
+from curvcli.analyses.influence.solves import Newton
 from curvcli.curvature.influence import queries as asked
 from curvcli.curvature.influence.responses import Piece, entries
 from curvcli.curvature.products.ntk import example_outputs, outputs_per_example
@@ -32,13 +32,12 @@ OF_MEAN = (1e-4, 1e-3, 1e-2, 1e-1)
 """Of C's mean eigenvalue, in a sweep around λ = 0."""
 
 
-def of_queries(study: Study) -> tuple[dict[str, Any], Array]:
-    """What the report says of the queries, and (C + λI)⁻¹∇J [D]."""
+def of_queries(study: Study) -> tuple[dict[str, Any], Newton]:
+    """What the report says of the queries, and the Newton step."""
     problem, settings, given, system = study.problem, study.settings, study.given, study.system
     assert given.queries is not None
     right, rows = asked.gradients(problem, given.queries, settings.measure), study.rows()
-    solved = system.solve(jnp.concatenate([right, study.gradient[None]]), [*map(spoken, rows), "gradient"])
-    solutions, newton = solved[:-1], solved[-1]
+    solutions, newton = system.solve_newton(study.gradient, right, [*map(spoken, rows)])
     scored = score(study, solutions)
     result = {**_report(study, scored.scores, shape_of(study)), "top": scored.ranker.rankings(rows)}
     result["baselines"] = baselines.for_queries(study, scored.ranker.all, right)
@@ -57,10 +56,10 @@ def of_queries(study: Study) -> tuple[dict[str, Any], Array]:
     return result, newton
 
 
-def of_examples(study: Study) -> tuple[dict[str, Any], Array]:
-    """What the report says of self-ranking, and (C + λI)⁻¹∇J [D]."""
+def of_examples(study: Study) -> tuple[dict[str, Any], Newton]:
+    """What the report says of self-ranking, and the Newton step."""
     settings = study.settings
-    newton = study.system.solve(study.gradient[None], ["gradient"])[0]
+    _, newton = study.system.solve_newton(study.gradient)
     root = own.inverse_root(study)
     found = own.self_influence(study, root)
     result = {**_report(study, found.scores, shape_of(study)), "self_influence": found.report}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ import scipy.linalg
 from curvcli import journal
 from curvcli.analyses.common import planning, preconditioners
 from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM, factor_rows, written_out
+from curvcli.analyses.influence.solves import Newton, Solve, packed, records_of, unpacked
 from curvcli.analyses.spectrum import eigenvalue, noise
 from curvcli.curvature import build
 from curvcli.curvature.kronecker.factors import Kronecker
@@ -51,8 +52,6 @@ REGULAR = 16
 BLOCK = 128
 """Right-hand sides in one block, at most."""
 
-STATUSES = get_args(Status)
-
 
 class Extent(NamedTuple):
     """Where the eigenvalues of a matrix lie."""
@@ -84,10 +83,10 @@ class System:
         What stands for C in the solvers `kfac` and `ekfac`, without λ.
     scale
         Of `neumann`, once it was found.
-    each
-        Told of the solutions after every iteration of `cg`: `(steps, x)`.
-    records
+    solves
         What became of every system.
+    solver_changed
+        Warnings that another solver went on where the first one met what it cannot solve.
     """
 
     problem: Problem
@@ -99,21 +98,22 @@ class System:
     settings: InfluenceSettings
     monitor: Monitor
     at_once: int
-    warnings: list[str]
     values: np.ndarray | None = None
     vectors: np.ndarray | None = None
     root: Callable[[Array], Array] | None = None
     factors: Kronecker | None = None
     scale: float | None = None
-    each: Callable[[int, Array], None] | None = None
-    records: list[InfluenceSolve] = field(default_factory=list)
+    solves: list[Solve] = field(default_factory=list)
+    solver_changed: list[str] = field(default_factory=list)
 
     @property
     def operator(self) -> LinearOperator:
         """C + λI."""
         return self.matrix.shifted(self.damping)
 
-    def solve(self, rhs: Array, names: Sequence[str], *, one_record: bool = False) -> Array:
+    def solve(
+        self, rhs: Array, names: Sequence[str], *, one_record: bool = False, after_step: cg.Each | None = None
+    ) -> Array:
         """s [k, D] for right-hand sides [k, D].
 
         Parameters
@@ -122,35 +122,53 @@ class System:
             What each belongs to, for the records.
         one_record
             Whether one record stands for all, the worst of each figure, named by the first name.
+        after_step
+            Called after every step of `cg` with the number of steps and the solutions so far.
 
         Raises
         ------
         NumericsError
             Conjugate gradients met negative curvature: there is no solution to give.
         """
-        if self.values is not None:
-            found = self._exact(rhs)
-        else:
-            tol = self.settings.tol
-            loose = np.array([max(tol, GRADIENT) if name == "gradient" else tol for name in names])
-            tols = np.full(len(rhs), tol) if one_record else loose
-            found = self._recalled(rhs, tols) if self.each is None else self._in_blocks(rhs, tols)
+        solution = self._solution(rhs, np.full(len(rhs), self.settings.tol), after_step)
         if one_record:
-            self.records.append(
-                InfluenceSolve(
-                    of=names[0], status=min(found.status, key=lambda status: status == "converged"),
-                    residual=float(np.max(found.residuals)), iterations=int(np.max(found.iterations)),
-                    lowest_curvature=None if self.factors is not None else float(np.min(found.lowest)),
-                )
-            )  # fmt: skip
-            return found.x
-        self.records += [
-            InfluenceSolve(of=name, status=status, residual=float(residual), iterations=int(steps),
-                           lowest_curvature=None if status == "approximate" else float(low))
-            for name, status, residual, steps, low in zip(
-                names, found.status, found.residuals, found.iterations, found.lowest, strict=True)
-        ]  # fmt: skip
-        return found.x
+            record = InfluenceSolve(
+                of=names[0],
+                status=min(solution.status, key=lambda status: status == "converged"),
+                residual=float(np.max(solution.residuals)),
+                iterations=int(np.max(solution.iterations)),
+                lowest_curvature=None if self.factors is not None else float(np.min(solution.lowest)),
+            )
+            self.solves.append(Solve(record, self.settings.tol))
+        else:
+            self.solves += [Solve(record, self.settings.tol) for record in records_of(solution, names)]
+        return solution.x
+
+    def solve_newton(
+        self, gradient: Array, rhs: Array | None = None, names: Sequence[str] = ()
+    ) -> tuple[Array, Newton]:
+        """Solutions [k, D] for right-hand sides [k, D], as `solve`, and the Newton step, all in one block.
+
+        Of the Newton step only the decrement is asked for: its tolerance is `GRADIENT` at least.
+        """
+        right = gradient[None] if rhs is None else jnp.concatenate([rhs, gradient[None]])
+        tols = np.full(len(right), self.settings.tol)
+        tols[-1] = max(self.settings.tol, GRADIENT)
+        solution = self._solution(right, tols)
+        *others, newton = records_of(solution, [*names, "gradient"])
+        self.solves += [Solve(record, self.settings.tol) for record in others]
+        self.solves.append(Solve(newton, float(tols[-1]), scored=False))
+        return solution.x[:-1], Newton(solution.x[-1], newton)
+
+    @property
+    def records(self) -> list[InfluenceSolve]:
+        """What became of every system, as the report has it."""
+        return [solve.record for solve in self.solves]
+
+    def _solution(self, rhs: Array, tols: np.ndarray, after_step: cg.Each | None = None) -> Solution:
+        if self.values is not None:
+            return self._exact(rhs)
+        return self._recalled(rhs, tols) if after_step is None else self._in_blocks(rhs, tols, after_step)
 
     def by_factors(self, power: float, vectors: Array) -> Array:
         """K^power of vectors [k, D], K the factors with λ. No product."""
@@ -184,26 +202,27 @@ class System:
         rows = journal.finished_rows(self.problem, rhs, *name)
         new = np.array([i for i, row in enumerate(rows) if row is None], int)
         if not len(new):
-            return _unpacked(np.stack(rows), self.matrix.dtype)
+            return unpacked(np.stack(rows), self.matrix.dtype)
         found = self._in_blocks(rhs if len(new) == len(rhs) else rhs[new], tols[new])
         good = np.array([status == "converged" for status in found.status])
         if good.any():
-            journal.keep_rows(self.problem, rhs[new[good]], _packed(found)[good], *name)
+            journal.keep_rows(self.problem, rhs[new[good]], packed(found)[good], *name)
         if len(new) == len(rhs):
             return found
-        for i, row in zip(new, _packed(found), strict=True):
+        for i, row in zip(new, packed(found), strict=True):
             rows[i] = row
-        return _unpacked(np.stack(rows), self.matrix.dtype)
+        return unpacked(np.stack(rows), self.matrix.dtype)
 
-    def _in_blocks(self, rhs: Array, tols: np.ndarray) -> Solution:
+    def _in_blocks(self, rhs: Array, tols: np.ndarray, after_step: cg.Each | None = None) -> Solution:
         starts = range(0, len(rhs), self.at_once)
-        blocks = [self._iterated(rhs[i : i + self.at_once], tols[i : i + self.at_once]) for i in starts]
+        blocks = [self._iterated(rhs[i : i + self.at_once], tols[i : i + self.at_once], after_step) for i in starts]
         return Solution(
-            jnp.concatenate([one.x for one in blocks]), [s for one in blocks for s in one.status],
-            *(np.concatenate([getattr(one, name) for one in blocks]) for name in Solution._fields[2:]),
-        )  # fmt: skip
+            jnp.concatenate([block.x for block in blocks]),
+            [status for block in blocks for status in block.status],
+            *(np.concatenate([getattr(block, name) for block in blocks]) for name in Solution._fields[2:]),
+        )
 
-    def _iterated(self, rhs: Array, tols: np.ndarray) -> Solution:
+    def _iterated(self, rhs: Array, tols: np.ndarray, after_step: cg.Each | None) -> Solution:
         settings, steps = self.settings, min(self.settings.max_probes, 4 * self.matrix.dim)
         tol, shared = float(tols.min()), {"max_steps": steps, "monitor": self.monitor}
         if self.factors is not None:
@@ -219,58 +238,44 @@ class System:
                 self.scale = neumann.safe_scale(self.operator, key, self.monitor)
             shared["max_steps"] = settings.max_probes
             return neumann.solve(self.operator, rhs, tol=tol, scale=self.scale, **shared)
-        found = cg.solve(self.operator, rhs, tol=tols, root=self.root, each=self.each, **shared)
-        if "indefinite" in found.status:
+        solution = cg.solve(self.operator, rhs, tol=tols, root=self.root, each=after_step, **shared)
+        if "indefinite" in solution.status:
             if settings.solver == "cg" or settings.per_iteration:
-                raise indefinite(settings, float(np.min(found.lowest)))
-            self.warnings.append(
-                f"conjugate gradients met negative curvature ({float(np.min(found.lowest)):.2g}): MINRES goes on"
+                raise indefinite(settings, float(np.min(solution.lowest)))
+            self.solver_changed.append(
+                f"conjugate gradients met negative curvature ({float(np.min(solution.lowest)):.2g}): MINRES goes on"
             )
             self.solver = "minres"
-            return self._iterated(rhs, tols)
-        return found
+            return self._iterated(rhs, tols, after_step)
+        return solution
 
     def remarks(self) -> list[str]:
         """Warnings where a solution is less than it was asked to be."""
-        remarks = []
+        remarks = [*self.solver_changed]
         if self.factors is not None:
-            middle = float(np.median([one.residual for one in self.records]))
+            middle = float(np.median([record.residual for record in self.records]))
             remarks.append(
                 f"{self.solver} stands for the inverse of the {self.settings.matrix}: applied to its solutions, that "
                 f"matrix is off the right-hand sides by {middle:.2g} (median); --solver cg is exact"
             )
-        weak = [one for one in self.records if one.status not in ("converged", "approximate")]
+        weak = [solve for solve in self.solves if solve.record.status not in ("converged", "approximate")]
         if weak:
-            worst = max(weak, key=lambda one: one.residual)
-            asked = self.settings.tol if worst.of != "gradient" else max(self.settings.tol, GRADIENT)
+            worst, tol, _ = max(weak, key=lambda solve: solve.record.residual)
             cure = "more --probes, more --damping" + ("" if self.settings.dtype == "float64" else ", --dtype float64")
             remarks.append(
                 f"{len(weak)} of {len(self.records)} solves have not converged (relative residual up to "
-                f"{worst.residual:.2g} for {worst.of}, asked for {asked:.2g}): {cure}"
+                f"{worst.residual:.2g} for {worst.of}, asked for {tol:.2g}): {cure}"
             )
-            lost = sum(one.residual > WORTHLESS and one.of != "gradient" for one in weak)
+            lost = sum(solve.record.residual > WORTHLESS and solve.scored for solve in weak)
             if lost:
                 remarks.append(f"{lost} of them have residuals above {WORTHLESS}: what is said of these means nothing")
-        low = min((one.lowest_curvature for one in self.records if one.lowest_curvature is not None), default=0.0)
+        low = min((low for record in self.records if (low := record.lowest_curvature) is not None), default=0.0)
         if low < -noise(self.settings) * max(self.choice.lambda_max, abs(self.choice.lambda_min)):
             remarks.append(
                 f"{self.settings.matrix} + λI is indefinite (an eigenvalue of {low:.2g} or below): the responses are "
                 "those of a stationary point that is no minimum; use --matrix ggn, or more --damping"
             )
         return remarks
-
-
-def _packed(found: Solution) -> np.ndarray:
-    """Solutions and their figures as rows of numbers."""
-    status = [STATUSES.index(one) for one in found.status]
-    figures = np.column_stack([status, found.residuals, found.iterations, found.lowest, found.norm])
-    return np.hstack([figures, np.asarray(found.x, np.float64)])
-
-
-def _unpacked(rows: np.ndarray, dtype: Any) -> Solution:
-    status, residuals, iterations, lowest, norm = rows[:, :5].T
-    names = [STATUSES[int(one)] for one in status]
-    return Solution(jnp.asarray(rows[:, 5:], dtype), names, residuals, iterations.astype(int), lowest, norm)
 
 
 def indefinite(settings: InfluenceSettings, low: float) -> NumericsError:
@@ -305,9 +310,8 @@ def prepare(
     at_once: int,
     factors: Running | None,
     monitor: Monitor,
-    warnings: list[str],
-) -> System:
-    """C examined, λ chosen, the solver set up.
+) -> tuple[System, list[str]]:
+    """C examined, λ chosen, the solver set up; and warnings.
 
     Parameters
     ----------
@@ -320,6 +324,7 @@ def prepare(
     `scouted`; some passes over the data for a preconditioner.
     """
     values = vectors = root = low = None
+    warnings: list[str] = []
     dense, whole = is_dense(problem, settings), chooses_by_all(problem, settings)
     if dense or whole:
         values, vectors = scipy.linalg.eigh(written_out(matrix, min(DENSE_BLOCK, matrix.dim), monitor))
@@ -346,10 +351,11 @@ def prepare(
         root = stand_in.function(lambda eigenvalues: eigenvalues**-0.5)
     elif settings.factors_from is not None and kronecker is None:
         warnings.append(f"--factors-from: the solver is {solver}, and the factors are not used; ask for --solver cg")
-    return System(
-        problem, matrix, solver, choice, damping, low or extent.low, settings, monitor, at_once, warnings,
+    system = System(
+        problem, matrix, solver, choice, damping, low or extent.low, settings, monitor, at_once,
         values, vectors, root, kronecker if solver in FACTORED else None,
     )  # fmt: skip
+    return system, warnings
 
 
 def scouted(

@@ -17,6 +17,7 @@ from curvcli.analyses.common.precision import weights_norm
 from curvcli.analyses.common.room import beyond, room_to_fall
 from curvcli.analyses.common.stationarity import DECREMENT
 from curvcli.analyses.influence.context import Study
+from curvcli.analyses.influence.solves import Newton
 from curvcli.analyses.influence.solving import known, scouted, undamped
 from curvcli.analyses.spectrum import noise
 from curvcli.linalg.operator import LinearOperator
@@ -30,21 +31,22 @@ TELLING = 0.05
 """A difference between C and the Hessian that is worth a word."""
 
 
-def validity(study: Study, newton: Array) -> Validity:
-    """The verdict, in words too; `newton` is (C + λI)⁻¹∇J.
+def validity(study: Study, newton: Newton) -> Validity:
+    """The verdict, in words too.
 
     Cost: two products, and D where C was written out, else a short Lanczos process of the Hessian; none where C is it.
     """
-    settings, system = study.settings, study.system
-    slope, step = np.asarray(study.gradient, np.float64), np.asarray(newton, np.float64)
+    settings = study.settings
+    slope, step = np.asarray(study.gradient, np.float64), np.asarray(newton.step, np.float64)
     hessian = None
     if not MATRICES[settings.matrix].own_hessian:
         hessian = study.meter.count(undamped(study.problem, settings, "hessian"))
     low, norm = _lowest(study, hessian)
     decrement = 0.5 * float(slope @ step)
     distance = float(np.linalg.norm(step)) / max(weights_norm(study.problem), 1e-30)
-    solve = next(one for one in system.records if one.of == "gradient")
-    known_decrement = solve.status in ("converged", "least-squares") and np.isfinite(decrement) and decrement >= 0
+    known_decrement = (
+        newton.record.status in ("converged", "least-squares") and np.isfinite(decrement) and decrement >= 0
+    )
     high = DECREMENT * abs(study.loss)
     negative = low.value < -max(noise(settings) * norm, low.residual if low.value + low.residual >= 0 else 0.0)
     near = decrement <= high or not slope.any()
@@ -76,7 +78,7 @@ def validity(study: Study, newton: Array) -> Validity:
             f"a minimum as far as seen: a Newton step would lower the loss by {decrement:.2g}, and no negative "
             "curvature was found"
         )
-        gap = _gap(study, hessian, newton)
+        gap = _gap(study, hessian, newton.step)
         if gap > TELLING:
             words += (
                 f"; the {settings.matrix} is {gap:.0%} off the Hessian along that step: --matrix hessian gives the "

@@ -226,7 +226,8 @@ class Finder:
         if largest not in self._pairs:
             wanted = eigs_settings(self.settings, largest)
             plan = eigs.memory_plan(self.problem, wanted)
-            self._pairs[largest] = eigs.extreme_pairs(self.operator, wanted, plan, self.monitor, self.warnings)
+            self._pairs[largest] = eigs.extreme_pairs(self.operator, wanted, plan, self.monitor)
+            self.warnings += self._pairs[largest].warnings
         return self._pairs[largest]
 
 

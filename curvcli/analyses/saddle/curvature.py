@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from curvcli.analyses.common import stationarity
+from curvcli.analyses.common import estimates, stationarity
 from curvcli.analyses.common.dense import written_out
 from curvcli.analyses.common.precision import coarsest
 from curvcli.analyses.common.rounding import along as rounding_along
@@ -104,13 +104,15 @@ def from_samples(
     dim, key = operator.dim, jax.random.key(settings.seed)
     long, short = long_steps(settings, dim), min(settings.steps, dim)
     collected, planned = slq.Collected(), long + (settings.max_probes - 1) * short
-    rounds = [(long, 1)] + [(short, min(at_once, settings.max_probes - first))
-                            for first in range(1, settings.max_probes, at_once)]  # fmt: skip
+    rounds = [(long, 1)] + [
+        (short, min(at_once, settings.max_probes - first)) for first in range(1, settings.max_probes, at_once)
+    ]
     for steps, count in watched(rounds, monitor):
         slq.Slq(steps, "full", deflate=True).round(operator, key, count, collected, monitor, planned)
-    low, high, ends = refined_extremes(
-        operator, settings, collected, key, monitor, warnings, capacity=2 * slq.KEPT + short
+    low, high, ends, doubts = refined_extremes(
+        operator, settings, collected, key, monitor, capacity=2 * slq.KEPT + short
     )
+    warnings += doubts
 
     found_norm = _resolvable(max(abs(low.value), abs(high.value)), settings)
     eps = coarsest(problem)
@@ -122,7 +124,9 @@ def from_samples(
     cut = max(NEAR_ZERO[settings.dtype] * norm, floor)
     quadrature, measures = slq.quadrature(collected, key, operator), collected.measures
     index, null_space = (
-        density.mass(quadrature, measures, *inside, settings.confidence).times(dim)
+        estimates.mass(density.mass(quadrature, measures, *inside, 1 - settings.confidence), settings.confidence).times(
+            dim
+        )
         for inside in ((-np.inf, -np.nextafter(cut, np.inf)), (-cut, cut))
     )
     values, residuals = descent.ritz_pairs(collected.low, collected.high)

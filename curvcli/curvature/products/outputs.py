@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from curvcli.losses import LOSSES, Likelihood, Loss
+from curvcli.losses import DRAWN, LOSSES, Likelihood, Loss
 from curvcli.problem import Batch, unit_weight
 from curvcli.streams import Stream
 

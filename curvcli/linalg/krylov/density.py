@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from curvcli.linalg.krylov.bounds import Measure, cumulative, within
 from curvcli.linalg.krylov.quadrature import Quadrature, normal_quantile
-from curvcli.schema.estimate import Bounded, Estimate
-from curvcli.schema.spectrum import Cumulative, Density
+from curvcli.linalg.statistics import Sampled
 
 POINTS = 512
 WIDTHS = 128
 """The density is smoothed over 1/128 of the spectrum's extent, more where a probe has fewer nodes than that."""
 
 
-def smooth(quadrature: Quadrature, low: float, high: float) -> Density:
+class Smoothed(NamedTuple):
+    """A density that was smoothed by a Gaussian, on a grid [n]."""
+
+    grid: np.ndarray
+    value: np.ndarray
+    stderr: np.ndarray
+    sigma: float  # standard deviation of the Gaussian
+
+
+class Band(NamedTuple):
+    """Bounds on a cumulative density, on a grid [n]."""
+
+    grid: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def smooth(quadrature: Quadrature, low: float, high: float) -> Smoothed:
     """Σ weight · N(x; node, σ²) on a grid that covers [low, high] and 4σ beyond; σ scales with high − low."""
     steps = min(len(nodes) for nodes in quadrature.nodes)
     extent = (high - low) or abs(high) or 1.0
@@ -30,7 +46,7 @@ def smooth(quadrature: Quadrature, low: float, high: float) -> Density:
     value, stderr = quadrature.mean(kernel)
     # Deflation subtracts and adds; where the density is 0, what is left may be −1e-20.
     value = np.maximum(value, 0)
-    return Density(grid=grid.tolist(), value=value.tolist(), stderr=stderr.tolist(), sigma=float(sigma))
+    return Smoothed(grid, value, stderr, float(sigma))
 
 
 def around_zero(low: float, high: float, cut: float) -> np.ndarray:
@@ -50,51 +66,33 @@ def around_zero(low: float, high: float, cut: float) -> np.ndarray:
     return np.unique(grid[(grid >= min(low, -cut)) & (grid <= max(high, cut))])
 
 
-def cumulative_band(
-    quadrature: Quadrature,
-    measures: Sequence[Measure],
-    grid: Sequence[float],
-    confidence: float,
-    looks: int = 1,
-) -> Cumulative:
+def cumulative_band(quadrature: Quadrature, measures: Sequence[Measure], grid: np.ndarray, alpha: float) -> Band:
     """Bounds on the fraction of eigenvalues ≤ x: the mean of each probe's bounds, widened for sampling."""
-    x = np.asarray(grid)
-    pairs = [cumulative(measure, x) for measure in measures]
+    pairs = [cumulative(measure, grid) for measure in measures]
     lower, upper = (np.mean([pair[side] for pair in pairs], axis=0) for side in (0, 1))
-    lower, upper = _count_interval(quadrature, lower, upper, confidence, looks)
+    lower, upper = _count_interval(quadrature, lower, upper, alpha)
     # A cumulative function does not fall, so neither need its bounds.
     lower = np.maximum.accumulate(lower)
     upper = np.minimum.accumulate(upper[::-1])[::-1]
-    return Cumulative(grid=x.tolist(), lower=lower.tolist(), upper=upper.tolist())
+    return Band(grid, lower, upper)
 
 
-def mass(
-    quadrature: Quadrature,
-    measures: Sequence[Measure],
-    low: float,
-    high: float,
-    confidence: float,
-    looks: int = 1,
-) -> Bounded:
+def mass(quadrature: Quadrature, measures: Sequence[Measure], low: float, high: float, alpha: float) -> Sampled:
     """The fraction of eigenvalues in [low, high].
 
     The value is the quadrature's; the interval holds what the quadrature cannot resolve (bounds that hold for every
-    matrix with these Ritz values and residuals) and the sampling error on top. Where that is more than half of all
-    eigenvalues, the quadrature's value is no answer, and is left out.
+    matrix with these Ritz values and residuals) and the sampling error on top.
     """
     value, stderr = quadrature.mean(lambda x: ((x >= low) & (x <= high)).astype(float))
     bounds = np.mean([within(measure, low, high) for measure in measures], axis=0)
     value, stderr = float(np.clip(value, 0, 1)), float(stderr)
-    least, most = _count_interval(quadrature, bounds[0], bounds[1], confidence, looks)
-    interval = (min(float(least), value), max(float(most), value))
-    found = Estimate(
-        value=value, stderr=stderr, interval=interval, confidence=confidence, samples=len(measures),
-        method="lanczos quadrature, bounded",
-    )  # fmt: skip
-    return Bounded.judged(found, 1.0)
+    least, most = _count_interval(quadrature, bounds[0], bounds[1], alpha)
+    return Sampled(value, stderr, (min(float(least), value), max(float(most), value)), len(measures))
 
 
-def _count_interval(quadrature: Quadrature, lower: Any, upper: Any, confidence: float, looks: int) -> tuple[Any, Any]:
+def _count_interval(
+    quadrature: Quadrature, lower: np.ndarray, upper: np.ndarray, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Bounds on a fraction of eigenvalues, widened for sampling: Wilson's score interval from each bound.
 
     The weight of p·D eigenvalues in a random unit vector has the variance 2 p(1 − p)/(D + 2); with K probes that is the
@@ -102,9 +100,9 @@ def _count_interval(quadrature: Quadrature, lower: Any, upper: Any, confidence: 
     small counts (measured: 0.88 instead of 0.95 for a single eigenvalue and 4 probes).
     """
     n = 0.5 * (quadrature.dim + 2) * len(quadrature.nodes)
-    z = normal_quantile(confidence, looks)
+    z = normal_quantile(alpha)
 
-    def end(p: Any, sign: int) -> Any:
+    def end(p: np.ndarray, sign: int) -> np.ndarray:
         p = np.clip(p, 0, 1)
         return (p + z**2 / (2 * n) + sign * z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)) / (1 + z**2 / n)
 

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from curvcli.schema.estimate import Estimate
+from curvcli.linalg.statistics import Sampled
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -100,26 +100,19 @@ class Quadrature:
             variance = np.maximum(variance, samples.var(axis=0, ddof=1))
         return samples.mean(axis=0), np.sqrt(variance / len(samples))
 
-    def quantile(self, confidence: float, looks: int) -> float:
+    def quantile(self, alpha: float) -> float:
         """Standard errors in a margin: of a normal law, or of Student's with half the probes' degrees of freedom."""
         if not self.short:
-            return normal_quantile(confidence, looks)
-        return float(-scipy.special.stdtrit(max((len(self.nodes) - 1) / 2, 1.0), (1 - confidence) / (2 * looks)))
+            return normal_quantile(alpha)
+        return float(-scipy.special.stdtrit(max((len(self.nodes) - 1) / 2, 1.0), alpha / 2))
 
-    def estimate(self, f: Function, confidence: float, method: str, scale: float = 1.0, looks: int = 1) -> Estimate:
-        """`scale`/D · tr f(A) with its interval.
-
-        Where an interval is looked at several times and the run stops when it is narrow, coverage suffers; sharing the
-        error probability among the `looks` restores it (Bonferroni).
-        """
+    def estimate(self, f: Function, alpha: float, scale: float = 1.0) -> Sampled:
+        """`scale`/D · tr f(A), with the interval that holds it with probability 1 − α."""
         mean, stderr = (scale * float(part) for part in self.mean(f))
         # Where sampling leaves no error (a multiple of the identity), rounding still does.
         rounding = 4 * self.eps * scale * float(self.mean(lambda x: np.abs(f(x)))[0])
-        margin = self.quantile(confidence, looks) * stderr + rounding
-        return Estimate(
-            value=mean, stderr=stderr, interval=(mean - margin, mean + margin),
-            confidence=confidence, samples=len(self.nodes), method=method,
-        )  # fmt: skip
+        margin = self.quantile(alpha) * stderr + rounding
+        return Sampled(mean, stderr, (mean - margin, mean + margin), len(self.nodes))
 
     def _one(self, f: Function, i: int) -> np.ndarray:
         values, overlaps = self.outliers[i]
@@ -221,7 +214,7 @@ def confirmed(owners: np.ndarray, values: np.ndarray, gram: np.ndarray) -> np.nd
     return usable
 
 
-def normal_quantile(confidence: float, looks: int = 1) -> float:
-    """z with P(|Z| ≤ z) = confidence, or closer to 1 where several looks share the error probability."""
+def normal_quantile(alpha: float) -> float:
+    """z with P(|Z| > z) = α."""
     # scipy.special, not scipy.stats: importing the latter takes longer than many an analysis.
-    return float(-scipy.special.ndtri((1 - confidence) / (2 * looks)))
+    return float(-scipy.special.ndtri(alpha / 2))

@@ -44,6 +44,11 @@ class Collected:
     eps: float = 0.0  # of the products' dtype
 
     @property
+    def probes(self) -> int:
+        """Probes so far."""
+        return len(self.tridiagonals)
+
+    @property
     def measures(self) -> list[Measure]:
         """The quadrature of each probe."""
         return [Measure.of(t, self.eps) for t in self.tridiagonals]

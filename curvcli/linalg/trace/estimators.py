@@ -19,6 +19,7 @@ from curvcli.compiling import jit
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import inner_products, row_norms
+from curvcli.linalg.sampling import block_sizes
 from curvcli.linalg.statistics import Law, SquareLaw
 from curvcli.linalg.trace import exchange
 from curvcli.linalg.trace.hutchinson import Samples, Segments
@@ -94,11 +95,12 @@ class Tracer(Stock):
         if self.fresh is None:
             inside = np.asarray(exchange.segment_norms(self.segments, basis), np.float64)
             self.fresh = Samples(self.operator.dim - len(basis), self.segments, self.sizes - inside, basis)
-        total = self.fresh.count + more
-        while self.fresh.dim > 0 and self.fresh.count < total and not self.stopped():
-            probes = _away(self.rows(FRESH + self.fresh.count, min(self.at_once, total - self.fresh.count)), basis)
-            self.fresh.add(probes, self.apply(probes))
-        return self.fresh
+        fresh = self.fresh
+        total = fresh.count + more if fresh.dim > 0 else 0
+        for count in block_sizes(total, self.at_once, lambda: fresh.count, self.stopped):
+            probes = _away(self.rows(FRESH + fresh.count, count), basis)
+            fresh.add(probes, self.apply(probes))
+        return fresh
 
     def hutchpp(self) -> Found:
         """The known space exactly, and fresh probes of the rest; after `refine`."""

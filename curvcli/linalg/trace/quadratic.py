@@ -29,6 +29,7 @@ from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.krylov.lanczos import check_powers
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
+from curvcli.linalg.sampling import block_sizes
 from curvcli.linalg.statistics import Law, SquareLaw
 
 Array = Any
@@ -91,10 +92,13 @@ class Forms:
         """Vectors so far."""
         return sum(len(block.inner) for block in self.blocks)
 
+    def stopped(self) -> bool:
+        """Whether to stop here with what there is."""
+        return bool(self.blocks) and self.monitor.stop() is not None
+
     def draw(self, total: int) -> None:
         """Forms until there are `total`, or a stop is asked for. Cost: half a product each."""
-        while self.drawn < total and not (self.blocks and self.monitor.stop()):
-            count = min(self.at_once, total - self.drawn)
+        for count in block_sizes(total, self.at_once, lambda: self.drawn, self.stopped):
             vectors = sphere(self.key, FIRST + self.drawn, count, self.operator.dim, self.operator.dtype)
             missing = self.at_once - count if self.blocks else 0  # one compiled shape
             forms = self.forms(jnp.pad(vectors, ((0, missing), (0, 0))))[:count, :count]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
+from curvcli.linalg.sampling import block_sizes
 from curvcli.linalg.trace import exchange
 
 Array = Any
@@ -70,8 +71,8 @@ class Stock:
 
     def draw(self, total: int) -> None:
         """Test vectors until there are `total`, or a stop is asked for. Cost: a product each."""
-        while self.drawn < total and not self.stopped():
-            tests = self.rows(self.drawn, min(self.at_once, total - self.drawn))
+        for count in block_sizes(total, self.at_once, lambda: self.drawn, self.stopped):
+            tests = self.rows(self.drawn, count)
             images = self.apply(tests)
             self.gathered.add(tests, images)
             if self.keep:
