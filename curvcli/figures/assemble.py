@@ -53,17 +53,17 @@ def picture(
         )  # fmt: skip
     figure = _figure(kinds[0])
     if run.is_run(reports):
-        ordered = sorted(reports, key=lambda one: one.problem.checkpoint.step or 0)
+        ordered = sorted(reports, key=lambda report: report.problem.checkpoint.step or 0)
         parts, title = run.parts(ordered, learning_rate), f"{figure.TITLE} over a training run"
     else:
         parts = figure.parts(reports, images) if images else figure.parts(reports)
         title = figure.TITLE
-    matrices = {one.matrix for one in reports}
+    matrices = {report.matrix for report in reports}
     if len(matrices) == 1 and reports[0].matrix and figure.NAMES_MATRIX:
         title = f"{title}: {matrix(reports[0].matrix)}"
     if part := scope(reports):
         title = f"{title}, {'with intervals for all examples' if figure.COVERS_ALL_EXAMPLES else part}"
-    warnings = list(dict.fromkeys(warning for one in reports for warning in one.warnings))
+    warnings = list(dict.fromkeys(warning for report in reports for warning in report.warnings))
     return printable(Picture(title, about(reports), parts, alarm(reports), warnings))
 
 

@@ -34,13 +34,13 @@ def write(picture: Picture, reports: Sequence[AnyReport]) -> bytes:
     )
     about = "".join(f"<p class=about>{escape(line)}</p>" for line in picture.about if line)
     alarm = f"<p class=alarm role=alert>{escape(picture.alarm)}</p>" if picture.alarm else ""
-    warnings = "".join(f"<li>{escape(one)}</li>" for one in picture.warnings)
+    warnings = "".join(f"<li>{escape(warning)}</li>" for warning in picture.warnings)
     noted = f"<section><h2>Warnings</h2><ul>{warnings}</ul></section>" if warnings else ""
     embedded = "".join(
-        f'<script type="application/json" class="report">{_json(json.loads(one.to_json()))}</script>\n'
-        for one in reports
+        f'<script type="application/json" class="report">{_json(json.loads(report.to_json()))}</script>\n'
+        for report in reports
     )
-    data = _json([_read(part) for part in picture.parts])
+    data = _json([_point_values(part) for part in picture.parts])
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -105,8 +105,8 @@ def _panel(panel: Panel, index: int) -> str:
         buttons += "".join(
             f'<button type="button" class="series" data-series="{k}" aria-pressed="true">'
             f'<span class="swatch" style="background:var(--series-{_colour(panel, k) % len(DARK)})"></span>'
-            f"{escape(one.name)}</button>"
-            for k, one in enumerate(panel.series)
+            f"{escape(series.name)}</button>"
+            for k, series in enumerate(panel.series)
         )
     pictures = "".join(vector.variants(panel, name))
     return f"""<section class="panel" id="{name}">
@@ -151,31 +151,46 @@ def _image(image: Image) -> str:
     for row in image.pixels:
         for pixel in row:
             flat += pixel if isinstance(pixel, Sequence) else [pixel]
-    values = "".join(f"{round(255 * min(max(one, 0.0), 1.0)):02x}" for one in flat)
+    values = "".join(f"{round(255 * min(max(value, 0.0), 1.0)):02x}" for value in flat)
     return (
         f'<canvas width="{len(image.pixels[0])}" height="{len(image.pixels)}" data-channels="{3 if colours else 1}" '
         f'data-pixels="{values}" role="img" aria-label="{escape(image.name)}"></canvas>'
     )
 
 
-def _read(part: Panel | Table) -> Any:
+def _point_values(part: Panel | Table) -> Any:
     """What can be read off a panel by its points."""
     if isinstance(part, Table):
         return None
     mesh = part.mesh
-    every = slice(None, None, max(1, -(-max((len(one.x) for one in part.series), default=0) // MOST_POINTS)))
+    every = slice(None, None, max(1, -(-max((len(series.x) for series in part.series), default=0) // MOST_POINTS)))
     return {
-        "x": part.x.label, "y": part.y.label, "sideways": part.sideways, "names": list(part.x.names),
+        "x": part.x.label,
+        "y": part.y.label,
+        "sideways": part.sideways,
+        "names": list(part.x.names),
         "series": [
-            {"name": one.name, "x": _round(one.x, every), "y": _round(one.y, every), "low": _round(one.low, every),
-             "high": _round(one.high, every), "notes": list(one.notes[every]) if one.notes else None}
-            for one in part.series
+            {
+                "name": series.name,
+                "x": _round(series.x, every),
+                "y": _round(series.y, every),
+                "low": _round(series.low, every),
+                "high": _round(series.high, every),
+                "notes": list(series.notes[every]) if series.notes else None,
+            }
+            for series in part.series
         ],
-        "mesh": None if mesh is None else {
-            "label": mesh.label, "x": _round(mesh.x), "y": _round(mesh.y), "z": [_round(row) for row in mesh.z],
-            "xNames": list(part.x.names), "yNames": list(part.y.names),
+        "mesh": None
+        if mesh is None
+        else {
+            "label": mesh.label,
+            "x": _round(mesh.x),
+            "y": _round(mesh.y),
+            "z": [_round(row) for row in mesh.z],
+            "xNames": list(part.x.names),
+            "yNames": list(part.y.names),
         },
-    }  # fmt: skip
+    }
 
 
 def _round(values: Sequence[float | None] | None, every: slice = slice(None)) -> list[float | None] | None:

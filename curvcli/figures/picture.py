@@ -201,7 +201,7 @@ def printable(part: Any) -> Any:
     if isinstance(part, list | tuple):
         return type(part)(map(printable, part))
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{one.name: printable(getattr(part, one.name)) for one in fields(part)})
+        return replace(part, **{entry.name: printable(getattr(part, entry.name)) for entry in fields(part)})
     return part
 
 

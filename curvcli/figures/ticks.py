@@ -37,15 +37,18 @@ class Apart(SymmetricalLogLocator):
         threshold = float(self._linthresh)  # pyright: ignore[reportAttributeAccessIssue]
         first = math.ceil(math.log10(threshold) - 1e-9)
         powers = [10.0**k for k in range(first, 40) if 10.0**k <= max(abs(low), abs(high))]
-        ticks = [*(-one for one in reversed(powers)), 0.0, *powers]
-        seen = [one for one in ticks if low <= one <= high]
-        beyond = [one for one in seen if one != 0]
+        ticks = [*(-tick for tick in reversed(powers)), 0.0, *powers]
+        visible = [tick for tick in ticks if low <= tick <= high]
+        beyond = [tick for tick in visible if tick != 0]
         step = max(1, math.ceil(len(beyond) / 8))
-        kept = [one for one in beyond if (round(math.log10(abs(one))) - round(math.log10(powers[-1]))) % step == 0]
+        spaced = [tick for tick in beyond if (round(math.log10(abs(tick))) - round(math.log10(powers[-1]))) % step == 0]
         # Beside zero a tick needs as much room as between two others.
         room = 1 if step > 1 or len(beyond) > 4 else 0
         return np.array(
-            [*(one for one in kept if abs(one) > threshold * 10 ** (room - 0.5)), *(one for one in seen if one == 0)]
+            [
+                *(tick for tick in spaced if abs(tick) > threshold * 10 ** (room - 0.5)),
+                *(tick for tick in visible if tick == 0),
+            ]
         )
 
 
