@@ -97,17 +97,17 @@ def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
     chosen = loaded.spec.checkpoint.params
     tree = load_checkpoint(checkpoint_path(path, None, Path.cwd()), step=step, params=chosen).tree
     params, rest = find_params(tree, chosen)
-    other = {**flatten_tree(rest), **flatten_tree(params)}
+    theirs = {**flatten_tree(rest), **flatten_tree(params)}
     for collection in rest.values():  # as the paths of an nnx model have it
-        other.update(flatten_tree(collection))
-    held, ours = flatten_tree(loaded.problem.frozen["collections"]), loaded.problem.statistics
+        theirs.update(flatten_tree(collection))
+    fixed, ours = flatten_tree(loaded.problem.frozen["collections"]), loaded.problem.statistics
     names = () if ours is None else ours.names
-    if names and all(name in other and np.shape(other[name]) == held[name].shape for name in names):
+    if names and all(name in theirs and np.shape(theirs[name]) == fixed[name].shape for name in names):
         outside.statistics[f"checkpoint:{argument}"] = {
-            name: np.asarray(other[name]).astype(np.float64) for name in names
+            name: np.asarray(theirs[name]).astype(np.float64) for name in names
         }
     changed = [
-        name for name, leaf in held.items() if name not in names and name in other and not _equal(other[name], leaf)
+        name for name, leaf in fixed.items() if name not in names and name in theirs and not _equal(theirs[name], leaf)
     ]
     if changed:
         outside.warnings.append(
@@ -115,11 +115,11 @@ def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
             "values: the loss at s = 1 is not the one that the other checkpoint has by itself"
         )
     return {
-        name: np.asarray(other[name]).astype(np.float64) - np.asarray(weight, np.float64)
-        if np.shape(other[name]) == weight.shape
-        else other[name]
+        name: np.asarray(theirs[name]).astype(np.float64) - np.asarray(weight, np.float64)
+        if np.shape(theirs[name]) == weight.shape
+        else theirs[name]
         for name, weight in loaded.problem.params.items()
-        if name in other
+        if name in theirs
     }
 
 

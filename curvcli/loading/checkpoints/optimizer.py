@@ -117,7 +117,7 @@ def read_adam(
     CurvError
         As `load_checkpoint`.
     """
-    found, kind, _ = locate(source, step)
+    weights, kind, _ = locate(source, step)
     base: Keys = ()
     places: list[Keys] = []
 
@@ -128,31 +128,31 @@ def read_adam(
         places.extend(keys for keys, _ in states)
         return {str(number): state for number, (_, state) in enumerate(states)}
 
-    read = read_selected(found, kind, select)
+    arrays = read_selected(weights, kind, select)
     every = {*shapes, *beside}
-    states = [_state(keys, read.get(str(number), {}), every, base) for number, keys in enumerate(places)]
+    states = [_state(keys, arrays.get(str(number), {}), every, base) for number, keys in enumerate(places)]
     if not states:
         raise DataError(
-            f"{found}: there is no Optax Adam state in it (count, mu and nu side by side)",
+            f"{weights}: there is no Optax Adam state in it (count, mu and nu side by side)",
             "save opt_state with the parameters, as a TrainState does; of a manager give the step, not one item of it",
         )
-    owner = {path: _owner(path, states, base, found) for path in shapes}
-    used = [state for state in states if any(state is one for one in owner.values())]
-    place = _listed(used)
-    counts = {_steps(state, found) for state in used}
+    owner = {path: _owner(path, states, base, weights) for path in shapes}
+    owners = [state for state in states if any(state is holder for holder in owner.values())]
+    place = _listed(owners)
+    counts = {_steps(state, weights) for state in owners}
     if len(counts) > 1:
         raise DataError(
-            f"{found}: the Adam states at {place} have taken different numbers of steps",
+            f"{weights}: the Adam states at {place} have taken different numbers of steps",
             "restrict the parameters to those that one of them trains: --params",
         )
-    names = ["mu", "nu", *(["nu_max"] if any(state.means["nu_max"] for state in used) else [])]
+    names = ["mu", "nu", *(["nu_max"] if any(state.means["nu_max"] for state in owners) else [])]
     means = {
-        name: {path: _mean(state, name, path, shapes[path], found) for path, state in owner.items()} for name in names
+        name: {path: _mean(state, name, path, shapes[path], weights) for path, state in owner.items()} for name in names
     }
-    first, *others = [state.hyperparams for state in used]
-    agreed = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    first, *groups = [state.hyperparams for state in owners]
+    agreed = {name: value for name, value in first.items() if all(group.get(name) == value for group in groups)}
     return AdamState(
-        means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place, _scale(used, names[-1])
+        means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place, _scale(owners, names[-1])
     )
 
 
@@ -213,7 +213,7 @@ def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
 
 
 def adam_of(
-    loaded: Loaded, given: Mapping[str, float | None]
+    loaded: Loaded, constants: Mapping[str, float | None]
 ) -> tuple[Arrays, int, float | None, float, Arrays] | None:
     """The preconditioner at the checkpoint of a problem, the steps taken, the learning rate if it is known, β₁, and the
     entries of `unseen`.
@@ -231,11 +231,11 @@ def adam_of(
         Path(source.path), shapes, beside=loaded.problem.frozen["params"], step=source.step,
         params=loaded.spec.checkpoint.params,
     )  # fmt: skip
-    known = {**state.hyperparams, **{name: value for name, value in given.items() if value is not None}}
+    hyperparams = {**state.hyperparams, **{name: value for name, value in constants.items() if value is not None}}
     if not state.count:
         return None
-    diagonal = preconditioner(replace(state, hyperparams=known))
-    return diagonal, state.count, known.get("learning_rate"), known.get("b1", B1), unseen(state)
+    diagonal = preconditioner(replace(state, hyperparams=hyperparams))
+    return diagonal, state.count, hyperparams.get("learning_rate"), hyperparams.get("b1", B1), unseen(state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,13 +261,13 @@ def _states(node: Tree, keys: Keys = (), hyperparams: Tree | None = None) -> Ite
             yield from _states(value, (*keys, key), hyperparams)
 
 
-def _state(place: Keys, read: Tree, shapes: Collection[str], base: Keys) -> _State:
+def _state(place: Keys, arrays: Tree, shapes: Collection[str], base: Keys) -> _State:
     """A state from its arrays."""
-    single = {keys[0]: value for keys, value in leaves(read.get("hyperparams", {})) if value.size == 1}
-    count = read.get("count", np.zeros(()))
+    single = {keys[0]: value for keys, value in leaves(arrays.get("hyperparams", {})) if value.size == 1}
+    count = arrays.get("count", np.zeros(()))
     return _State(
         place,
-        {name: _matched(read.get(name, {}), shapes, base) for name in ("mu", "nu", "nu_max")},
+        {name: _matched(arrays.get(name, {}), shapes, base) for name in ("mu", "nu", "nu_max")},
         np.asarray(count["value"] if isinstance(count, dict) else count),
         {name: float(value.reshape(())) for name, value in single.items()},
     )
@@ -275,21 +275,21 @@ def _state(place: Keys, read: Tree, shapes: Collection[str], base: Keys) -> _Sta
 
 def _matched(tree: Tree, shapes: Collection[str], base: Keys) -> Arrays:
     """The arrays of a mean by parameter path, whatever one prefix (`params/`) and the `value` of nnx are around it."""
-    found: dict[Keys, Arrays] = defaultdict(dict)
+    by_prefix: dict[Keys, Arrays] = defaultdict(dict)
     for keys, array in leaves(tree):
         for end in (len(keys), len(keys) - 1) if keys[-1] == "value" else (len(keys),):
             for start in range(end):
                 path = "/".join(keys[start:end])
                 if path in shapes:
-                    found[keys[:start]][path] = array
+                    by_prefix[keys[:start]][path] = array
 
     def rank(prefix: Keys) -> tuple[int, bool, int]:
-        return len(found[prefix]), base[len(base) - len(prefix) :] == prefix, -len(prefix)
+        return len(by_prefix[prefix]), base[len(base) - len(prefix) :] == prefix, -len(prefix)
 
-    return found[max(found, key=rank)] if found else {}
+    return by_prefix[max(by_prefix, key=rank)] if by_prefix else {}
 
 
-def _owner(path: str, states: list[_State], base: Keys, found: Path) -> _State:
+def _owner(path: str, states: list[_State], base: Keys, weights: Path) -> _State:
     """The state that has this parameter."""
 
     def shared(state: _State) -> int:
@@ -299,33 +299,33 @@ def _owner(path: str, states: list[_State], base: Keys, found: Path) -> _State:
     best = [state for state in holders if shared(state) == max(map(shared, holders))]
     if not best:
         raise DataError(
-            f"{found}: no Adam state has the parameter {path!r}; there are states at {_listed(states)}",
+            f"{weights}: no Adam state has the parameter {path!r}; there are states at {_listed(states)}",
             "leave out what it does not train: --exclude",
         )
     if len(best) > 1:
         raise DataError(
-            f"{found}: several Adam states have the parameter {path!r}: {_listed(best)}",
+            f"{weights}: several Adam states have the parameter {path!r}: {_listed(best)}",
             "keep the one that trains these parameters in the checkpoint, beside them",
         )
     return best[0]
 
 
-def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], found: Path) -> np.ndarray:
+def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], weights: Path) -> np.ndarray:
     """One parameter's array of a mean, checked."""
     array = state.means[name].get(path)
-    where = f"{found}: {name} of {path!r} in the Adam state at {_listed([state])}"
+    where = f"{weights}: {name} of {path!r} in the Adam state at {_listed([state])}"
     if array is None or array.shape != tuple(shape):
         has = "is missing" if array is None else f"is {list(array.shape)}, the parameter {list(shape)}"
         raise DataError(f"{where} {has}", "the state must be that of Adam, of these parameters")
-    check_finite({name: {path: array}}, str(found))
+    check_finite({name: {path: array}}, str(weights))
     if name != "mu" and np.any(array < 0):
         raise DataError(f"{where} has negative entries, which no mean of squares has", "check which optimizer it is of")
     return array
 
 
-def _steps(state: _State, found: Path) -> int:
+def _steps(state: _State, weights: Path) -> int:
     """The number of steps taken."""
-    where = f"{found}: the Adam state at {_listed([state])}"
+    where = f"{weights}: the Adam state at {_listed([state])}"
     if state.count.size != 1:
         raise DataError(f"{where} is of several models at once", "save them as one checkpoint each")
     return int(state.count.reshape(()))

@@ -71,7 +71,7 @@ def resolve(path: Path, step: int | None) -> tuple[Path, int | None]:
                 f"{path} is a single checkpoint and has no steps to choose from",
                 "leave out --step, or give the folder that holds the steps",
             )
-        return path, _own_step(path)
+        return path, _step_of_folder(path)
     if not path.is_dir():
         raise DataError(f"{path} is neither a file nor a folder", "give a checkpoint file or folder")
     steps = find_steps(path)
@@ -97,20 +97,20 @@ def resolve(path: Path, step: int | None) -> tuple[Path, int | None]:
 
 def find_steps(root: Path) -> dict[int, Path]:
     """The steps of a manager root and where each lies; empty where it is not one."""
-    named = [
+    numbered = [
         (child, *parsed)
         for child in sorted(root.iterdir())
         if (parsed := step_number(child.name)) and (child.is_dir() or parsed[0] == "checkpoint_")
     ]
     prefixes = {
         prefix
-        for child, prefix, _ in named
+        for child, prefix, _ in numbered
         if child.is_file() or (is_checkpoint(child) and (prefix in _STEP_PREFIXES or not is_item(child)))
     }
     if len(prefixes) != 1:
         return {}
     # A damaged step counts as well: skipping it silently would analyse older weights than were asked for.
-    return {number: child for child, prefix, number in named if prefix in prefixes}
+    return {number: child for child, prefix, number in numbered if prefix in prefixes}
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -123,7 +123,7 @@ def _candidates(folder: Path) -> list[Path]:
     ]
 
 
-def _own_step(path: Path) -> int | None:
+def _step_of_folder(path: Path) -> int | None:
     """The step that the name of a step folder tells, also when the item inside it is given."""
     folder = path.absolute()
     if is_item(folder) and folder.name in _items(folder.parent):
@@ -176,7 +176,7 @@ def _is_array(item: Path) -> bool:
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """The user's own metadata: of the manager root, the step and the item, the closest one winning."""
-    found: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for file in (
         checkpoint.parent.parent / "metadata" / "_ROOT_METADATA",
         checkpoint.parent / "metadata" / "_ROOT_METADATA",
@@ -187,8 +187,8 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         # It only adds to what was read, so an unreadable one is left out.
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             custom = json.loads(file.read_text("utf-8")).get("custom_metadata")
-            found.update(custom if isinstance(custom, dict) else {})
-    return found
+            metadata.update(custom if isinstance(custom, dict) else {})
+    return metadata
 
 
 def read_tree(
@@ -215,12 +215,12 @@ def read_tree(
     dict
         Nested, with string keys (those of lists are their indices) and the stored leaves.
     """
-    wanted = select(stored_tree(checkpoint, skip))
+    selected = select(stored_tree(checkpoint, skip))
     values: dict[Stored, Any] = {}
-    leaves = list(_leaves(wanted))
+    leaves = list(_leaves(selected))
     for item in dict.fromkeys(leaf.item for leaf in leaves):
         values.update(_restore(item, [leaf for leaf in leaves if leaf.item == item], placing))
-    return _replace(wanted, values)
+    return _replace(selected, values)
 
 
 def stored_tree(checkpoint: Path, skip: Callable[[str], bool]) -> dict[str, Any]:
@@ -322,14 +322,14 @@ def _restore(item: Path, leaves: list[Stored], placing: Any) -> dict[Stored, Any
             f"{item}: this item is one array, not a tree of parameters",
             "give the item that holds the parameters",
         )
-    wanted = {leaf.keys for leaf in leaves}
+    keys = {leaf.keys for leaf in leaves}
     # Orbax matches a list as a whole, so one wanted member brings the others.
     lists = {leaf.keys[: leaf.in_list.index(True)] for leaf in leaves if any(leaf.in_list)}
     target = _assemble(
         [
             leaf
             for leaf in _listed(item)
-            if leaf.keys in wanted or any(leaf.keys[:depth] in lists for depth in range(len(leaf.keys)))
+            if leaf.keys in keys or any(leaf.keys[:depth] in lists for depth in range(len(leaf.keys)))
         ]
     )
     try:
@@ -339,10 +339,10 @@ def _restore(item: Path, leaves: list[Stored], placing: Any) -> dict[Stored, Any
     except Exception as error:
         if "PERMISSION_DENIED" in str(error):
             raise PermissionError(str(error)) from error
-        named = [leaf.keys for leaf in leaves if ".".join(leaf.keys) in str(error)]
-        what = f"the array {'/'.join(max(named, key=len))!r}" if named else "an array"
+        damaged = [leaf.keys for leaf in leaves if ".".join(leaf.keys) in str(error)]
+        subject = f"the array {'/'.join(max(damaged, key=len))!r}" if damaged else "an array"
         reason = str(error).split("[tensorstore_spec")[0][:200]
-        raise DataError(f"{item}: {what} cannot be read: {reason}", REPLACE) from error
+        raise DataError(f"{item}: {subject} cannot be read: {reason}", REPLACE) from error
     return {leaf: _value(tree, leaf) for leaf in leaves}
 
 

@@ -111,14 +111,14 @@ def load_checkpoint(
         `params` names nothing in the checkpoint, or an optional dependency is missing.
     """
     path = Path(path)
-    found, kind, number = locate(path, step)
-    register(found, f"the checkpoint {path}")
-    where = str(found)
-    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary, placing))
+    weights, kind, number = locate(path, step)
+    register(weights, f"the checkpoint {path}")
+    where = str(weights)
+    tree = _unbox(read_selected(weights, kind, partial(_select, params=params, where=where), is_auxiliary, placing))
     if not tree:
         raise DataError(f"{where}: holds no arrays", "give the checkpoint that holds the parameters")
     check_finite(find_params(tree, params)[0], where)
-    metadata = orbax.read_metadata(found) if kind == "orbax" else {}
+    metadata = orbax.read_metadata(weights) if kind == "orbax" else {}
     return Checkpoint(path, kind, number, tree, _digest(tree), metadata)
 
 
@@ -152,12 +152,12 @@ def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
     """
     check_regular(path)
     with _translated(path):
-        found, number = orbax.resolve(path, step)
-        return found, "orbax" if found.is_dir() else files.detect(found), number
+        weights, number = orbax.resolve(path, step)
+        return weights, "orbax" if weights.is_dir() else files.detect(weights), number
 
 
 def read_selected(
-    found: Path,
+    weights: Path,
     kind: Format,
     select: Select,
     skip: Callable[[str], bool] = lambda name: False,
@@ -181,12 +181,12 @@ def read_selected(
     CurvError
         As `load_checkpoint`.
     """
-    with _translated(found):
+    with _translated(weights):
         if kind == "orbax":
-            tree = orbax.read_tree(found, select, skip, placing)
+            tree = orbax.read_tree(weights, select, skip, placing)
         else:
-            tree = files.READERS[kind](found, select)
-        return _as_arrays(tree, str(found)) or {}
+            tree = files.READERS[kind](weights, select)
+        return _as_arrays(tree, str(weights)) or {}
 
 
 def checkpoint_steps(path: Path) -> list[int]:
@@ -268,15 +268,15 @@ def _locate(tree: Tree, params: str | None, where: str) -> tuple[str, ...]:
     """The path of the differentiated subtree; () is the whole tree."""
     if params in (".", "/", ""):
         return ()
-    wanted = tuple(key for key in (params or "params").split("/") if key)
+    subtree = tuple(key for key in (params or "params").split("/") if key)
     base: tuple[str, ...] = ()
     node = tree
     while True:
         inner: Any = node
-        for key in wanted:
+        for key in subtree:
             inner = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
-            return base + wanted
+            return base + subtree
         wrapped = _wrapped(node, where, explicit=params is not None)
         if wrapped is None:
             break

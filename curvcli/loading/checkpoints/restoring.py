@@ -67,8 +67,8 @@ def _placed(how: Any, listing: Any, placing: Any) -> Any:
     """What Orbax is told of each array, with the sharding that it is restored into."""
     if isinstance(how, dict | list):
         keys = how if isinstance(how, dict) else range(len(how))
-        made = {key: _placed(how[key], listing[key], placing) for key in keys}
-        return made if isinstance(how, dict) else list(made.values())
+        placed = {key: _placed(how[key], listing[key], placing) for key in keys}
+        return placed if isinstance(how, dict) else list(placed.values())
     import jax
     import jax.numpy as jnp
     import orbax.checkpoint as ocp

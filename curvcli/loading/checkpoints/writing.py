@@ -50,9 +50,9 @@ def check_target(target: Path) -> None:
     OutputError
         The folder is missing or not writable.
     """
-    taken = target if os.path.lexists(target) else _sidecar(target)
-    if os.path.lexists(taken):
-        raise UsageError(f"{taken} exists already", "move it away, or write the checkpoint elsewhere")
+    existing = target if os.path.lexists(target) else _sidecar(target)
+    if os.path.lexists(existing):
+        raise UsageError(f"{existing} exists already", "move it away, or write the checkpoint elsewhere")
     folder = target.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{target} could not be written: its folder does not exist", f"mkdir -p {target.parent}")
@@ -104,20 +104,20 @@ def write_checkpoint(
     *Cost*: the checkpoint's size on disk; its parameters three times in memory, of a msgpack file the whole tree.
     """
     check_target(target)
-    found, kind, _ = locate(source, step)
+    weights, kind, _ = locate(source, step)
     tree = load_checkpoint(source, step=step, params=params).tree
     changed, warnings = _changed(tree, moved, source, params)
     try:
         with atomic.folder_beside(target) as folder:
-            written = folder / target.name
-            _WRITERS[kind](found, written, changed)
-            _check_written(written, dict(leaves(tree)) | dict(changed), params)
-            with _told_as(warnings):
-                _write_spec(source, found, written, target)
+            copy = folder / target.name
+            _WRITERS[kind](weights, copy, changed)
+            _check_written(copy, dict(leaves(tree)) | dict(changed), params)
+            with _errors_as_warnings(warnings):
+                _write_spec(source, weights, copy, target)
             for path in folder.rglob("*"):  # the names are not to be there before the numbers
                 atomic.sync(path)
             check_target(target)
-            for path in (_sidecar(written), written):
+            for path in (_sidecar(copy), copy):
                 if path.exists():
                     path.rename(target.with_name(path.name))
     except CurvError:
@@ -155,7 +155,7 @@ def _changed(
         within = keys[len(base) :] if keys[: len(base)] == base else keys[len(base[:-1]) + 1 :]
         stored.setdefault("/".join(within), (keys, array))
     changed: dict[Keys, np.ndarray] = {}
-    lost = wanted = 0.0
+    lost = intended = 0.0
     for path, value in moved.items():
         keys, old = stored.get(path, ((), None))
         new = np.asarray(value)
@@ -173,22 +173,22 @@ def _changed(
             )
         exact, before = new.astype(np.float64), old.astype(np.float64)
         lost += float(np.sum((changed[keys].astype(np.float64) - exact) ** 2))
-        wanted += float(np.sum((exact - before) ** 2))
-    if lost <= _LOST**2 * wanted:
+        intended += float(np.sum((exact - before) ** 2))
+    if lost <= _LOST**2 * intended:
         return changed, []
-    kinds, share = ", ".join(sorted({array.dtype.name for array in changed.values()})), (lost / wanted) ** 0.5
+    kinds, share = ", ".join(sorted({array.dtype.name for array in changed.values()})), (lost / intended) ** 0.5
     return changed, [f"the weights are stored as {kinds}: rounding changes the step by {share:.0%} of its length"]
 
 
-def _check_written(written: Path, expected: Mapping[Keys, np.ndarray], params: str | None) -> None:
+def _check_written(copy: Path, expected: Mapping[Keys, np.ndarray], params: str | None) -> None:
     """Refuse a checkpoint that does not give back what was written."""
-    again = dict(leaves(load_checkpoint(written, params=params).tree))
-    same = again.keys() == expected.keys() and all(
-        (one.dtype, one.shape, one.tobytes()) == (again[keys].dtype, again[keys].shape, again[keys].tobytes())
-        for keys, one in expected.items()
+    tree = dict(leaves(load_checkpoint(copy, params=params).tree))
+    equal = tree.keys() == expected.keys() and all(
+        (leaf.dtype, leaf.shape, leaf.tobytes()) == (tree[keys].dtype, tree[keys].shape, tree[keys].tobytes())
+        for keys, leaf in expected.items()
     )
-    if not same:
-        raise OutputError(f"{written.name} could not be written: it reads back differently", "check the disk")
+    if not equal:
+        raise OutputError(f"{copy.name} could not be written: it reads back differently", "check the disk")
 
 
 # Formats
@@ -284,7 +284,7 @@ _WRITERS: dict[str, Callable[[Path, Path, Changed], None]] = {
 
 
 @contextlib.contextmanager
-def _told_as(warnings: list[str]) -> Iterator[None]:
+def _errors_as_warnings(warnings: list[str]) -> Iterator[None]:
     """A bad specification of the source is no reason to lose the weights."""
     try:
         yield
@@ -292,7 +292,7 @@ def _told_as(warnings: list[str]) -> Iterator[None]:
         warnings.append(f"the checkpoint's specification is not carried over: {error.message}")
 
 
-def _write_spec(source: Path, found: Path, written: Path, target: Path) -> None:
+def _write_spec(source: Path, weights: Path, copy: Path, target: Path) -> None:
     """Write the specification that the source carries, for the place where the checkpoint will lie."""
     import tomli_w
 
@@ -301,9 +301,9 @@ def _write_spec(source: Path, found: Path, written: Path, target: Path) -> None:
         return
     spec = merge(carried, {})
     spec = spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"sha256": None})})
-    folder = target if written.is_dir() else target.parent
+    folder = target if copy.is_dir() else target.parent
     document = relative_to(
-        spec, checkpoint=target, base=carried.base, folder=folder, copied=found if found.is_dir() else None
+        spec, checkpoint=target, base=carried.base, folder=folder, copied=weights if weights.is_dir() else None
     )
-    place = written / NAME if written.is_dir() else _sidecar(written)
+    place = copy / NAME if copy.is_dir() else _sidecar(copy)
     place.write_bytes(tomli_w.dumps(document).encode())

@@ -71,16 +71,18 @@ def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
     for key, array in arrays.items():
         header = (key.role, key.name, array.dtype.name, array.dtype.str, array.shape)
         digest.update(repr(header).encode("utf-8", "surrogatepass"))
-        seen = _seen(array)
-        count = sum(bad for _, bad, _ in seen)
+        blocks = _block_checks(array)
+        count = sum(bad for _, bad, _ in blocks)
         if count:
-            first = next(row for _, bad, row in seen if bad)
+            first = next(row for _, bad, row in blocks if bad)
             raise DataError(
                 f"{path}: {noun} {key.name!r} has {count} values that are NaN or infinite, "
                 f"the first in row {first} (counting from 0)",
                 "remove or replace them",
             )
-        digest.update(_bytes(np.asarray(array)) if len(seen) == 1 else b"".join(own for own, _, _ in seen))
+        digest.update(
+            _bytes(np.asarray(array)) if len(blocks) == 1 else b"".join(digested for digested, _, _ in blocks)
+        )
     return digest.hexdigest()
 
 
@@ -88,13 +90,13 @@ _SEEN = struct.Struct("32sqq")
 """Of a block: its digest, how many values are not finite, the first row that has one."""
 
 
-def _seen(array: Any) -> list[tuple[bytes, int, int]]:
+def _block_checks(array: Any) -> list[tuple[bytes, int, int]]:
     """What each block of an array is like, every process having looked at its own."""
     starts = _starts(array)
     count = processes()
-    own = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
-    own += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(own))
-    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(own))]
+    local = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
+    local += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(local))
+    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(local))]
     return [everyone[place % count][place // count] for place in range(len(starts))]
 
 
@@ -128,7 +130,7 @@ def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
         let_go(array)
 
 
-def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
+def computed_dtype(arrays: str, array: Any, dtype: np.dtype) -> np.dtype:
     """The type in which an array of the data reaches the model: `dtype` for reals, at most 32 bits for integers.
 
     Raises
@@ -144,7 +146,7 @@ def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
         if block.size and (block.min() < low or block.max() > high):
             row = start + int(np.argmax(((block < low) | (block > high)).reshape(len(block), -1).any(axis=1)))
             raise DataError(
-                f"the {what} have a number in row {row} (counting from 0) that does not fit "
+                f"the {arrays} have a number in row {row} (counting from 0) that does not fit "
                 f"{dtype.name if real else '32 bits'}",
                 "scale the data, or use --dtype float64" if real else "number the ids from 0 on",
             )
@@ -158,11 +160,11 @@ def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     name, mask = next((name, np.asarray(array)) for name, array in arrays.items())
     where = f"{path}: mask {name!r}"
     if len(arrays) > 1 or mask.ndim > 2:
-        told = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
-        raise DataError(told, "give one array of weights, [N] or [N, T]")
+        fault = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
+        raise DataError(fault, "give one array of weights, [N] or [N, T]")
     if (negative := (mask < 0).reshape(len(mask), -1).any(axis=1)).any():
-        told = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
-        raise DataError(told, "use weights of 0 and above")
+        fault = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
+        raise DataError(fault, "use weights of 0 and above")
     if not mask.any():
         raise DataError(f"{where} is 0 everywhere", "give some example a weight above 0")
     return mask

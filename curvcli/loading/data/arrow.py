@@ -41,24 +41,24 @@ def parquet_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
     """The row groups of .parquet files, decoded when their rows are asked for; all files share what is kept of them."""
     import pyarrow.parquet as parquet
 
-    known: dict[Path, Any] = {}
+    metadata: dict[Path, Any] = {}
 
     @lru_cache(GROUPS_KEPT * len(names))
     def group(file: Path, index: int, name: str) -> Any:
-        with parquet.ParquetFile(file, metadata=known[file]) as opened:
+        with parquet.ParquetFile(file, metadata=metadata[file]) as opened:
             return opened.read_row_group(index, columns=[name]).column(0)
 
     def piece(file: Path, index: int, name: str) -> Piece:
-        rows = known[file].row_group(index).num_rows
+        rows = metadata[file].row_group(index).num_rows
         return Piece(rows, lambda start, stop: group(file, index, name).slice(start, stop - start).chunks)
 
     def opened(file: Path) -> Opened:
-        with parquet.ParquetFile(file) as found:
-            schema, known[file] = found.schema_arrow, found.metadata
+        with parquet.ParquetFile(file) as table:
+            schema, metadata[file] = table.schema_arrow, table.metadata
         return Opened(
             {field.name: field.type for field in schema},
-            lambda name: [piece(file, index, name) for index in range(known[file].num_row_groups)],
-            known[file].num_rows,
+            lambda name: [piece(file, index, name) for index in range(metadata[file].num_row_groups)],
+            metadata[file].num_rows,
         )
 
     return opened
@@ -135,30 +135,30 @@ def _column(path: str, name: str, types: Sequence[Any], stored: list[tuple[str, 
 
     def arrays(index: int, start: int, stop: int) -> list[np.ndarray]:
         """Rows start … stop of one piece, numbered within it."""
-        told, piece = stored[index]
-        found, row = [], starts[index] + start
-        with reading(told):
+        file, piece = stored[index]
+        chunks, row = [], starts[index] + start
+        with reading(file):
             for chunk in piece.read(start, stop):
                 if len(chunk):
-                    found.append(_chunk_array(chunk, where, row, 1))
+                    chunks.append(_chunk_array(chunk, where, row, 1))
                     row += len(chunk)
-        return found
+        return chunks
 
     shape = arrays(0, 0, 1)[0].shape[1:]
     dtype = np.result_type(*[_dtype(kind) for kind in types])
 
     def read(start: int, stop: int) -> np.ndarray:
-        made, done = np.empty((max(stop - start, 0), *shape), dtype), 0
+        values, filled = np.empty((max(stop - start, 0), *shape), dtype), 0
         index = int(np.searchsorted(starts, start, side="right")) - 1
-        while done < len(made):
-            low = start + done - starts[index]
+        while filled < len(values):
+            low = start + filled - starts[index]
             for array in arrays(index, low, min(stop - starts[index], stored[index][1].rows)):
                 if array.shape[1:] != shape:
-                    raise _ragged_lists(where, start + done, array.shape[1:], shape)
-                made[done : done + len(array)] = array
-                done += len(array)
+                    raise _ragged_lists(where, start + filled, array.shape[1:], shape)
+                values[filled : filled + len(array)] = array
+                filled += len(array)
             index += 1
-        return made
+        return values
 
     return Rows(read, (starts[-1], *shape), dtype)
 

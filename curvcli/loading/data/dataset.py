@@ -106,13 +106,13 @@ def load_dataset(
         raise UsageError(f"--num-examples {num_examples}: at least 1 is needed", "give a positive number")
     limit = num_examples if spec.sha256 is None else None
     if _is_target(path, base):
-        counted, noun, arrays = False, "array", _from_target(spec, path, call_target, limit)
+        read_to_end, noun, arrays = False, "array", _from_target(spec, path, call_target, limit)
     else:
         source = _open(register(base / path, "the data"), path, spec.split)
         noun, keys = source.noun, _keys(spec, path, source)
-        counted = noun == "array"  # tables are read no further than needed
-        found = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
-        arrays = {key: found[key.name] for key in keys}
+        read_to_end = noun == "array"  # tables are read no further than needed
+        columns = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
+        arrays = {key: columns[key.name] for key in keys}
     total = check_shapes(path, noun, arrays)
     digest = check_values(path, noun, arrays) if limit is None else ""
     if spec.sha256 not in (None, digest):
@@ -135,7 +135,7 @@ def load_dataset(
         targets=_targets(path, of("targets", arrays)),
         mask=read_mask(path, of("mask", arrays)),
         num_examples=num_examples or total,
-        total=total if counted or num_examples is None else None,
+        total=total if read_to_end or num_examples is None else None,
         path=path,
         sha256=digest,
     )
@@ -192,10 +192,10 @@ def _open_folder(folder: Path, path: str, split: str | None) -> Source:
         return _open_folder(folder / split, path, None)
     if (folder / "data").is_dir():  # as a clone of a data set's repository has it
         return _open_folder(folder / "data", path, split)
-    others = [file.name for file in files if file.name.endswith(_SUFFIXES)]
+    candidates = [file.name for file in files if file.name.endswith(_SUFFIXES)]
     raise NotFoundError(
         f"{path}: no .npy, .parquet or Hugging Face data in this folder",
-        f"name a file in it: {listed(others)}" if others else _GIVE,
+        f"name a file in it: {listed(candidates)}" if candidates else _GIVE,
     )
 
 
@@ -240,9 +240,9 @@ def _npz_member(archive: zipfile.ZipFile, file: Path, member: str, where: str) -
         shape, fortran, dtype = header(stream)
         check_dtype(where, dtype)
         info, begins = archive.getinfo(member), stream.tell()
-        size, there = prod(shape) * dtype.itemsize, info.file_size - begins
-        if size != there:
-            raise DataError(f"{where} should have {size} bytes and has {there}", "write the file again")
+        size, stored_bytes = prod(shape) * dtype.itemsize, info.file_size - begins
+        if size != stored_bytes:
+            raise DataError(f"{where} should have {size} bytes and has {stored_bytes}", "write the file again")
     if size > stored.WHOLE_BYTES and info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
         offset = _content_at(file, info) + begins
         return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
@@ -261,11 +261,11 @@ def _npy_source(files: dict[str, Path], path: str, split: str | None) -> Source:
     """The arrays of a folder of .npy files, left on the disk."""
 
     def read(names: Sequence[str], _: int | None) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         for name in names:
             with reading(f"{path}/{files[name].name}"):
-                found[name] = np.lib.format.open_memmap(files[name], mode="r")  # refuses pickles
-        return found
+                arrays[name] = np.lib.format.open_memmap(files[name], mode="r")  # refuses pickles
+        return arrays
 
     return Source(tuple(files), read, "array", f"_{split}" if split else "")
 
@@ -294,19 +294,19 @@ def _from_target(
     target = call_target(path)
     gathered: dict[Key, list[np.ndarray]] = {}
     with _users_code(path):
-        made = target() if callable(target) else target
+        returned = target() if callable(target) else target
         count = 0
-        for batch in _batches(path, made):
-            named = _named(spec, path, batch)
-            gathered = gathered or {key: [] for key in named}
-            if named.keys() != gathered.keys():
+        for batch in _batches(path, returned):
+            members = _batch_arrays(spec, path, batch)
+            gathered = gathered or {key: [] for key in members}
+            if members.keys() != gathered.keys():
                 raise DataError(
                     f"{path}: the batch after example {count} has other arrays than the first",
                     "give the same arrays in every batch",
                 )
-            for key, array in named.items():
+            for key, array in members.items():
                 _add_batch(f"{path}: array {key.name!r}", array, gathered[key], count)
-            count += max(map(len, named.values()), default=0)
+            count += max(map(len, members.values()), default=0)
             if limit is not None and count >= limit:  # a loader may repeat without end
                 break
     with reading(path):
@@ -324,12 +324,12 @@ def _batches(path: str, made: Any) -> Iterable[Any]:
     raise SpecError(f"{path}: gave {type(made).__name__}, not data", _BATCH)
 
 
-def _named(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
+def _batch_arrays(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
     """The arrays of one batch."""
     if isinstance(batch, Mapping):
         batch = {str(name): value for name, value in batch.items()}
         source = Source(tuple(batch), lambda *_: {}, "array", f"_{spec.split}" if spec.split else "")
-        found = {key: batch[key.name] for key in _keys(spec, path, source)}
+        members = {key: batch[key.name] for key in _keys(spec, path, source)}
     elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
         for key, absent in (("split", spec.split), ("mask", spec.mask and len(batch) == 2)):
             if absent:
@@ -337,11 +337,11 @@ def _named(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
                     f"{path}: gave {len(batch)} arrays without names, where `{key}` cannot be found",
                     f"remove `{key}` under [data], or return a dict of named arrays",
                 )
-        found = {Key(role, role, False): value for role, value in zip(_ROLES, batch, strict=False)}
+        members = {Key(role, role, False): value for role, value in zip(_ROLES, batch, strict=False)}
     else:
         raise SpecError(f"{path}: gave {type(batch).__name__} as a batch", _BATCH)
     arrays: dict[Key, np.ndarray] = {}
-    for key, value in found.items():
+    for key, value in members.items():
         if isinstance(value, Mapping):
             arrays |= {Key(key.role, str(name), True): np.asarray(part) for name, part in value.items()}
         else:

@@ -76,12 +76,12 @@ class Rows:
                 return self._indexed(key, np.arange(len(self))[rows], rest)
             part = Rows(self._read, (max(stop - start, 0), *self.shape[1:]), self.dtype, self._first + start)
             return mapped(part, lambda block: block[(slice(None), *rest)], self.dtype) if rest else part
-        which = np.asarray(rows)
-        if which.dtype.kind not in "iu" or which.ndim > 1:
+        indices = np.asarray(rows)
+        if indices.dtype.kind not in "iu" or indices.ndim > 1:
             return np.asarray(self)[key]
-        if which.ndim:
-            return self._gathered(which)[(slice(None), *rest)]
-        return self._gathered(which[None])[(0, *rest)]
+        if indices.ndim:
+            return self._gathered(indices)[(slice(None), *rest)]
+        return self._gathered(indices[None])[(0, *rest)]
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         return self._read(self._first + start, self._first + stop)
@@ -91,13 +91,13 @@ class Rows:
         rows = np.where(rows < 0, rows + len(self), rows)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} … {rows.max()} of {len(self)}")
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        gathered = np.empty((len(rows), *self.shape[1:]), self.dtype)
         order = np.argsort(rows, kind="stable")
         for run in np.split(order, np.flatnonzero(np.diff(rows[order]) > GAP) + 1):
             if len(run):
                 low = int(rows[run[0]])
-                found[run] = self._rows(low, int(rows[run[-1]]) + 1)[rows[run] - low]
-        return found
+                gathered[run] = self._rows(low, int(rows[run[-1]]) + 1)[rows[run] - low]
+        return gathered
 
 
 def mapped(array: Any, function: Callable[[np.ndarray], np.ndarray], dtype: Any) -> Any:

@@ -54,7 +54,7 @@ def listed(names: Sequence[str]) -> str:
     return told + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def choose(path: str, source: Source, role: str, wanted: str) -> list[str]:
+def choose(path: str, source: Source, role: str, pattern: str) -> list[str]:
     """Find the names that `a`, `a,b` or `pixel_*` stands for.
 
     Raises
@@ -62,30 +62,30 @@ def choose(path: str, source: Source, role: str, wanted: str) -> list[str]:
     SpecError
         One of them is not there.
     """
-    if wanted + source.suffix in source.names:
-        return [wanted + source.suffix]
+    if pattern + source.suffix in source.names:
+        return [pattern + source.suffix]
     chosen: dict[str, None] = {}
-    for part in [part.strip() + source.suffix for part in wanted.split(",") if part.strip()] or [wanted]:
-        found = [part] if part in source.names else [name for name in source.names if fnmatchcase(name, part)]
-        if not found:
+    for part in [part.strip() + source.suffix for part in pattern.split(",") if part.strip()] or [pattern]:
+        matching = [part] if part in source.names else [name for name in source.names if fnmatchcase(name, part)]
+        if not matching:
             raise _missing(path, source, role, part)
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(matching))
     return list(chosen)
 
 
 def _missing(path: str, source: Source, role: str, name: str) -> SpecError:
     """The error for a name that is not there."""
     set_it = f"set `{role}` under [data]" + ("" if role == "mask" else f" (or --{role})")
-    lower = {other.lower(): other for other in source.names}
-    close = [lower[other] for other in difflib.get_close_matches(name.lower(), lower, 1)]
+    lower = {existing.lower(): existing for existing in source.names}
+    close = [lower[existing] for existing in difflib.get_close_matches(name.lower(), lower, 1)]
     if source.suffix and name.removesuffix(source.suffix) in source.names:
         hint = "remove `split` under [data]"
-    elif splits := [other.removeprefix(f"{name}_") for other in source.names if other.startswith(f"{name}_")]:
+    elif splits := [existing.removeprefix(f"{name}_") for existing in source.names if existing.startswith(f"{name}_")]:
         hint = f'{set_it}, or `split`, such as split = "{splits[0]}"'
     else:
         hint = set_it + (f": did you mean {close[0]!r}?" if close else "")
-    there = f"there are {listed(source.names)}" if source.names else "there are none"
-    return SpecError(f"{path}: no {source.noun} {name!r} for the {role}; {there}", hint)
+    available = f"there are {listed(source.names)}" if source.names else "there are none"
+    return SpecError(f"{path}: no {source.noun} {name!r} for the {role}; {available}", hint)
 
 
 # --- .csv -------------------------------------------------------------------------------------------------
@@ -123,8 +123,8 @@ def csv_source(file: Path, path: str, split: str | None = None) -> Source:
                 raise DataError(f"{path}: several columns are named {name!r}", "give each a name of its own")
         pieces: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in names}
         with closing(_csv_rows(file, path)) as rows:
-            wanted = islice(rows, 1, None if limit is None else limit + 1)
-            while chunk := list(islice(wanted, math.ceil(_CELLS_AT_ONCE / len(header)))):
+            requested = islice(rows, 1, None if limit is None else limit + 1)
+            while chunk := list(islice(requested, math.ceil(_CELLS_AT_ONCE / len(header)))):
                 for line, row in chunk:
                     if len(row) != len(header):
                         raise _ragged(path, line, row, header)
@@ -176,9 +176,9 @@ def _csv_column(path: str, name: str, lines: list[int], cells: Sequence[str]) ->
         with suppress(ValueError):
             return np.array([float(cell) for cell in cells])
     line, cell = next((line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_number(cell))
-    told = f"{cell[:40]!r} is not a number" if cell.strip() else "the cell is empty"
+    fault = f"{cell[:40]!r} is not a number" if cell.strip() else "the cell is empty"
     raise DataError(
-        f"{path}: line {line}, column {name!r}: {told}",
+        f"{path}: line {line}, column {name!r}: {fault}",
         "put a number there, remove the line, or leave the column out of inputs and targets",
     )
 
@@ -224,10 +224,10 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
 def _files_of_split(files: Sequence[Path], path: str, split: str | None) -> list[Path]:
     """The files of one split, or all where their names tell of no splits."""
     if split is None:
-        found = {match[1] for file in files if (match := _SPLIT_IN_NAME.match(file.stem))}
-        if len(found) > 1:
+        splits = {match[1] for file in files if (match := _SPLIT_IN_NAME.match(file.stem))}
+        if len(splits) > 1:
             raise SpecError(
-                f"{path}: holds several splits: {listed(sorted(found))}",
+                f"{path}: holds several splits: {listed(sorted(splits))}",
                 'set `split` under [data], such as split = "train"',
             )
         return list(files)
@@ -261,8 +261,8 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
         splits = _strings(_json(folder / "dataset_dict.json", path).get("splits"))
         split = split or (splits[0] if len(splits) == 1 else None)
         if split not in splits or split != Path(split).name or split == "..":
-            asked = f"no split {split!r}; there are" if split else "holds several splits:"
-            raise SpecError(f"{path}: {asked} {listed(splits)}", 'set `split` under [data], such as split = "train"')
+            problem = f"no split {split!r}; there are" if split else "holds several splits:"
+            raise SpecError(f"{path}: {problem} {listed(splits)}", 'set `split` under [data], such as split = "train"')
         folder, path = folder / split, f"{path}/{split}"
         state = _json(folder / "state.json", path)
     else:
@@ -300,6 +300,6 @@ def _json(file: Path, path: str) -> dict[str, Any]:
     return found
 
 
-def _strings(found: Any) -> list[str]:
+def _strings(values: Any) -> list[str]:
     """The strings of a list."""
-    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+    return [item for item in values if isinstance(item, str)] if isinstance(values, list) else []

@@ -56,16 +56,16 @@ def statistics_of(names: list[str], call: Call, arguments: Callable[[], Argument
         """The arguments with which all statistics are written, or else some. Cost: one trace or two; nothing runs."""
         evaluation, most, reason = arguments(), 0, "it leaves the statistics as they are"
         best: Arguments | None = None
-        for given in (evaluation, {name: TRAINING[name] for name in evaluation}):
+        for candidate in (evaluation, {name: TRAINING[name] for name in evaluation}):
             try:
-                count = _count_written(call, given, names, *shapes)
+                count = _count_written(call, candidate, names, *shapes)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a model may raise anything
                 reason = f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 continue
             if count > most:
-                best, most = given, count
+                best, most = candidate, count
         if best is None:
             raise SpecError(
                 f"the model has no call in training mode without dropout: {reason}",
@@ -74,8 +74,8 @@ def statistics_of(names: list[str], call: Call, arguments: Callable[[], Argument
         return best
 
     def training(params: Flat, collections: PyTree, inputs: PyTree) -> tuple[Any, Flat]:
-        outputs, written = call(params, collections, inputs, chosen())
-        return outputs, {name: written[name] for name in names}
+        outputs, updated = call(params, collections, inputs, chosen())
+        return outputs, {name: updated[name] for name in names}
 
     return BatchStatistics(tuple(names), training)
 
@@ -93,7 +93,7 @@ def in_training_mode(network: Any) -> Any:
         raise UsageError(
             "--batch-norm batch: the model has no batch statistics", "leave it out: the answer is that of fixed ones"
         )
-    return replace(network, call=lambda *given: statistics.training(*given)[0], statistics=None)
+    return replace(network, call=lambda *arguments: statistics.training(*arguments)[0], statistics=None)
 
 
 def whole_batches(data: Dataset, size: int) -> tuple[Dataset, list[str]]:
@@ -102,17 +102,17 @@ def whole_batches(data: Dataset, size: int) -> tuple[Dataset, list[str]]:
     Padding would enter the statistics, and a smaller last batch would have noisier ones than training had: a rest is
     left out, as loaders that drop the last batch do.
     """
-    used = data.num_examples - data.num_examples % size
-    told = (
-        f"--batch-norm batch: the loss is the mean over {used // size} fixed batches of {size} examples, in the order "
+    count = data.num_examples - data.num_examples % size
+    note = (
+        f"--batch-norm batch: the loss is the mean over {count // size} fixed batches of {size} examples, in the order "
         "of the data, each normalised by its own statistics; the batch size is part of the answer"
     )
-    rest = data.num_examples - used
+    rest = data.num_examples - count
     if not rest:
-        return data, [told]
-    inputs, targets, mask = jax.tree.map(lambda leaf: leaf[:used], (data.inputs, data.targets, data.mask))
-    whole = replace(data, inputs=inputs, targets=targets, mask=mask, num_examples=used)
-    return whole, [told, f"the last {rest} examples fill no batch of {size} and are left out"]
+        return data, [note]
+    inputs, targets, mask = jax.tree.map(lambda leaf: leaf[:count], (data.inputs, data.targets, data.mask))
+    trimmed = replace(data, inputs=inputs, targets=targets, mask=mask, num_examples=count)
+    return trimmed, [note, f"the last {rest} examples fill no batch of {size} and are left out"]
 
 
 def _count_written(

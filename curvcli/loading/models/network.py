@@ -104,24 +104,25 @@ def _instantiate(spec: ModelSpec, target: Any) -> tuple[str, Any]:
     plain = _kind_of(target, spec.kwargs)
     kind = spec.kind or plain
     if plain in ("linen", "nnx") and kind != plain:
-        told = f"{spec.target} is no {kind} module: it is a {plain} one"
-        raise SpecError(told, f"give --kind {plain}, or leave it out")
+        raise SpecError(
+            f"{spec.target} is no {kind} module: it is a {plain} one", f"give --kind {plain}, or leave it out"
+        )
     if kind == "apply":
         return kind, _apply_function(target, spec.kwargs)
     make = _constructor(target, spec.kwargs)
     if kind == "nnx":
         return kind, make
     # A linen class, or a factory: what it returns tells the kind.
-    made = user_code("the model's constructor", make)
-    told = _kind_of(made, {})
-    if told is None or told != (kind or told):
+    model = user_code("the model's constructor", make)
+    actual = _kind_of(model, {})
+    if actual is None or actual != (kind or actual):
         raise SpecError(
-            f"cannot tell what kind of model {spec.target} is: it gives a {type(made).__name__}"
+            f"cannot tell what kind of model {spec.target} is: it gives a {type(model).__name__}"
             if kind is None
-            else f"{spec.target} is no {kind} module: it gives a {type(made).__name__}",
+            else f"{spec.target} is no {kind} module: it gives a {type(model).__name__}",
             "give --kind linen, nnx or apply, as the target is",
         )
-    return told, make if told == "nnx" else made
+    return actual, make if actual == "nnx" else model
 
 
 def _constructor(target: Any, kwargs: dict[str, Any]) -> Callable[[], Any]:
@@ -172,7 +173,7 @@ def _evaluation_arguments(function: Any) -> dict[str, bool]:
     return {name: value for name, value in EVALUATION.items() if name in names}
 
 
-def user_code(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def user_code(role: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call the user's code; whatever it raises is told in one line.
 
     Raises
@@ -185,7 +186,7 @@ def user_code(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any
     except (SpecError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a model may raise anything, SystemExit included
-        raise SpecError(f"{what} fails: {described(error)}", _advice(what, error)) from error
+        raise SpecError(f"{role} fails: {described(error)}", _advice(role, error)) from error
 
 
 def _attempt(function: Callable[[], Any]) -> Any:
@@ -198,17 +199,17 @@ def _attempt(function: Callable[[], Any]) -> Any:
         return None
 
 
-def _advice(what: str, error: BaseException) -> str:
+def _advice(role: str, error: BaseException) -> str:
     text = str(error)
-    if what == "the loss":
+    if role == "the loss":
         return "check --loss: it is called as fn(outputs, targets) with arrays of a batch; --debug shows where"
-    if what == "the likelihood":
+    if role == "the likelihood":
         return "check [loss] likelihood: it is called as fn(outputs, key) with a batch of one; --debug shows where"
-    if what.startswith("--hyper"):
+    if role.startswith("--hyper"):
         return "it is called as fn(outputs, targets, theta) for loss:, fn(params, theta) for regulariser:; see --debug"
-    if what.startswith("the transformation"):
+    if role.startswith("the transformation"):
         return "check --along tangent: it is called as T(params, s) with the model's parameters; --debug shows where"
-    if what == "the regulariser":
+    if role == "the regulariser":
         return "check [loss] regulariser: it is called as fn(params) with the model's parameters; --debug shows where"
     if "rng" in text.lower() and ("dropout" in text.lower() or "PRNG" in text):
         return "dropout is on: give the call an argument train=False or deterministic=True that turns it off"
@@ -244,8 +245,8 @@ def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree)
     def train(flat: Flat, collections: PyTree, x: PyTree, arguments: Mapping[str, bool]) -> tuple[Any, Flat]:
         with nn.intercept_methods(intercept_linen):
             run = nn.apply(lambda bound, value: _call_with(bound, value, arguments), module, mutable=[STATISTICS])
-            outputs, written = run({"params": nest_tree(flat), **collections}, x)
-        return outputs, named(written)
+            outputs, updated = run({"params": nest_tree(flat), **collections}, x)
+        return outputs, named(updated)
 
     def initialise(key: Any, x: PyTree) -> Any:
         rngs = {"params": key, "dropout": key}
@@ -262,10 +263,10 @@ def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree)
             'save the whole variables dictionary, or name the subtree: [checkpoint] params = "…/params"',
         )
     expected = {**flatten_tree(shapes.get("params", {})), **flatten_tree(needed)}
-    flat, held = flatten_tree(params), {name: rest[name] for name in needed}
-    names = floating({STATISTICS: held[STATISTICS]}) if STATISTICS in held else []
-    statistics = statistics_of(names, train, lambda: extra, _shapes(flat, held, inputs)) if names else None
-    return Network("linen", flat, held, call, nest_tree, expected, statistics)
+    flat, fixed = flatten_tree(params), {name: rest[name] for name in needed}
+    names = floating({STATISTICS: fixed[STATISTICS]}) if STATISTICS in fixed else []
+    statistics = statistics_of(names, train, lambda: extra, _shapes(flat, fixed, inputs)) if names else None
+    return Network("linen", flat, fixed, call, nest_tree, expected, statistics)
 
 
 def _shapes(*trees: PyTree) -> PyTree:
@@ -281,14 +282,14 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         raise SpecError(f"the model is no nnx module: it gives a {type(model).__name__}", "give --kind linen or apply")
     model.eval()
     graph, state = nnx.split(model)
-    variables = {"/".join(str(part) for part in path): (path, one) for path, one in nnx.to_flat_state(state)}
+    variables = {"/".join(str(part) for part in path): (path, variable) for path, variable in nnx.to_flat_state(state)}
     stored = flatten_tree(params)
     for tree in rest.values():
         stored.update({path: leaf for path, leaf in flatten_tree(tree).items() if path in variables})
 
-    trained = {path for path, (_, one) in variables.items() if isinstance(one, nnx.Param)}
+    trained = {path for path, (_, variable) in variables.items() if isinstance(variable, nnx.Param)}
     # Random streams serve dropout, which is off; any key will do, and it never reaches the outputs.
-    random = {path for path, (_, one) in variables.items() if isinstance(one, nnx.RngState)}
+    random = {path for path, (_, variable) in variables.items() if isinstance(variable, nnx.RngState)}
     fixed = set(variables) - trained - random
     missing = sorted(fixed - set(stored))
     if missing:
@@ -298,14 +299,14 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         )
 
     def streams() -> Flat:
-        made = {}
+        keys = {}
         for path in random:
             shape = variables[path][1].get_value()
             typed = jax.numpy.issubdtype(shape.dtype, jax.dtypes.prng_key)
-            made[path] = jax.numpy.broadcast_to(
+            keys[path] = jax.numpy.broadcast_to(
                 jax.random.key(0) if typed else jax.numpy.zeros((), shape.dtype), shape.shape
             )
-        return made
+        return keys
 
     def nest(flat: Flat) -> Any:
         return nnx.from_flat_state(
@@ -315,16 +316,16 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
     def call(flat: Flat, collections: PyTree, x: PyTree) -> Any:
         return run({**flat, **collections, **streams()}, x)[0]
 
-    def run(given: Flat, x: PyTree) -> tuple[Any, Flat]:
+    def run(values: Flat, x: PyTree) -> tuple[Any, Flat]:
         """Outputs, and the counters and statistics that the call has set."""
-        network = nnx.merge(graph, nest(given))
+        network = nnx.merge(graph, nest(values))
         outputs = _call_with(network, x, _evaluation_arguments(network))
         watched = variables_of(network, nnx.RngCount | nnx.BatchStat)
-        return outputs, {name: value for name, value in watched.items() if value is not given.get(name)}
+        return outputs, {name: value for name, value in watched.items() if value is not values.get(name)}
 
     def variables_of(network: Any, kinds: Any) -> Flat:
-        after = {"/".join(map(str, path)): one for path, one in nnx.to_flat_state(nnx.state(network))}
-        return {name: one.get_value() for name, one in after.items() if isinstance(one, kinds)}
+        after = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(network))}
+        return {name: variable.get_value() for name, variable in after.items() if isinstance(variable, kinds)}
 
     def train(flat: Flat, collections: PyTree, x: PyTree, arguments: Mapping[str, bool]) -> tuple[Any, Flat]:
         network = nnx.merge(graph, nest({**flat, **collections, **streams()}))
@@ -332,27 +333,29 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         outputs = _call_with(network, x, arguments)
         return outputs, variables_of(network, nnx.BatchStat)
 
-    def check_evaluation(given: Flat) -> None:
-        if not _attempt(lambda: jax.eval_shape(run, given, inputs)[1]):
+    def check_evaluation(values: Flat) -> None:
+        if not _attempt(lambda: jax.eval_shape(run, values, inputs)[1]):
             return
         # A transformation such as nnx.scan sets them to what they were: only other values tell.
-        example = jax.tree.map(lambda one: jax.numpy.ones((1, *one.shape[1:]), one.dtype), inputs)
-        for name, after in (_attempt(lambda: jit(run)(given, example)[1]) or {}).items():
-            if name not in given or not np.array_equal(after, jax.numpy.asarray(given[name])):
-                told = f"dropout is on ({name} advances)" if name in random else f"{name} is updated"
+        example = jax.tree.map(lambda leaf: jax.numpy.ones((1, *leaf.shape[1:]), leaf.dtype), inputs)
+        for name, after in (_attempt(lambda: jit(run)(values, example)[1]) or {}).items():
+            if name not in values or not np.array_equal(after, jax.numpy.asarray(values[name])):
+                fault = f"dropout is on ({name} advances)" if name in random else f"{name} is updated"
                 raise SpecError(
-                    f"the model is not in evaluation mode: {told}",
+                    f"the model is not in evaluation mode: {fault}",
                     "give its call an argument train=False or deterministic=True that turns dropout and statistics off",
                 )
 
     expected = {path: variables[path][1].get_value() for path in trained | fixed}
     differentiated = {path: leaf for path, leaf in stored.items() if path not in fixed | random}
-    held = {path: stored[path] for path in fixed}
-    check_evaluation({**differentiated, **held, **streams()})
-    names = floating({path: held[path] for path in fixed if isinstance(variables[path][1], nnx.BatchStat)})
-    shapes = _shapes(differentiated, held, inputs)
+    constants = {path: stored[path] for path in fixed}
+    check_evaluation({**differentiated, **constants, **streams()})
+    names = floating({path: constants[path] for path in fixed if isinstance(variables[path][1], nnx.BatchStat)})
+    shapes = _shapes(differentiated, constants, inputs)
     statistics = statistics_of(names, train, lambda: _evaluation_arguments(model), shapes) if names else None
-    return Network("nnx", differentiated, held, call, lambda flat: nnx.to_pure_dict(nest(flat)), expected, statistics)
+    return Network(
+        "nnx", differentiated, constants, call, lambda flat: nnx.to_pure_dict(nest(flat)), expected, statistics
+    )
 
 
 def _apply_function(target: Any, kwargs: dict[str, Any]) -> Callable[..., Any]:

@@ -70,9 +70,9 @@ def find_spec(
     carried = carried_spec(checkpoint, metadata) if checkpoint is not None else None
     if carried is not None:
         return carried
-    here, barrier, passed_over = Path.cwd(), "", ""
-    for child, folder in pairwise((here, here, *here.parents)):
-        barrier = barrier or ("" if folder == here else _barrier(child, folder))
+    current, barrier, passed_over = Path.cwd(), "", ""
+    for child, folder in pairwise((current, current, *current.parents)):
+        barrier = barrier or ("" if folder == current else _barrier(child, folder))
         path = folder / NAME
         if not _is_file(path):
             continue
@@ -80,7 +80,7 @@ def find_spec(
             return _read(path, trusted=False)
         passed_over = f"{path} is not read: {barrier}"
         break
-    return FoundSpec({}, here, "the command line", trusted=True, passed_over=passed_over)
+    return FoundSpec({}, current, "the command line", trusted=True, passed_over=passed_over)
 
 
 def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]) -> FoundSpec | None:
@@ -139,7 +139,7 @@ def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
     return FoundSpec(values, path.parent, str(path), trusted, carried)
 
 
-def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> ProblemSpec:
+def merge(source: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> ProblemSpec:
     """The specification with what the command line (or environment) gave laid over it; None there means not given.
 
     Raises
@@ -147,7 +147,9 @@ def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> Probl
     SpecError
         A key is unknown or has a value of the wrong type; the message names it.
     """
-    values = {table: dict(entries) if isinstance(entries, dict) else entries for table, entries in found.values.items()}
+    values = {
+        table: dict(entries) if isinstance(entries, dict) else entries for table, entries in source.values.items()
+    }
     for table, entries in overrides.items():
         for key, value in entries.items():
             if value is None:
@@ -158,16 +160,16 @@ def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> Probl
             if key == "kwargs" and isinstance(entry.get("kwargs", {}), dict):
                 entry["kwargs"] = {**entry.get("kwargs", {}), **value}
             elif key != "kwargs":
-                if table == "data" and "sha256" in entry and not _is_stored(found, key, value):
+                if table == "data" and "sha256" in entry and not _is_stored(source, key, value):
                     del entry["sha256"]  # of other arrays than those asked for now
                 entry[key] = value
     try:
         return ProblemSpec.model_validate(values, strict=True)  # a number in quotes is no number
     except ValidationError as error:
-        raise SpecError(*_told(error, found.origin)) from error
+        raise SpecError(*_first_problem(error, source.origin)) from error
 
 
-def settings_from(spec: ProblemSpec, found: FoundSpec, overridden: Mapping[str, str]) -> dict[str, str]:
+def settings_from(spec: ProblemSpec, source: FoundSpec, overridden: Mapping[str, str]) -> dict[str, str]:
     """Where each setting of a specification comes from: `found.origin`, what overrides it, or `default`.
 
     Parameters
@@ -181,43 +183,43 @@ def settings_from(spec: ProblemSpec, found: FoundSpec, overridden: Mapping[str, 
     """
     origins: dict[str, str] = {}
     for table, field in ProblemSpec.model_fields.items():
-        stored, values = found.values.get(table, {}), getattr(spec, table)
+        stored, values = source.values.get(table, {}), getattr(spec, table)
         for key in type(field.default).model_fields:
             if key != "kwargs":
-                read = key in stored and getattr(values, key) is not None
-                origins[f"{table}.{key}"] = found.origin if read else "default"
+                is_set = key in stored and getattr(values, key) is not None
+                origins[f"{table}.{key}"] = source.origin if is_set else "default"
                 continue
-            origins |= {f"{table}.{key}.{name}": found.origin for name in stored.get(key, {})}
+            origins |= {f"{table}.{key}.{name}": source.origin for name in stored.get(key, {})}
     return {**origins, **overridden}
 
 
-def _is_stored(found: FoundSpec, key: str, value: Any) -> bool:
+def _is_stored(source: FoundSpec, key: str, value: Any) -> bool:
     """Whether the file's own `[data]` says the same."""
-    stored = found.values["data"].get(key, DataSpec.model_fields[key].default)
+    stored = source.values["data"].get(key, DataSpec.model_fields[key].default)
     if key == "path" and isinstance(stored, str):
-        return value == stored or os.path.realpath(found.base / stored) == os.path.realpath(value)
+        return value == stored or os.path.realpath(source.base / stored) == os.path.realpath(value)
     return value == stored
 
 
-def pinned(spec: ProblemSpec, found: FoundSpec, checkpoint: Path) -> ProblemSpec:
+def pinned(spec: ProblemSpec, source: FoundSpec, checkpoint: Path) -> ProblemSpec:
     """The specification without the digest of another checkpoint than the one that is read."""
-    named = found.base / (spec.checkpoint.path or "")
+    named = source.base / (spec.checkpoint.path or "")
     if spec.checkpoint.path is None or os.path.realpath(named) == os.path.realpath(checkpoint):
         return spec
     return spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"sha256": None})})
 
 
-def _told(error: ValidationError, origin: str) -> tuple[str, str]:
+def _first_problem(error: ValidationError, origin: str) -> tuple[str, str]:
     """The first problem of a validation error, in words."""
     first = error.errors()[0]
     *tables, key = [str(part) for part in first["loc"]]
     where = f"[{'.'.join(tables)}] {key}" if tables else f"[{key}]"
     if first["type"] == "extra_forbidden":
-        known = ProblemSpec.model_fields
+        allowed = ProblemSpec.model_fields
         if tables:
-            model = known[tables[0]].default.__class__ if tables[0] in known else ProblemSpec
-            known = model.model_fields
-        return f"unknown key {where} in {origin}", f"known here: {', '.join(known)}"
+            model = allowed[tables[0]].default.__class__ if tables[0] in allowed else ProblemSpec
+            allowed = model.model_fields
+        return f"unknown key {where} in {origin}", f"known here: {', '.join(allowed)}"
     return f"{where} in {origin}: {first['msg']}", "see: curv schema curv.toml"
 
 
@@ -254,8 +256,8 @@ def relative_to(
 
     document = spec.model_dump(exclude_defaults=True, exclude_none=True)
     document.setdefault("checkpoint", {})["path"] = os.path.relpath(checkpoint.resolve(), folder)
-    named = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
-    for table, key in ((table, key) for table, keys in named.items() for key in keys):
+    targets = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
+    for table, key in ((table, key) for table, keys in targets.items() for key in keys):
         if key in document.get(table, {}):
             document[table][key] = moved(document[table][key], key)
     return document

@@ -57,14 +57,14 @@ class Targets:
         module_name, separator, attribute = target.rpartition(":")
         if not separator or not module_name or not attribute:
             raise SpecError(f"{target!r} is not a target", "write it as package.module:attribute or file.py:attribute")
-        asked = self._asked(target)
-        if not asked and module_name != ZOO:
+        allowed = self._is_allowed(target)
+        if not allowed and module_name != ZOO:
             raise self._refusal(target)
-        found = self._attribute(self._module(module_name, target), module_name, attribute, target)
+        loaded = self._attribute(self._module(module_name, target), module_name, attribute, target)
         # What the zoo itself imports (a module, a function of another) is not of the zoo.
-        if not asked and getattr(found, "__module__", None) != ZOO:
+        if not allowed and getattr(loaded, "__module__", None) != ZOO:
             raise self._refusal(target)
-        return found
+        return loaded
 
     def check_path(self, path: str) -> None:
         """Refuse data that a checkpoint's own specification names far from it, directly or by a symbolic link.
@@ -74,7 +74,7 @@ class Targets:
         SpecError
             The path leads out of the folder that holds the specification's own folder, and nobody trusts it.
         """
-        if not self.carried or self._asked(path):
+        if not self.carried or self._is_allowed(path):
             return
         near = Path(os.path.realpath(self.base)).parent
         with reading(path):
@@ -85,7 +85,7 @@ class Targets:
                         f"it lies beside the checkpoint and may name nothing further off; read it, then {self._advice}",
                     )
 
-    def _asked(self, name: str) -> bool:
+    def _is_allowed(self, name: str) -> bool:
         """Whether the user trusts the file that names this target or path, or named it directly."""
         return self.trusted or (self.named is not None and name not in self.named)
 
