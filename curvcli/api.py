@@ -70,7 +70,7 @@ class Found(Generic[R]):
     def __repr__(self) -> str:
         doubt = f"UNTRUSTED ({', '.join(_failed(self.report))} failed): " if self.report.untrusted else ""
         parts = [type(self.report).__name__, f"{len(self.report.warnings)} warnings"]
-        parts += [f"{name}={list(held)}" for name in ("arrays", "params") if (held := getattr(self, name))]
+        parts += [f"{name}={list(arrays)}" for name in ("arrays", "params") if (arrays := getattr(self, name))]
         return f"{doubt}Found({', '.join(parts)})"
 
 
@@ -165,7 +165,7 @@ class Objective:
         compare: Method[CompareReport]
         inspect: Method[InspectReport]
 
-    def _run(self, analysis: Analysis, variables: Any, at: int | None, given: dict[str, Any]) -> Found[Any]:
+    def _run(self, analysis: Analysis, variables: Any, at: int | None, arguments: dict[str, Any]) -> Found[Any]:
         """One analysis, and its report."""
         import jax
 
@@ -178,7 +178,7 @@ class Objective:
         from curvcli.stopwatch import Stopwatch
 
         with _as_python_says():
-            settings = _settings(analysis, given)
+            settings = _settings(analysis, arguments)
         started, clock = time.perf_counter(), Stopwatch()
         precision = jax.default_matmul_precision("highest")
         with _as_python_says(), compile_clock(clock), precision, jax.enable_x64(settings.dtype == "float64"):
@@ -195,7 +195,7 @@ class Objective:
             seconds=time.perf_counter() - started, compiling=clock.compiling,
         )  # fmt: skip
         if report.untrusted:
-            causes = [one for one in report.warnings if one.startswith("self-check")]
+            causes = [warning for warning in report.warnings if warning.startswith("self-check")]
             warnings.warn(f"the result is not to be relied on: {'; '.join(causes)}", CurvWarning, stacklevel=3)
         return Found(report, answer.arrays, answer.params)
 
@@ -236,9 +236,9 @@ def _argument_names(text: str) -> str:
     >>> _argument_names("--num-examples 99: see curv trace --help; --debug shows where")
     'num_examples 99: see curv trace --help; the traceback shows where'
     """
-    for options, said in (("--model, --model-arg and --inputs", "model and data"), ("--debug", "the traceback")):
-        text = text.replace(options, said)
-    return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
+    for options, words in (("--model, --model-arg and --inputs", "model and data"), ("--debug", "the traceback")):
+        text = text.replace(options, words)
+    return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), text)
 
 
 def _method(analysis: Analysis) -> Callable[..., Found[Any]]:
@@ -276,22 +276,22 @@ for _analysis in ANALYSES.values():
     setattr(Objective, _analysis.name, _method(_analysis))
 
 
-def _settings(analysis: Analysis, given: dict[str, Any]) -> Any:
+def _settings(analysis: Analysis, arguments: dict[str, Any]) -> Any:
     """The command's settings, from the names of its options."""
     from pydantic import ValidationError
 
     model, name = analysis.settings, analysis.name
-    if given.get("distributed"):
+    if arguments.get("distributed"):
         raise UsageError("distributed is of processes that curv joins", "call jax.distributed.initialize beforehand")
     for setting in FILES:
-        if given.get(setting) is not None:
+        if arguments.get(setting) is not None:
             raise UsageError(
                 f"{setting} is of files", "a program has what it would hold: see Found.params, Found.arrays"
             )
-    own = {"save": "memory"} if name == "step" else {}
-    aliases = {key: f"{key}_" for key in ("self",) if key in given}
-    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
-    values = {**own, **{aliases.get(key, key): value for key, value in plain.items()}}
+    defaults = {"save": "memory"} if name == "step" else {}
+    aliases = {key: f"{key}_" for key in ("self",) if key in arguments}
+    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in arguments.items()}
+    values = {**defaults, **{aliases.get(key, key): value for key, value in plain.items()}}
     try:
         return model(**values)
     except ValidationError as error:

@@ -32,26 +32,27 @@ def mesh_of(devices: int | Literal["all"] | None) -> Mesh | None:
     UsageError
         There are not so many.
     """
-    there, several = jax.local_devices(), jax.process_count() > 1
+    local, several = jax.local_devices(), jax.process_count() > 1
     if devices is None and not several:
         return None
-    each = len(there) if devices in (None, "all") else int(devices)
-    if each > len(there):
-        kind = there[0].platform
-        have = f"{len(there)} {kind} device{'s' if len(there) > 1 else ''}"
+    count = len(local) if devices in (None, "all") else int(devices)
+    if count > len(local):
+        kind = local[0].platform
+        have = f"{len(local)} {kind} device{'s' if len(local) > 1 else ''}"
         raise UsageError(
-            f"--devices {each}: JAX has {have}",
-            f"set JAX_NUM_CPU_DEVICES={each} to have so many"
+            f"--devices {count}: JAX has {have}",
+            f"set JAX_NUM_CPU_DEVICES={count} to have so many"
             if kind == "cpu"
-            else f"give at most {len(there)}, or all",
+            else f"give at most {len(local)}, or all",
         )
     if several:
         # The first so many of every process: a mesh that leaves a process out would leave it waiting.
-        own = [
-            [one for one in jax.devices() if one.process_index == rank][:each] for rank in range(jax.process_count())
+        groups = [
+            [device for device in jax.devices() if device.process_index == rank][:count]
+            for rank in range(jax.process_count())
         ]
-        return Mesh(np.array([one for part in own for one in part]), (AXIS,))
-    return Mesh(np.array(there[:each]), (AXIS,)) if each > 1 else None
+        return Mesh(np.array([device for part in groups for device in part]), (AXIS,))
+    return Mesh(np.array(local[:count]), (AXIS,)) if count > 1 else None
 
 
 def on_every(mesh: Mesh) -> NamedSharding:
@@ -142,8 +143,8 @@ def from_first(payload: bytes) -> bytes:
     if not several_processes():
         return payload
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
-    own = np.frombuffer(payload, np.uint8) if is_first() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+    sent = np.frombuffer(payload, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
 
 
 def _from_all(value: Any) -> Any:

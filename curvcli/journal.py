@@ -77,7 +77,7 @@ class Journal:
         """Whether a problem is the one at hand, but for its weights; other data or arithmetic make another."""
         mine = self.problem
         parts = ("frozen", "predict", "nest", "loss", "batches", "normaliser", "regulariser", "way")
-        return problem.dtype == mine.dtype and all(getattr(problem, one) is getattr(mine, one) for one in parts)
+        return problem.dtype == mine.dtype and all(getattr(problem, part) is getattr(mine, part) for part in parts)
 
     def weights(self, params: Any) -> bytes:
         """A digest of weights; that of those asked for last is held."""
@@ -115,26 +115,26 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
 
         from curvcli.devices import on_host
 
-        given = np.asarray(vectors)
+        block = np.asarray(vectors)
         if journal.store.exhausted():
-            made = function(vectors)
-            journal.store.keep((_key(place, row) for row in unchanging(given)), on_host(made))
-            return made
-        keys = [_key(place, row) for row in given]
-        found = journal.store.take(keys)
-        missing = [i for i, row in enumerate(found) if row is None]
+            computed = function(vectors)
+            journal.store.keep((_key(place, row) for row in unchanging(block)), on_host(computed))
+            return computed
+        keys = [_key(place, row) for row in block]
+        stored = journal.store.take(keys)
+        missing = [i for i, row in enumerate(stored) if row is None]
         journal.recalled += len(keys) - len(missing)
         if not missing:
-            return jnp.asarray(np.stack(found))
+            return jnp.asarray(np.stack(stored))
         # All rows as they came, where all are missing: another block is another program, and other bits.
-        made = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
-        new = on_host(made)
+        computed = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
+        new = on_host(computed)
         journal.store.keep([keys[i] for i in missing], new)
         if len(missing) == len(keys):
-            return made
+            return computed
         for i, row in zip(missing, new, strict=True):
-            found[i] = row
-        return jnp.asarray(np.stack(found))
+            stored[i] = row
+        return jnp.asarray(np.stack(stored))
 
     return recalled
 
@@ -152,15 +152,15 @@ def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable
     def recalled(*arrays: Array) -> Array:
         import numpy as np
 
-        key = _key(place, *(np.asarray(one) for one in arrays))
-        (found,) = journal.store.take([key])
-        if found is not None:
+        key = _key(place, *(np.asarray(array) for array in arrays))
+        (stored,) = journal.store.take([key])
+        if stored is not None:
             journal.recalled += len(arrays[-1]) if np.ndim(arrays[-1]) > 1 else 1
-            return found
-        made = function(*arrays)
-        if made is not None:
-            journal.store.keep([key], np.asarray(made)[None])
-        return made
+            return stored
+        computed = function(*arrays)
+        if computed is not None:
+            journal.store.keep([key], np.asarray(computed)[None])
+        return computed
 
     return recalled
 

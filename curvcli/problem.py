@@ -93,12 +93,12 @@ class Batches:
         low, high = start + first, start + (self.batch_size if count is None else first + count)
         stop = min(high, self.num_examples)
         # Rows of padding alone are copies of the last example.
-        here = slice(min(low, self.num_examples - 1), max(stop, min(low, self.num_examples - 1) + 1))
+        span = slice(min(low, self.num_examples - 1), max(stop, min(low, self.num_examples - 1) + 1))
         real = max(stop - low, 0)
-        missing = high - low - (here.stop - here.start)
+        missing = high - low - (span.stop - span.start)
 
         def take(leaf: np.ndarray) -> np.ndarray:
-            rows = np.asarray(leaf[here])
+            rows = np.asarray(leaf[span])
             if np.issubdtype(rows.dtype, np.floating):
                 rows = rows.astype(self.cast)
             return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
@@ -115,18 +115,18 @@ class Batches:
             return jax.tree.map(lambda leaf: placed(leaf, on_every(mesh)), self._batch(start))
         part = size // mesh.size
         where = cut_along(mesh, 0)
-        own = {
-            one: (cut or (slice(0),))[0].start or 0
-            for one, cut in where.addressable_devices_indices_map((size,)).items()
+        starts = {
+            device: (cut or (slice(0),))[0].start or 0
+            for device, cut in where.addressable_devices_indices_map((size,)).items()
         }
-        read = {first: self._batch(start, first, part) for first in set(own.values())}
+        pieces = {first: self._batch(start, first, part) for first in set(starts.values())}
 
         def joined(*leaves: np.ndarray) -> Any:
-            by_first = dict(zip(read, leaves, strict=True))
-            parts = [jax.device_put(by_first[first], one) for one, first in own.items()]
+            by_first = dict(zip(pieces, leaves, strict=True))
+            parts = [jax.device_put(by_first[first], device) for device, first in starts.items()]
             return jax.make_array_from_single_device_arrays((size, *leaves[0].shape[1:]), where, parts)
 
-        return jax.tree.map(joined, *read.values())
+        return jax.tree.map(joined, *pieces.values())
 
     def parts(self) -> Iterator[PyTree]:
         """The inputs in parts of nearly equal size, at most that of a batch, without padding; on every device whole."""

@@ -23,7 +23,7 @@ def report_error(error: CurvError, *, debug: bool) -> int:
     return error.exit_code
 
 
-def as_told(error: Exception | SystemExit) -> CurvError:
+def as_curv_error(error: Exception | SystemExit) -> CurvError:
     """The error itself, or a bug of ours where it is an exception that should not have come this far."""
     if isinstance(error, CurvError):
         return error

@@ -54,13 +54,13 @@ def compared(first: Path, second: Path) -> DiffRecord:
             f"{first} is {a['schema']}, and {second} is {b['schema']}", "compare two reports of the same analysis"
         )
     rows = list(_differences("", a["result"], b["result"], _data(a, b)))
-    found = [row for row in rows if row.change != 0 or row.interval is not None]
-    chance = sum(1 - _confidence(a, b) for row in found if row.kind == "estimate" and row.significant is not None)
+    changed = [row for row in rows if row.change != 0 or row.interval is not None]
+    chance = sum(1 - _confidence(a, b) for row in changed if row.kind == "estimate" and row.significant is not None)
     about = ("problem", "matrix", "settings", "environment")
     return DiffRecord(
-        analysis=a["schema"], a=_side(first, a), b=_side(second, b), differences=found,
-        significant=sum(bool(row.significant) for row in found), by_chance=chance,
-        settings=[one for part in about for one in _settings(part, a.get(part), b.get(part))],
+        analysis=a["schema"], a=_side(first, a), b=_side(second, b), differences=changed,
+        significant=sum(bool(row.significant) for row in changed), by_chance=chance,
+        settings=[difference for part in about for difference in _settings(part, a.get(part), b.get(part))],
         untrusted=a["untrusted"] or b["untrusted"],
     )  # fmt: skip
 
@@ -81,10 +81,10 @@ def _differences(name: str, a: Any, b: Any, data: Data) -> Iterator[Difference]:
             if key in b and key not in CURVES:
                 yield from _differences(f"{name}.{key}" if name else key, a[key], b[key], data)
     elif isinstance(a, list) and isinstance(b, list):
-        others = {_label(one, i): one for i, one in enumerate(b)}
-        for i, one in enumerate(a):
-            if isinstance(one, dict) and (label := _label(one, i)) in others:
-                yield from _differences(f"{name}[{label}]", one, others[label], data)
+        labelled = {_label(entry, i): entry for i, entry in enumerate(b)}
+        for i, entry in enumerate(a):
+            if isinstance(entry, dict) and (label := _label(entry, i)) in labelled:
+                yield from _differences(f"{name}[{label}]", entry, labelled[label], data)
     elif _is_number(a) and _is_number(b):
         yield _row(name, "number", a, b, None)
     elif a != b and not {type(a), type(b)} & {dict, list}:
@@ -117,14 +117,14 @@ def _comparable(a: dict[str, Any], b: dict[str, Any], data: Data) -> bool:
     return data.same or all(known)
 
 
-def _joined(kind: str, one: tuple[dict[str, Any], int], other: tuple[dict[str, Any], int], data: Data) -> float:
+def _joined(kind: str, left: tuple[dict[str, Any], int], right: tuple[dict[str, Any], int], data: Data) -> float:
     """How far a change may lie from what it seems, by an end of each number's interval."""
     inner, outer = [], []
-    for number, end in (one, other):
+    for number, end in (left, right):
         bare = abs((number.get("interval_given_data") or number["interval"])[end] - number["value"])
-        whole = abs(number["interval"][end] - number["value"])
+        full = abs(number["interval"][end] - number["value"])
         inner.append(bare)
-        outer.append(whole if kind == "estimate" else whole - bare)
+        outer.append(full if kind == "estimate" else full - bare)
     if data.same:
         outer = inner if kind == "estimate" else [0.0, 0.0]
     return math.hypot(*outer) + (sum(inner) if kind == "eigenvalue" else 0.0)
@@ -161,13 +161,13 @@ def _is_uncertain(value: Any) -> bool:
     return isinstance(value, dict) and {"value", "interval"} <= value.keys()
 
 
-def _label(one: Any, index: int) -> Any:
+def _label(entry: Any, index: int) -> Any:
     """What an entry of a list is called in both results: its name, else its place."""
-    if not isinstance(one, dict):
+    if not isinstance(entry, dict):
         return index
-    if {"a", "b"} <= one.keys() and isinstance(one["a"], str):
-        return f"{one['a']}, {one['b']}"
-    return one.get("name") or one.get("of") or one.get("direction") or index
+    if {"a", "b"} <= entry.keys() and isinstance(entry["a"], str):
+        return f"{entry['a']}, {entry['b']}"
+    return entry.get("name") or entry.get("of") or entry.get("direction") or index
 
 
 def _confidence(a: dict[str, Any], b: dict[str, Any]) -> float:

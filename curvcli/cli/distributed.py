@@ -58,12 +58,12 @@ def asked_for(arguments: Sequence[str]) -> bool:
 
 def supervise(arguments: Sequence[str]) -> int:
     """Run the command line in a process of its own, and tell how it ended."""
-    alive, held = os.pipe()
-    told = os.dup(2)
+    alive, lifeline = os.pipe()
+    stderr = os.dup(2)
     flags = f"--xla_cpu_collective_timeout_seconds={_seconds('STUCK', STUCK)}"
     environment = {
         **os.environ,
-        WORKER: f"{told},{alive}",
+        WORKER: f"{stderr},{alive}",
         # It would keep SIGTERM to itself.
         "JAX_ENABLE_PREEMPTION_SERVICE": "false",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
@@ -71,23 +71,23 @@ def supervise(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryFile() as log:
         worker = subprocess.Popen(
             [sys.executable, "-P", "-c", _WORK, str(PACKAGE.parent), *arguments],
-            env=environment, stderr=log, pass_fds=(told, alive),
+            env=environment, stderr=log, pass_fds=(stderr, alive),
             # Ctrl-C at a terminal reaches it through this process alone.
             process_group=0,
         )  # fmt: skip
         interrupts.current.hand_on = worker.send_signal  # which does nothing once it has ended
         os.close(alive)
         code = _ended(worker.pid)
-        os.close(held)
+        os.close(lifeline)
         log.seek(0)
-        written = log.read().decode(errors="replace")
+        messages = log.read().decode(errors="replace")
     if "--debug" in arguments:
-        sys.stderr.write(written)
+        sys.stderr.write(messages)
     if code >= 0:
         return code
     if -code in interrupts.SIGNALS:
         return 128 - code
-    return console.report_error(_lost(-code, written), debug=False)
+    return console.report_error(_lost(-code, messages), debug=False)
 
 
 def _ended(pid: int) -> int:
@@ -188,44 +188,44 @@ def check_equal(facts: dict[str, str]) -> None:
     from curvcli.devices import from_all
 
     digests = [hashlib.sha256(text.encode()).digest() for text in facts.values()]
-    said = from_all(b"".join(digests))
+    gathered = from_all(b"".join(digests))
     for place, name in enumerate(facts):
-        parts = [one[32 * place : 32 * (place + 1)] for one in said]
-        others = [str(rank) for rank, part in enumerate(parts) if part != parts[0]]
-        if others:
+        parts = [digest[32 * place : 32 * (place + 1)] for digest in gathered]
+        differing = [str(rank) for rank, part in enumerate(parts) if part != parts[0]]
+        if differing:
             raise DistributedError(
-                f"distributed: process {', '.join(others)} has {name} other than process 0",
+                f"distributed: process {', '.join(differing)} has {name} other than process 0",
                 "start every process with the same command, files and versions",
             )
 
 
 def _place() -> tuple[str, int, int, Sequence[int] | None]:
     """Coordinator, number of processes, which of them this is, and its devices."""
-    given = [os.environ.get(name) for name in THREE]
-    if all(given):
-        address, count, rank = (str(one) for one in given)
+    variables = [os.environ.get(name) for name in THREE]
+    if all(variables):
+        address, count, rank = (str(variable) for variable in variables)
         try:
-            number, own = int(count), int(rank)
+            number, rank = int(count), int(rank)
         except ValueError:
-            number, own = 0, 0
-        if not re.fullmatch(r".+:\d+", address) or not 0 <= own < number:
+            number, rank = 0, 0
+        if not re.fullmatch(r".+:\d+", address) or not 0 <= rank < number:
             raise UsageError(
-                f"--distributed: {', '.join(f'{n}={v}' for n, v in zip(THREE, given, strict=True))} cannot be",
+                f"--distributed: {', '.join(f'{n}={v}' for n, v in zip(THREE, variables, strict=True))} cannot be",
                 "CURV_COORDINATOR is host:port of process 0, and CURV_PROCESS_ID is below CURV_NUM_PROCESSES",
             )
-        return address, number, own, None
-    if any(given):
-        missing = ", ".join(name for name, value in zip(THREE, given, strict=True) if not value)
+        return address, number, rank, None
+    if any(variables):
+        missing = ", ".join(name for name, value in zip(THREE, variables, strict=True) if not value)
         raise UsageError(f"--distributed: {missing} is not set", f"set all three of {', '.join(THREE)}")
     from curvcli.jax_internals import detected_cluster
 
-    address, number, own, local = detected_cluster(_seconds("START", START))
-    if address is None or number is None or own is None:
+    address, number, rank, local = detected_cluster(_seconds("START", START))
+    if address is None or number is None or rank is None:
         raise UsageError(
             "--distributed: JAX finds no cluster here (Slurm, Open MPI, Kubernetes, TPU)",
             f"set {', '.join(THREE)} for every process",
         )
-    return address, number, own, local
+    return address, number, rank, local
 
 
 def bind_collectives(address: str) -> None:
@@ -243,12 +243,12 @@ def bind_collectives(address: str) -> None:
         family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as towards:
             towards.connect(place)  # nothing is sent
-            own = str(towards.getsockname()[0])
+            interface = str(towards.getsockname()[0])
     except OSError as error:
         raise UsageError(
             f"--distributed: the coordinator {address} cannot be reached: {error.strerror}", "check CURV_COORDINATOR"
         ) from error
-    bind_gloo(own)
+    bind_gloo(interface)
 
 
 def _seconds(name: str, default: int) -> int:
@@ -263,9 +263,9 @@ def _error(text: str) -> DistributedError:
     return DistributedError(f"distributed: {cause}", AGAIN)
 
 
-def _lost(number: int, written: str) -> DistributedError:
+def _lost(number: int, messages: str) -> DistributedError:
     """The error for a process that computes and ended by a signal."""
     if number == signal.SIGABRT:
-        return _error(written)
+        return _error(messages)
     name: Any = signal.Signals(number).name
     return DistributedError(f"distributed: the process that computes was ended by {name}", AGAIN)

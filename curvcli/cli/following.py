@@ -30,7 +30,7 @@ class Following:
     until: int | None
     new: bool
 
-    def steps(self, there: Callable[[], list[int]]) -> Iterator[int]:
+    def steps(self, listed: Callable[[], list[int]]) -> Iterator[int]:
         """Each step once, in ascending order, when it is whole.
 
         Parameters
@@ -43,19 +43,19 @@ class Following:
         NotFoundError
             There was none in the time.
         """
-        seen: set[int] = set(_now(there)) if self.new else set()
-        found, since = False, time.monotonic()
+        handled: set[int] = set(_now(listed)) if self.new else set()
+        any_seen, since = False, time.monotonic()
         while True:
-            for step in [one for one in _now(there) if one not in seen]:
-                seen.add(step)
+            for step in [step for step in _now(listed) if step not in handled]:
+                handled.add(step)
                 if self.until is not None and step > self.until:
                     return
                 yield step
-                found, since = True, time.monotonic()
+                any_seen, since = True, time.monotonic()
                 if step == self.until:
                     return
             if self.idle is not None and time.monotonic() - since >= self.idle:
-                if not found:
+                if not any_seen:
                     raise NotFoundError(
                         f"no step was written within {self.idle:g} s", "check the folder, or wait longer: --idle"
                     )
@@ -63,9 +63,9 @@ class Following:
             time.sleep(self.every)
 
 
-def _now(there: Callable[[], list[int]]) -> list[int]:
+def _now(listed: Callable[[], list[int]]) -> list[int]:
     """The steps, none where the folder is not there yet or is being changed."""
     try:
-        return there()
+        return listed()
     except (CurvError, OSError):
         return []

@@ -101,13 +101,13 @@ def count(estimate: Bounded) -> str:
     return f"about {estimate.value:.0f} eigenvalues, in [{low:.0f}, {high:.0f}]"
 
 
-def eigenvalue(found: Eigenvalue, scope: str = "") -> str:
+def eigenvalue(value: Eigenvalue, scope: str = "") -> str:
     """An eigenvalue with its residual, or with the interval for all examples."""
-    if found.data_stderr is not None:
-        text = within(found)
+    if value.data_stderr is not None:
+        text = within(value)
     else:
-        text = f"{with_error(found.value, found.residual)}{f' ({scope})' if scope else ''}"
-    return text if found.converged else f"{text} (not converged)"
+        text = f"{with_error(value.value, value.residual)}{f' ({scope})' if scope else ''}"
+    return text if value.converged else f"{text} (not converged)"
 
 
 def stable_rate(result: Any, sharpness: Eigenvalue) -> str | None:
@@ -130,16 +130,16 @@ def header(report: Report[Any, Any]) -> Text:
     step = "" if problem.checkpoint.step is None else f" step {problem.checkpoint.step}"
     block = f" ({report.settings.block})" if report.settings.block else ""
     plain = problem.reduction == "mean" and problem.normaliser == problem.data.num_examples
-    used = f"{problem.data.counted} examples"
+    examples = f"{problem.data.counted} examples"
     if problem.mode == "batch":
-        used = f"{problem.batches} batches of {problem.batch_size} by their own statistics"
+        examples = f"{problem.batches} batches of {problem.batch_size} by their own statistics"
     divisor = "" if plain else f", ÷ {problem.normaliser:g}"
     regulariser = f" + l2 {problem.l2:g}" if problem.l2 else ""
     regulariser += f" + {problem.regulariser}" if problem.regulariser else ""
     return Text(
         f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters "
         f"({report.environment.dtype}){block}\n"
-        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {used} · loss "
+        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {examples} · loss "
         f"{number(problem.loss_value)}",
         style="dim",
     )

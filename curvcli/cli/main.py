@@ -111,13 +111,13 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # what typer and rich make of a closed pipe
             console.silence_stdout()
             return 141
-        return console.report_error(console.as_told(error), debug=debug)
+        return console.report_error(console.as_curv_error(error), debug=debug)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error = OutputError("no space is left on the device that is written to", "free some, or write elsewhere")
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             error = UsageError(f"{error.filename}: the name is too long for a file", "give a shorter one")
-        return console.report_error(console.as_told(error), debug=debug)
+        return console.report_error(console.as_curv_error(error), debug=debug)
 
 
 def unknown_command(name: str) -> UsageError:

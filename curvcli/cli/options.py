@@ -109,8 +109,8 @@ class Request:
         for option, (table, key) in _OVERRIDES.items():
             tables[table][key] = self.spec[option]
         tables["model"]["kwargs"] = model_arguments(self.spec["model_arg"] or [])
-        said = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
-        self._validated(ProblemSpec, said)
+        chosen = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
+        self._validated(ProblemSpec, chosen)
         return tables
 
     def overridden(self) -> dict[str, str]:
@@ -127,10 +127,10 @@ class Request:
         UsageError
             A value is out of range; the message names the option.
         """
-        given = {name: value for name, value in self.settings.items() if value not in (None, [])}
-        if "max_memory" in given:
-            given["max_memory"] = parse_size(given["max_memory"])
-        return self._validated(self.settings_class, given)
+        values = {name: value for name, value in self.settings.items() if value not in (None, [])}
+        if "max_memory" in values:
+            values["max_memory"] = parse_size(values["max_memory"])
+        return self._validated(self.settings_class, values)
 
     def _validated(self, schema: type[BaseModel], values: dict[str, Any]) -> Any:
         """The values as an instance of a schema whose last keys are names of options."""
@@ -138,13 +138,13 @@ class Request:
             return schema.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            said, place = first["msg"].removeprefix("Value error, "), ""
+            message, place = first["msg"].removeprefix("Value error, "), ""
             # The place is empty where options do not go together; it ends in an index where one of several values is
             # wrong, and in what the value was tried as ("constrained-float") where a number or a word is taken.
             if names := [key for key in first["loc"] if isinstance(key, str) and key.isidentifier()]:
                 value = first["input"] if not isinstance(first["input"], list) else " ".join(map(str, first["input"]))
-                place, said = f"{_flag(names[-1])} {value}: ", said[:1].lower() + said[1:]
-            raise UsageError(f"{place}{said}", f"see: curv {self.name} --help") from error
+                place, message = f"{_flag(names[-1])} {value}: ", message[:1].lower() + message[1:]
+            raise UsageError(f"{place}{message}", f"see: curv {self.name} --help") from error
 
 
 def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], Any]], Callable[..., Any]]:
@@ -156,14 +156,19 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
         spec = {name: _option(name, *row, panel=PROBLEM) for name, row in _SPEC.items()}
         output = {name: _option(name, *row, panel=OUTPUT) for name, row in _OUTPUT.items()}
 
-        def command(context: typer.Context, **given: Any) -> Any:
+        def command(context: typer.Context, **arguments: Any) -> Any:
             return function(
                 Request(
-                    function.__name__, given["checkpoints"] or [], settings_class,
-                    {n: given[n] for n in settings}, {n: given[n] for n in spec}, {n: given[n] for n in output},
-                    {name: _source(context, name) for name in given}, context.obj,
+                    function.__name__,
+                    arguments["checkpoints"] or [],
+                    settings_class,
+                    {n: arguments[n] for n in settings},
+                    {n: arguments[n] for n in spec},
+                    {n: arguments[n] for n in output},
+                    {name: _source(context, name) for name in arguments},
+                    context.obj,
                 )
-            )  # fmt: skip
+            )
 
         checkpoint = typer.Argument(
             metavar="CKPT", show_default=False,

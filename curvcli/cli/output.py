@@ -34,17 +34,17 @@ def own_stdout(*, needed: bool = True) -> Iterator[TextIO]:
         sys.stdout.flush()
     elif needed:
         raise OutputError("stdout is closed", "write the report to a file: -o FILE")
-    kept = os.dup(1)
+    descriptor = os.dup(1)
     os.dup2(2, 1)
     before = sys.stdout
     # Python's own stdout object goes to stderr too: under a test or a notebook it need not be file descriptor 1.
     sys.stdout = sys.stderr
-    stream = os.fdopen(kept, "w", encoding="utf-8", errors=SURROGATES)
+    stream = os.fdopen(descriptor, "w", encoding="utf-8", errors=SURROGATES)
     try:
         yield stream
     finally:
         sys.stdout = before
-        os.dup2(kept, 1)
+        os.dup2(descriptor, 1)
         with contextlib.suppress(OSError):  # what cannot be written was told when it was
             stream.close()
 

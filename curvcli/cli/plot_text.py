@@ -77,8 +77,8 @@ def line_plot(
     marks
         Of the loss and of the model.
     """
-    known = [value for value in loss if value is not None] or model
-    low, high = min(known), max(known)
+    finite = [value for value in loss if value is not None] or model
+    low, high = min(finite), max(finite)
     margin = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
     inside = [value for value in model if low - margin <= value <= high + margin]
     low, high = min([low, *inside]), max([high, *inside])
@@ -125,12 +125,12 @@ def shade_map(
     loss
         [a][b]; None is left blank.
     """
-    known = [value for row in loss for value in row if value is not None]
-    if not known:
+    finite = [value for row in loss for value in row if value is not None]
+    if not finite:
         return ""
-    least = min(known)
+    least = min(finite)
     # Three decades below the largest excess are told apart.
-    largest = max(known) - least or 1.0
+    largest = max(finite) - least or 1.0
     shades = "·░▒▓█" if unicode else ".-=*#"
     columns = max(min(width - 12, 2 * len(a)), 2)
     rows = min(height, len(b))

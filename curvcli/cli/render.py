@@ -32,9 +32,9 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
         color_system="auto" if styled else None,
     )  # fmt: skip
     with console.capture() as captured:
-        shown = printable_values(report)
-        headline, *rest = _view(report).view(shown, width, "utf" in stream.encoding.lower())
-        console.print(Group(_scoped(headline, shown), *rest))
+        clean = printable_values(report)
+        headline, *rest = _view(report).view(clean, width, "utf" in stream.encoding.lower())
+        console.print(Group(_scoped(headline, clean), *rest))
     return captured.get().rstrip("\n")
 
 

@@ -108,9 +108,13 @@ def _tried(answer: Callable[[Target], Reply], target: Target, *, debug: bool) ->
     except DistributedError:  # nobody is there to go on with
         raise
     except (Exception, SystemExit) as error:
-        told = console.as_told(error)
-        console.report_error(told, debug=debug)
+        failure = console.as_curv_error(error)
+        console.report_error(failure, debug=debug)
         record = ErrorRecord(
-            checkpoint=target.name, step=target.step, error=told.message, hint=told.hint, exit_code=told.exit_code
+            checkpoint=target.name,
+            step=target.step,
+            error=failure.message,
+            hint=failure.hint,
+            exit_code=failure.exit_code,
         )
-        return Reply(record.to_json(), None, told.exit_code)
+        return Reply(record.to_json(), None, failure.exit_code)

@@ -26,11 +26,11 @@ def read_one(path: Path) -> dict[str, Any]:
     DataError
         It holds no report, or several.
     """
-    found = _records(path)
-    if len(found) != 1:
-        raise DataError(f"{path} holds {len(found)} reports", f"take one of them out: sed -n 1p {path} > one.json")
-    _checked(path, found[0])
-    return found[0]
+    records = _records(path)
+    if len(records) != 1:
+        raise DataError(f"{path} holds {len(records)} reports", f"take one of them out: sed -n 1p {path} > one.json")
+    _checked(path, records[0])
+    return records[0]
 
 
 def read_all(path: Path) -> tuple[list[Any], int]:
@@ -43,12 +43,12 @@ def read_all(path: Path) -> tuple[list[Any], int]:
     DataError
         It holds anything but reports.
     """
-    found = _records(path)
-    if not found:
+    records = _records(path)
+    if not records:
         raise DataError(f"{path} holds no report", WRITTEN)
     failed = ErrorRecord.model_fields["schema_name"].default
-    kept = [one for one in found if not (isinstance(one, dict) and one.get("schema") == failed)]
-    return [_checked(path, one) for one in kept], len(found) - len(kept)
+    reports = [record for record in records if not (isinstance(record, dict) and record.get("schema") == failed)]
+    return [_checked(path, record) for record in reports], len(records) - len(reports)
 
 
 def _records(path: Path) -> list[Any]:

@@ -43,8 +43,8 @@ def write_spec(request: Request) -> int:
         loaded = load(request, settings, target)
         tell_settings(request, loaded, set())
         value, _ = finite_objective(loaded.problem)
-        found, _, path = locate(request, target.argument)
-        document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
+        source, _, path = locate(request, target.argument)
+        document = relative_to(loaded.spec, checkpoint=path, base=source.base, folder=file.resolve().parent)
         if settings.pin:
             _pin(document, loaded, path, settings)
         files.write_file(file, tomli_w.dumps(document))

@@ -17,10 +17,10 @@ def folder(name: str) -> Path | None:
     with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home folder
         root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curv"
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = root / name
-        found.mkdir(mode=0o700, exist_ok=True)
-        if found.stat().st_uid == os.getuid():  # a compiled program is code: never take another user's
-            return found
+        path = root / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_uid == os.getuid():  # a compiled program is code: never take another user's
+            return path
     return None
 
 

@@ -42,7 +42,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     OutputError
         The folder is missing or not writable, or the disk is full.
     """
-    with _told(path), path.open("wb") if _is_special(path) else atomic.replacing(path) as stream:
+    with _named_errors(path), path.open("wb") if _is_special(path) else atomic.replacing(path) as stream:
         yield stream
 
 
@@ -72,7 +72,7 @@ class ReportFile:
             It could not be written; the lines before it are still there.
         """
         data = _encoded(line + "\n")
-        with _told(self._path):
+        with _named_errors(self._path):
             if self._stream is None:
                 special = _is_special(self._path)
                 if not special:
@@ -105,7 +105,7 @@ def _encoded(text: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     """What the system refuses, as an error that names the file. A closed pipe stays a BrokenPipeError."""
     try:
         yield
@@ -140,7 +140,7 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} could not be written: its folder is not writable", "write it elsewhere: -o FILE")
 
 
-def check_distinct(written: dict[str, Path]) -> None:
+def check_distinct(paths: dict[str, Path]) -> None:
     """Say before the work that a file would replace what is read, now or later, or another file that is written.
 
     Parameters
@@ -153,13 +153,13 @@ def check_distinct(written: dict[str, Path]) -> None:
     UsageError
         It would.
     """
-    for option, path in written.items():
+    for option, path in paths.items():
         will_write(path, option)
     places: dict[str, str] = {}
-    for option, path in written.items():
-        other = places.setdefault(os.path.realpath(path), option)
-        if other != option and not _is_special(path):
-            raise UsageError(f"{other} and {option} name the same file", "give each a file of its own")
+    for option, path in paths.items():
+        earlier = places.setdefault(os.path.realpath(path), option)
+        if earlier != option and not _is_special(path):
+            raise UsageError(f"{earlier} and {option} name the same file", "give each a file of its own")
 
 
 ARRAY_FORMATS = (".npz", ".safetensors")

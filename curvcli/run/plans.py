@@ -72,7 +72,7 @@ def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
 
 
 def with_plan(
-    loaded: Loaded, settings: Any, *, given: Way | None = None, store: Any = None, timing: Timing = "never"
+    loaded: Loaded, settings: Any, *, way: Way | None = None, store: Any = None, timing: Timing = "never"
 ) -> Loaded:
     """The problem with the way its products are computed, and warnings about that way.
 
@@ -87,7 +87,7 @@ def with_plan(
     """
     from curvcli.analyses.common.tuning import planned, remarks
 
-    problem = planned(loaded.problem, settings, given=given, store=store, timing=timing)
+    problem = planned(loaded.problem, settings, given=way, store=store, timing=timing)
     return replace(loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)])
 
 
@@ -116,12 +116,12 @@ def read_way(path: Path) -> Way:
         The file cannot be read, or holds none of these.
     """
     try:
-        found = json.loads(register(path, "the plan").read_text())
+        values = json.loads(register(path, "the plan").read_text())
         for outer, inner in (("result", "plan"), ("cost", "way")):
-            if isinstance(found.get(outer), dict) and inner in found[outer]:
-                found = found[outer][inner]
+            if isinstance(values.get(outer), dict) and inner in values[outer]:
+                values = values[outer][inner]
                 break
-        return Way.model_validate(found)
+        return Way.model_validate(values)
     except OSError as error:
         raise UsageError(f"--plan {path}: {error.strerror}", "write one: curv inspect CKPT -o plan.json") from error
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's errors are ValueErrors

@@ -50,8 +50,8 @@ def open_regular(path: Path, flags: int) -> int:
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
         os.close(descriptor)
-        what = "also has a name elsewhere" if stat.S_ISREG(state.st_mode) else "is not a regular file"
-        raise DataError(f"{path} {what}", hint)
+        reason = "also has a name elsewhere" if stat.S_ISREG(state.st_mode) else "is not a regular file"
+        raise DataError(f"{path} {reason}", hint)
     return descriptor
 
 
@@ -119,7 +119,7 @@ class Records:
 
     def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Any]:
         """The oldest row under each key that was not taken yet, None where there is none."""
-        return [self._taken(key, self._finished if finished else len(self._records)) for key in keys]
+        return [self._oldest(key, self._finished if finished else len(self._records)) for key in keys]
 
     def holds(self, key: bytes) -> bool:
         """Whether an earlier run kept anything under a key that was not taken yet."""
@@ -180,9 +180,9 @@ class Records:
         text = json.dumps(description).encode()
         try:
             for part in (memoryview(_HEAD.pack(MAGIC, len(text), zlib.crc32(text)) + text), values):
-                written = 0
-                while written < len(part):
-                    written += os.write(self._file, part[written:])
+                count = 0
+                while count < len(part):
+                    count += os.write(self._file, part[count:])
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._end)
@@ -214,7 +214,7 @@ class Records:
                 return
             yield record, offset
 
-    def _taken(self, key: bytes, below: int) -> Any:
+    def _oldest(self, key: bytes, below: int) -> Any:
         places = self._places.get(key)
         while places and places[0][0] < below:
             record, row = places.popleft()
@@ -231,6 +231,6 @@ class Records:
         if self._last[0] != index:
             record = self._records[index]
             data = os.pread(self._file, record.size, record.offset)
-            whole = len(data) == record.size and zlib.crc32(data) == record.crc
-            self._last = index, np.frombuffer(data, record.dtype).reshape(record.shape) if whole else None
+            intact = len(data) == record.size and zlib.crc32(data) == record.crc
+            self._last = index, np.frombuffer(data, record.dtype).reshape(record.shape) if intact else None
         return self._last[1]

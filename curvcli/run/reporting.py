@@ -54,8 +54,8 @@ def _of_part(data: DataRecord) -> str:
 
 def write_array_files(answer: Any, settings: Any) -> None:
     """Write the arrays of an answer where the settings name files for them."""
-    for name, held in ARRAY_FILES.items():
-        if (arrays := getattr(answer, held)) and getattr(settings, name, None):
+    for name, attribute in ARRAY_FILES.items():
+        if (arrays := getattr(answer, attribute)) and getattr(settings, name, None):
             files.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
 
 

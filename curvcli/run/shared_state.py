@@ -26,12 +26,12 @@ class SharedState:
         The first process's; None in the others.
     """
 
-    def __init__(self, own: State | None) -> None:
-        self._own = own
-        way = None if own is None or own.way is None else own.way.model_dump()
-        said = json.loads(from_first(json.dumps([way, own and own.memory]).encode()))
-        self.way = None if said[0] is None else Way.model_validate(said[0])
-        self.memory: int | None = said[1]
+    def __init__(self, first: State | None) -> None:
+        self._own = first
+        way = None if first is None or first.way is None else first.way.model_dump()
+        values = json.loads(from_first(json.dumps([way, first and first.memory]).encode()))
+        self.way = None if values[0] is None else Way.model_validate(values[0])
+        self.memory: int | None = values[1]
         self.warnings: list[str] = []
 
     def open(self, loaded: Any, settings: Any, way: Way, memory: int, code: str) -> Journal:
@@ -51,17 +51,17 @@ class SharedState:
 class _SharedStore:
     """A store whose answers are the first process's."""
 
-    def __init__(self, own: Store | None) -> None:
-        self._own = own
+    def __init__(self, first: Store | None) -> None:
+        self._own = first
 
     def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Array]:
         import numpy as np
 
-        written = io.BytesIO()
+        buffer = io.BytesIO()
         if self._own is not None:
-            found = self._own.take(keys, finished=finished)
-            np.savez(written, **{str(i): row for i, row in enumerate(found) if row is not None})
-        with np.load(io.BytesIO(from_first(written.getvalue())), allow_pickle=False) as rows:
+            stored = self._own.take(keys, finished=finished)
+            np.savez(buffer, **{str(i): row for i, row in enumerate(stored) if row is not None})
+        with np.load(io.BytesIO(from_first(buffer.getvalue())), allow_pickle=False) as rows:
             return [rows.get(str(i)) for i in range(len(keys))]
 
     def holds(self, key: bytes) -> bool:
@@ -78,5 +78,5 @@ class _SharedStore:
 @contextlib.contextmanager
 def shared_state(folder: Path) -> Iterator[SharedState]:
     """As `state`, whose errors the first process alone has."""
-    with state(folder) if is_first() else contextlib.nullcontext() as own:
-        yield SharedState(own)
+    with state(folder) if is_first() else contextlib.nullcontext() as first:
+        yield SharedState(first)

@@ -63,9 +63,9 @@ class State:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._records: Records | None = None
-        self._said = _said(folder)
-        self.way = None if self._said is None else self._said.way
-        self.memory: int | None = None if self._said is None else self._said.memory
+        self._description = _description(folder)
+        self.way = None if self._description is None else self._description.way
+        self.memory: int | None = None if self._description is None else self._description.memory
         self.warnings: list[str] = []
 
     def open(self, loaded: Loaded, settings: Any, way: Way, memory: int, code: str) -> Journal:
@@ -89,14 +89,14 @@ class State:
         needed, soft = _facts(loaded, settings, way, code)
         now = StateRecord(needed=json.loads(json.dumps(needed)), soft=soft, way=way, memory=memory)
         path = self._folder / RECORDS
-        if self._said is None:
+        if self._description is None:
             # Values of which nobody can say what they were computed from are none.
             path.unlink(missing_ok=True)
             text = json.dumps(now.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
             for name in PROBLEM:
                 files.write_file(self._folder / name, text)
         else:
-            self._compare(self._said, now)
+            self._compare(self._description, now)
         self._records = Records(path)
         return Journal(self._records, loaded.problem)
 
@@ -177,12 +177,12 @@ def state(folder: Path) -> Iterator[State]:
         for orphan in folder.glob(".curv-*.tmp"):  # of a process that was killed as it wrote one
             with contextlib.suppress(OSError):
                 orphan.unlink(missing_ok=True)
-        kept = State(folder)
+        current = State(folder)
         try:
-            yield kept
+            yield current
         finally:
-            kept.close()
-            if new and not kept.begun:  # nothing was computed: nothing is left behind
+            current.close()
+            if new and not current.begun:  # nothing was computed: nothing is left behind
                 with contextlib.suppress(OSError):
                     (folder / LOCK).unlink()
                     folder.rmdir()
@@ -198,14 +198,14 @@ def _check_marked(folder: Path) -> None:
     """
     with os.scandir(folder) as entries:
         names = {entry.name for entry in entries}
-    said = _text(folder / LOCK)
-    if not names or said == MARK or (names == {LOCK} and said == ""):
+    mark = _text(folder / LOCK)
+    if not names or mark == MARK or (names == {LOCK} and mark == ""):
         return
     with contextlib.suppress(DataError):
-        if _said(folder) is not None:
+        if _description(folder) is not None:
             return
-    shown = ", ".join(sorted(names)[:3])
-    raise UsageError(f"{folder} is not a state folder: it holds {shown}", "give a new name, or an empty folder")
+    examples = ", ".join(sorted(names)[:3])
+    raise UsageError(f"{folder} is not a state folder: it holds {examples}", "give a new name, or an empty folder")
 
 
 def _text(path: Path) -> str | None:
@@ -217,7 +217,7 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _said(folder: Path) -> StateRecord | None:
+def _description(folder: Path) -> StateRecord | None:
     """What a folder says it was computed from, by its first description that is whole; None where there is none."""
     names = [name for name in PROBLEM if os.path.lexists(folder / name)]
     reasons = []

@@ -22,8 +22,8 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
     parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
     parts += [_matrices(result), Text("")]
     if result.equal:
-        said = "; ".join(f"{one.name} = {one.to}: {one.reason}" for one in result.equal)
-        parts += [Text(said), Text("")]
+        remark = "; ".join(f"{pair.name} = {pair.to}: {pair.reason}" for pair in result.equal)
+        parts += [Text(remark), Text("")]
     if result.left_out:
         parts += [Text(f"left out: {', '.join(result.left_out)} ({next(iter(result.left_out.values()))})"), Text("")]
     parts += [Text("Relative distance ‖row − column‖ / ‖row‖", style="bold"), _distances(result)]
@@ -37,7 +37,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
     parts += [Text(title, style="bold"), _agreement(result), Text("")]
     if (steps := result.step_angles) is not None:
         parts.append(Text(f"steps −(A + λI)⁻¹∇J with λ = {number(steps.damping)} ({steps.reason})"))
-        parts += [Text(f"{one.name}: {said}") for one in steps.steps if (said := _remark(one))]
+        parts += [Text(f"{step.name}: {remark}") for step in steps.steps if (remark := _remark(step))]
     if result.laplace is not None:
         parts += [Text(""), Text(f"Laplace with {result.laplace.matrix}", style="bold"), _laplace(result.laplace)]
     foot = f"{result.reason} · {spent(cost)}"
@@ -58,7 +58,7 @@ def _headline(result: CompareResult) -> str:
 def _matrices(result: CompareResult) -> Table:
     """Trace, norm, extremes and step of each."""
     grid = Table.grid(padding=(0, 2))
-    steps = {one.name: one for one in result.step_angles.steps} if result.step_angles else {}
+    steps = {step.name: step for step in result.step_angles.steps} if result.step_angles else {}
     names = ["", "trace", "‖·‖_F", "λ_1", *(["‖step‖", "cos to −∇J"] if steps else [])]
     grid.add_row(*(Text(name, style="dim", justify="right") for name in names))
     for name in result.matrices:
@@ -125,14 +125,14 @@ def _widest(result: CompareResult) -> float:
     return max((0.5 * (one.interval[1] - one.interval[0]) for one in found), default=0.0)
 
 
-def _laplace(found: Laplace) -> Table:
-    predictive = found.predictive
+def _laplace(laplace: Laplace) -> Table:
+    predictive = laplace.predictive
     rows = [
-        ("log evidence", f"{estimate(found.log_evidence)} nats"),
-        ("below the model's peak", f"{number(found.decrement)} nats (½ gᵀP⁻¹g; 0 at a MAP estimate)"),
-        ("log likelihood", number(found.log_likelihood)),
-        ("prior precision", f"{number(found.prior_precision)} ({found.prior})"),
-        ("effective parameters", estimate(found.effective_parameters)),
+        ("log evidence", f"{estimate(laplace.log_evidence)} nats"),
+        ("below the model's peak", f"{number(laplace.decrement)} nats (½ gᵀP⁻¹g; 0 at a MAP estimate)"),
+        ("log likelihood", number(laplace.log_likelihood)),
+        ("prior precision", f"{number(laplace.prior_precision)} ({laplace.prior})"),
+        ("effective parameters", estimate(laplace.effective_parameters)),
         ("variance of an output", f"mean {_brief(predictive.mean)}, median {number(predictive.median)}, "
          f"largest {number(predictive.largest)}"),
     ]  # fmt: skip

@@ -22,9 +22,9 @@ def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
     result, cost = report.result, report.cost
     pairs = result.eigenvalues
     converged = sum(pair.converged for pair in pairs)
-    said = "all converged" if converged == len(pairs) else f"{converged} of {len(pairs)} converged"
-    headline = f"{_wanted(report)} of {report.matrix}: {number(pairs[0].value)}"
-    headline += f" to {number(pairs[-1].value)}; {said}" if len(pairs) > 1 else f"; {said}"
+    convergence = "all converged" if converged == len(pairs) else f"{converged} of {len(pairs)} converged"
+    headline = f"{_request(report)} of {report.matrix}: {number(pairs[0].value)}"
+    headline += f" to {number(pairs[-1].value)}; {convergence}" if len(pairs) > 1 else f"; {convergence}"
     parts = [Text(headline, style="bold"), header(report), *failed(report), Text("")]
     parts += [_table(pairs, min(width - 50, 40), unicode), Text("")]
     if result.gradient_overlap is not None:
@@ -42,7 +42,7 @@ def _beside(pair: Eigenpair, largest: float, room: int, unicode: bool) -> str:
     return bar(pair.value, largest, width=room, unicode=unicode) if room > 4 else ""
 
 
-def _wanted(report: EigsReport) -> str:
+def _request(report: EigsReport) -> str:
     """`10 largest eigenvalues`."""
     which = {"both": "extreme", "magnitude": "largest (by magnitude)"}.get(report.result.which, report.result.which)
     count = len(report.result.eigenvalues)

@@ -22,9 +22,9 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
         headline += f" ({scope})" if scope else ""
     else:
         headline = f"{kind}λ_max {eigenvalue(high, scope)}{'' if high.value > 0 else ': no positive curvature'}"
-    whole = not (report.settings.params or report.settings.exclude)
+    all_parameters = not (report.settings.params or report.settings.exclude)
     rate = stable_rate(result, high)
-    if rate is not None and report.matrix == "hessian" and whole:
+    if rate is not None and report.matrix == "hessian" and all_parameters:
         headline += f"; gradient descent is stable to lr {rate}"
     rows = [
         ("λ_max", eigenvalue(high, scope)),

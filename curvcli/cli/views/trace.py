@@ -52,11 +52,11 @@ def _layers(report: TraceReport, room: int, unicode: bool) -> Table:
     for title in titles:
         grid.add_column(justify="left" if title in ("layer", "trace") else "right")
     grid.add_row(*titles, style="dim")
-    whole = report.result.trace.value
+    total = report.result.trace.value
     ordered = sorted(report.result.layers, key=lambda layer: -abs(layer.trace.value))
     largest = abs(ordered[0].trace.value)
     for layer in ordered[:MOST_LAYERS]:
-        share = f"{layer.trace.value / whole:.1%}" if whole else ""
+        share = f"{layer.trace.value / total:.1%}" if total else ""
         grid.add_row(
             Text(layer.name), f"{layer.dim:,}", margin(layer.trace),
             number(layer.trace.value / layer.dim), share,
