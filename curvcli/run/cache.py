@@ -1,4 +1,4 @@
-"""What curv keeps between runs, in a folder of the user's own."""
+"""The cache folder, which belongs to the user and is kept between runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST = 1 << 30
 
 
 def folder(name: str) -> Path | None:
-    """A folder of the cache, which only its user can enter; None if it cannot be had."""
+    """Return a folder of the cache, accessible to its user alone; None if it cannot be made."""
     base = os.environ.get("CURV_CACHE_DIR")
     with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home folder
         root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curv"
@@ -25,7 +25,7 @@ def folder(name: str) -> Path | None:
 
 
 def enable_compilation_cache(jax: Any) -> None:
-    """Keep compiled programs between runs; without it if the folder cannot be had."""
+    """Keep compiled programs between runs, where the cache folder can be made."""
     programs = folder(f"jax-{jax.__version__}")
     if programs is not None:
         jax.config.update("jax_compilation_cache_dir", str(programs))

@@ -1,4 +1,4 @@
-"""How products are computed, as files: what `--plan` names, and what was measured on this machine earlier."""
+"""Files that say how products are computed: those that `--plan` names, and earlier measurements on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RememberedWay:
     Parameters
     ----------
     about
-        All that the choice depends on: network, shapes, matrix, arithmetic, device, versions.
+        The values that the choice depends on: network, shapes, matrix, arithmetic, device, versions.
     """
 
     def __init__(self, about: dict[str, Any]) -> None:
@@ -38,21 +38,21 @@ class RememberedWay:
         self.path = None if plans is None else plans / f"{name}.json"
 
     def get(self) -> Way | None:
-        """The way, if one was measured; a damaged file counts as none."""
+        """Return the way if it was measured; a damaged file counts as none."""
         if self.path is not None:
             with contextlib.suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
                 return Way.model_validate_json(self.path.read_text())
         return None
 
     def put(self, way: Way) -> None:
-        """Remember it, if it can be written."""
+        """Store the way, if its file can be written."""
         if self.path is not None:
             with contextlib.suppress(Exception):
                 write_file(self.path, way.model_dump_json() + "\n")
 
 
 def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
-    """Where the way for this problem is remembered."""
+    """Return the storage of the way for this problem."""
     import jax
 
     problem, spec = loaded.problem, loaded.spec
@@ -74,14 +74,14 @@ def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
 def with_plan(
     loaded: Loaded, settings: Any, *, way: Way | None = None, store: Any = None, timing: Timing = "never"
 ) -> Loaded:
-    """The problem with the way its products are computed, and warnings about that way.
+    """Return the problem with the way its products are computed, and warnings about that way.
 
     Parameters
     ----------
-    given
-        The way to use; None: chosen from sizes, or by time.
+    way
+        The way to use; None: chosen from sizes, or by timing.
     store
-        Where a way that was timed is remembered.
+        Storage of ways that were timed.
     timing
         Whether ways may be timed.
     """
@@ -92,7 +92,7 @@ def with_plan(
 
 
 def form(loaded: Loaded, base: Path) -> str:
-    """What problems have in common that differ in the numbers of their weights alone.
+    """Return a key that is equal for problems that differ in the values of their weights alone.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def form(loaded: Loaded, base: Path) -> str:
 
 
 def read_way(path: Path) -> Way:
-    """What `--plan` names: a report of `curv inspect`, its `plan`, or the `way` of any report's cost.
+    """Read the file of `--plan`: a report of `curv inspect`, its `plan`, or the `way` of any report's cost.
 
     Raises
     ------

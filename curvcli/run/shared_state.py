@@ -1,4 +1,4 @@
-"""The folder of `--state` where several processes compute: the first reads and writes it, and tells the others."""
+"""The state folder of several processes: process 0 reads and writes it, and broadcasts the values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Array = Any
 
 
 class SharedState:
-    """A `State` as every process has it.
+    """A `State` that all processes share.
 
     Parameters
     ----------
-    own
-        The first process's; None in the others.
+    first
+        The state of process 0; None in the others.
     """
 
     def __init__(self, first: State | None) -> None:
@@ -35,7 +35,7 @@ class SharedState:
         self.warnings: list[str] = []
 
     def open(self, loaded: Any, settings: Any, way: Way, memory: int, code: str) -> Journal:
-        """As `State.open`."""
+        """Open the journal of a problem; see `State.open`."""
         store = None
         if self._own is not None:
             store = self._own.open(loaded, settings, way, memory, code).store
@@ -43,13 +43,13 @@ class SharedState:
         return Journal(_SharedStore(store), loaded.problem)
 
     def finish(self) -> None:
-        """As `State.finish`."""
+        """Mark the run as finished; see `State.finish`."""
         if self._own is not None:
             self._own.finish()
 
 
 class _SharedStore:
-    """A store whose answers are the first process's."""
+    """A store that broadcasts the values of process 0."""
 
     def __init__(self, first: Store | None) -> None:
         self._own = first
@@ -77,6 +77,6 @@ class _SharedStore:
 
 @contextlib.contextmanager
 def shared_state(folder: Path) -> Iterator[SharedState]:
-    """As `state`, whose errors the first process alone has."""
+    """Open the state folder in process 0, which alone raises the errors of `state`."""
     with state(folder) if is_first() else contextlib.nullcontext() as first:
         yield SharedState(first)

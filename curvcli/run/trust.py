@@ -1,4 +1,4 @@
-"""Which curv.toml files the user trusts: what they name and the code that this leads to, remembered by digest."""
+"""The curv.toml files that the user trusts, by a digest of their values and the code that they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CODE = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", 
 
 @dataclass(frozen=True)
 class Code:
-    """Code that a curv.toml names.
+    """A target in a curv.toml: code that it names.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Code:
     target
         `file.py:attr` or `pkg.mod:attr`.
     file
-        The file that the target leads to; None for a module that is not in the folder of the curv.toml.
+        The file of the target; None for a module that is not in the folder of the curv.toml.
     """
 
     setting: str
@@ -42,7 +42,7 @@ class Code:
 
 
 def code_of(specification: Any) -> list[Code]:
-    """The code that a specification names, in the order of curv.toml."""
+    """Return the targets that a specification names, in the order of curv.toml."""
     codes = []
     for table, keys in CODE.items():
         values = specification.values.get(table, {})
@@ -54,7 +54,7 @@ def code_of(specification: Any) -> list[Code]:
 
 
 def _file_of(module: str, base: Path) -> Path | None:
-    """The file of `file.py` or `pkg.mod` in a folder."""
+    """Return the file of `file.py` or `pkg.mod` in a folder; None where there is none."""
     parts = module.split(".")
     candidates = [module] if module.endswith(".py") else [f"{'/'.join(parts)}.py", "/".join([*parts, "__init__.py"])]
     with contextlib.suppress(OSError, ValueError):
@@ -63,9 +63,9 @@ def _file_of(module: str, base: Path) -> Path | None:
 
 
 def digest(specification: Any) -> str:
-    """SHA-256 of the values of a specification and of the files with the code that it names.
+    """Return the SHA-256 of the values of a specification and of the files with the code that it names.
 
-    Modules that this code imports in turn are not part of it.
+    Modules that this code imports are not included.
     """
     hashed = hashlib.sha256(json.dumps(specification.values, sort_keys=True, default=str).encode())
     for code in code_of(specification):
@@ -86,12 +86,12 @@ def is_trusted(specification: Any) -> bool:
 
 
 def trust(specification: Any) -> None:
-    """Remember that the code which a specification names may run, until that or the specification changes.
+    """Store that the code of a specification may run until the code or the specification changes.
 
     Raises
     ------
     OutputError
-        There is no folder to remember it in.
+        There is no cache folder.
     """
     record = _record(specification)
     if record is None:
@@ -103,7 +103,7 @@ def trust(specification: Any) -> None:
 
 
 def revoke(specification: Any) -> bool:
-    """Forget that a specification is trusted; whether it was."""
+    """Revoke the trust in a specification, and return whether it was trusted."""
     record = _record(specification)
     if record is None or not record.exists():
         return False
@@ -112,7 +112,7 @@ def revoke(specification: Any) -> bool:
 
 
 def _record(specification: Any) -> Path | None:
-    """The file that remembers the digest of a specification, named by its place; None without a cache folder."""
+    """Return the file that stores the digest of a specification; None without a cache folder."""
     folder = cache.folder("trusted")
     if folder is None or folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # others could trust for the user
         return None
