@@ -1,4 +1,4 @@
-"""Matrices side by side."""
+"""The picture of `curv compare`: matrices side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[CompareReport]) -> list[Panel | Table]:
-    """Distances, top eigenvalues, eigenspaces, traces, angles between steps."""
+    """Return the panels: distances, top eigenvalues, eigenspaces, traces, angles between steps."""
     panels: list[Panel | Table] = []
     for report, name in zip(reports, labels(reports), strict=True):
         of = f" ({name})" if name else ""

@@ -1,4 +1,4 @@
-"""The diagonal and pruning saliencies by layer."""
+"""The picture of `curv diag`: the diagonal and the saliencies by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[DiagReport]) -> list[Panel | Table]:
-    """Means with intervals, the range of the entries, saliencies, and what pruning did."""
+    """Return the panels: means with intervals, the range of the entries, saliencies, and the change by pruning."""
     layers = list(dict.fromkeys(layer.name for report in reports for layer in report.result.layers))
     means, salient = [], []
     for colour, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
@@ -62,7 +62,7 @@ def parts(reports: Sequence[DiagReport]) -> list[Panel | Table]:
 
 
 def _pruned(prune: Pruning) -> Panel:
-    """What zeroing weights was to do to J, and did."""
+    """Return the table of predicted and actual changes of J by zeroing weights."""
     names = ["true change of J", "by the quadratic", "by the diagonal", "by magnitude, true"]
     diagonal = prune.predicted_by_diagonal
     values = [prune.actual, prune.predicted_by_quadratic, diagonal.value, prune.magnitude_actual]

@@ -1,4 +1,4 @@
-"""Extreme eigenvalues with their residuals."""
+"""The picture of `curv eigs`: extreme eigenvalues with their residuals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
-    """Stems, and how much of the gradient lies along each vector."""
+    """Return the panels: eigenvalues as stems, and the gradient's share along each eigenvector."""
     series, shares = [], []
     for colour, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
         name, pairs = label or matrix(report.matrix), report.result.eigenvalues

@@ -1,4 +1,4 @@
-"""Every number of a report that has an uncertainty, as a table."""
+"""The table of all uncertain numbers of a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = 400
 
 
 def table(reports: Sequence[AnyReport]) -> Table:
-    """By name, with the interval and what it says."""
+    """Return the table of uncertain numbers with their intervals."""
     rows = []
     for report, name in zip(reports, labels(reports), strict=True):
         for path, estimate in numbers(report.result):
@@ -39,7 +39,7 @@ def _uncertainty(found: Interval) -> str:
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Interval]]:
-    """The uncertain numbers inside a result, by where they stand."""
+    """Iterate over the uncertain numbers of a result and their paths."""
     if isinstance(value, Interval):
         yield path, value
     elif isinstance(value, Strict):

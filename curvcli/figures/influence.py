@@ -1,4 +1,4 @@
-"""Who drives what: examples with their inputs, responses to labels, refits."""
+"""The picture of `curv influence`: examples with their inputs, responses to labels, refits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SHOWS_IMAGES = True
 MOST_QUERIES, MOST_ENTRIES, MOST_ROWS = 8, 6, 12
 
 Images = Mapping[tuple[str, int], Image]
-"""Inputs by where they stand: (`data` or `test`, row)."""
+"""Inputs by source (`data` or `test`) and row."""
 
 
 def wanted_images(report: InfluenceReport) -> list[tuple[str, int]]:
-    """Whose inputs the tables would show."""
+    """Return the source and row of the inputs that the tables show."""
     result = report.result
     places = []
     for ranking in result.top[:MOST_QUERIES]:
@@ -38,7 +38,7 @@ def wanted_images(report: InfluenceReport) -> list[tuple[str, int]]:
 
 
 def parts(reports: Sequence[InfluenceReport], images: Images | None = None) -> list[Panel | Table]:
-    """Tables of the examples that matter most, label responses, self-influence, groups, damping, refits."""
+    """Return tables of the most influential examples, label responses, self-influence, groups, damping, refits."""
     made: list[Panel | Table] = []
     for report, name in zip(reports, labels(reports), strict=True):
         result, of = report.result, f" ({name})" if name else ""
@@ -78,7 +78,7 @@ def _ranked(result: InfluenceResult, ranking: Ranking, images: Images, of: str) 
 
 
 def _label_matrices(result: InfluenceResult, of: str) -> list[Panel]:
-    """Each query's response to the labels of the examples that matter most to it."""
+    """Return panels of each query's response to the labels of its most influential examples."""
     scores: Any = result.scores
     if result.mode != "label-perturb" or not isinstance(scores, list) or "class" not in " ".join(result.axes):
         return []
@@ -152,7 +152,7 @@ def _beside(result: InfluenceResult, of: str) -> list[Panel | Table]:
 
 
 def _groups(result: InfluenceResult, of: str) -> Panel:
-    """Each group's largest effect, to first order and by Newton's step."""
+    """Return the panel of each group's largest effect, to first order and by a Newton step."""
     groups = sorted(result.groups or [], key=lambda group: -max(map(abs, group.newton)))[:MOST_ROWS]
     largest = [max(range(len(group.newton)), key=lambda i, group=group: abs(group.newton[i])) for group in groups]
     at = list(range(len(groups)))
@@ -170,7 +170,7 @@ def _groups(result: InfluenceResult, of: str) -> Panel:
 
 
 def _refits(verification: Verification, of: str) -> Panel:
-    """Predicted against actual changes."""
+    """Return the panel of predicted and actual changes."""
     pairs = [
         (forecast, refit, f"example {example}")
         for example, predicted, actual in zip(

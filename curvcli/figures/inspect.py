@@ -1,4 +1,4 @@
-"""What curv sees of a model and its data."""
+"""The picture of `curv inspect`: parameters, classes and arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[InspectReport]) -> list[Panel | Table]:
-    """Parameters of each layer, examples of each class, arrays."""
+    """Return the panels: parameters of each layer, examples of each class, arrays."""
     panels: list[Panel | Table] = []
     for report, name in zip(reports, labels(reports), strict=True):
         result, of = report.result, f" ({name})" if name else ""

@@ -1,4 +1,4 @@
-"""The loss on a line or a plane."""
+"""The picture of `curv landscape`: the loss on a line or a plane."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = 10
 
 
 def parts(reports: Sequence[LandscapeReport]) -> list[Panel | Table]:
-    """A profile with its barrier, or contours of the loss and of its model."""
+    """Return the panels: a profile with its barrier, or contours of the loss and of its quadratic model."""
     return [
         _line(one.result, name) if one.result.b is None else _plane(one.result, name)
         for one, name in zip(reports, labels(reports), strict=True)
@@ -78,5 +78,5 @@ def _plane(result: LandscapeResult, name: str) -> Panel:
 
 
 def _turned(rows: list[list[Any]]) -> list[list[Any]]:
-    """[a][b] as [b][a]."""
+    """Transpose [a][b] to [b][a]."""
     return [list(column) for column in zip(*rows, strict=True)]

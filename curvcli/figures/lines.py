@@ -1,4 +1,4 @@
-"""The loss along lines, beside its quadratic model."""
+"""Panels of the loss along lines with its quadratic model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curvcli.schema.lines import BATCH_STATS
 
 
 def about_statistics(kind: str | None) -> str:
-    """A sentence on the batch statistics of a picture, empty where the network has none."""
+    """Return a sentence on the batch statistics; empty where the network has none."""
     if kind is None:
         return ""
     model = "" if kind == "fixed" else "; the quadratic model has them held fixed"
@@ -19,7 +19,7 @@ def about_statistics(kind: str | None) -> str:
 
 
 def directions(reports: Sequence[DirectionReport]) -> list[Panel]:
-    """A panel for each direction."""
+    """Return a panel for each direction."""
     panels = []
     for report, name in zip(reports, labels(reports), strict=True):
         result = report.result
@@ -64,7 +64,7 @@ def profile(
     rules: Sequence[Rule] = (),
     regions: Sequence[Region] = (),
 ) -> Panel:
-    """A loss and its model; the picture is as high as the loss needs, however far the model goes."""
+    """Return the panel of a loss and its quadratic model; the range of the axis is that of the loss."""
     finite = [value for value in loss if value is not None] or list(model)
     margin = 0.15 * (max(finite) - min(finite)) or 0.1 * abs(finite[0]) or 1.0
     inside = [value for value in model if min(finite) - 2 * margin <= value <= max(finite) + 2 * margin]

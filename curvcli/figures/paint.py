@@ -1,4 +1,4 @@
-"""Pictures drawn with matplotlib: panels on axes, whole pictures as png, svg or pdf."""
+"""Drawing with matplotlib: panels on axes, whole pictures as png, svg or pdf."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOST_NAMES = 24
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours. Series are told apart by colours that the colour-blind can tell apart too (Wong 2011)."""
+    """Colours of a theme; those of series can be distinguished by the colour-blind (Wong 2011)."""
 
     ink: str = "#1c1c1c"
     faint: str = "#8a8a8a"
@@ -44,7 +44,7 @@ class Theme:
     )  # fmt: skip
 
     def colour(self, index: int) -> str:
-        """Of a series."""
+        """Return the colour of a series."""
         return self.series[index % len(self.series)]
 
 
@@ -59,14 +59,14 @@ SETTINGS: Any = {
 
 @contextlib.contextmanager
 def quiet_about_glyphs() -> Iterator[None]:
-    """Names in scripts that the font does not have are boxes in png and pdf: svg and page have the text."""
+    """Suppress warnings of glyphs that the font lacks: png and pdf show boxes, svg and page have the text."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         yield
 
 
 def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) -> bytes:
-    """The whole picture as one file: panels below each other, from four on in two columns."""
+    """Draw the whole picture as one file: panels below each other, from four on in two columns."""
     with rc_context(SETTINGS), quiet_about_glyphs():
         columns = 1 if len(picture.parts) < 4 else 2
         rows = [list(picture.parts[start : start + columns]) for start in range(0, len(picture.parts), columns)]
@@ -95,7 +95,7 @@ def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) 
 
 
 def _words(axes: Axes, part: Panel | Table, width: int) -> None:
-    """The title, and what the part shows."""
+    """Draw the title and the description of a part."""
     words = textwrap.wrap(part.words, width)
     axes.set_title("\n".join(words), loc="left", color=LIGHT.faint, fontsize=7.5)
     axes.annotate(
@@ -105,13 +105,13 @@ def _words(axes: Axes, part: Panel | Table, width: int) -> None:
 
 
 def part_height(part: Panel | Table) -> float:
-    """Inches that a part needs, its title and words included."""
+    """Return the height of a part in inches, with its title and description."""
     words = 0.13 * (len(part.words) // 110 + 1)
     return words + (0.8 + row_height(part) * (len(part.rows) + 1) if isinstance(part, Table) else panel_height(part))
 
 
 def panel_height(part: Panel) -> float:
-    """Inches that a panel needs without them."""
+    """Return the height of a panel in inches, without title and description."""
     if part.sideways:
         return max(2.2, 1.3 + 0.24 * len(part.x.names))
     if part.mesh is not None and part.y.names:
@@ -120,12 +120,12 @@ def panel_height(part: Panel) -> float:
 
 
 def row_height(part: Table) -> float:
-    """Inches of a table's row: more where it has images."""
+    """Return the height of a table's row in inches, larger with images."""
     return 0.5 if any(part.images) else 0.22
 
 
 def _head(figure: Any, picture: Picture, height: float) -> None:
-    """Title, what was analysed, and what is wrong."""
+    """Draw the title, the description of the problem, and the alarm."""
     down = 0.3
     figure.text(0.02, 1 - down / height, picture.title, color=LIGHT.ink, fontsize=13, fontweight="bold")
     for line in picture.about:
@@ -145,7 +145,7 @@ def panel(
     legend
         Whether series are named in the picture; a page names them beside it.
     x, y
-        Scales other than the first.
+        Scales of the axes; default: the first of each.
     """
     across, up = (part.y, part.x) if part.sideways else (part.x, part.y)
     first, second = (
@@ -180,7 +180,7 @@ def panel(
 
 
 def _rule(axes: Axes, rule: Rule, index: int, theme: Theme) -> None:
-    """A line across, named where there is room: towards the middle of the panel."""
+    """Draw a line across the panel, labelled on the side of the middle, where there is room."""
     upright = rule.of == "x"
     (axes.axvline if upright else axes.axhline)(rule.value, color=theme.faint, linewidth=0.9, linestyle=(0, (4, 3)))
     if not rule.label:
@@ -207,7 +207,7 @@ def _limits(axes: Axes, part: Panel) -> None:
 
 
 def _scale(axes: Axes, letter: Literal["x", "y"], axis: Axis, scale: Scale, theme: Theme) -> None:
-    """Scale, label and ticks of an axis."""
+    """Set scale, label and ticks of an axis."""
     (axes.set_xlabel if letter == "x" else axes.set_ylabel)(axis.label, color=theme.ink)
     set_scale = axes.set_xscale if letter == "x" else axes.set_yscale
     target = axes.xaxis if letter == "x" else axes.yaxis
@@ -233,7 +233,7 @@ def _scale(axes: Axes, letter: Literal["x", "y"], axis: Axis, scale: Scale, them
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Long names without their middle, as long as it takes to tell them apart.
+    """Shorten long names in the middle, as far as they stay distinct.
 
     >>> shortened([f"encoder/blocks_{block}/attention/query/kernel" for block in (1, 12)])
     ['encoder/blocks_1/at…tion/query/kernel', 'encoder/blocks_12/a…tion/query/kernel']
@@ -248,7 +248,7 @@ def shortened(names: Sequence[str]) -> list[str]:
 def _series(
     axes: Axes, series: Series, colour: str, bars: int, sideways: bool, *, log: bool, floor: tuple[float, float] | None
 ) -> list[Any]:
-    """Draw a series; what was drawn."""
+    """Draw a series, and return its artists."""
     x, y = _array(series.x), _array(series.y)
     low, high = (None if side is None else _array(side) for side in (series.low, series.high))
     artists: list[Any] = []
@@ -299,7 +299,7 @@ def _array(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _mesh(axes: Axes, mesh: Mesh, theme: Theme) -> None:
-    """Colours, lines of equal value, numbers in cells, and the scale beside them."""
+    """Draw a mesh: colours, contours, numbers in cells, and the colour bar."""
     z = np.ma.masked_invalid(np.array([_array(row) for row in mesh.z]))
     low, high = (float(z.min()), float(z.max())) if z.count() else (0.0, 1.0)
     if mesh.scale == "diverging":
@@ -342,7 +342,7 @@ def _luminance(colour: Any) -> tuple[float, float, float]:
 
 
 def _edges(places: Sequence[float], count: int) -> list[float]:
-    """Edges of cells: as given, or halfway between places.
+    """Return the edges of cells: the places themselves, or halfway between them.
 
     >>> _edges([0.0, 1.0, 3.0], 3), _edges([0.0, 1.0], 1)
     ([-0.5, 0.5, 2.0, 4.0], [0.0, 1.0])
@@ -356,7 +356,7 @@ def _edges(places: Sequence[float], count: int) -> list[float]:
 
 
 def table(axes: Axes, part: Table) -> None:
-    """Texts in columns, with images before them."""
+    """Draw a table: texts in columns, with images before them."""
     axes.set_axis_off()
     rows = [list(part.heads), *map(list, part.rows)]
     longest = [max(len(row[column]) for row in rows) + 2 for column in range(len(part.heads))]

@@ -1,4 +1,4 @@
-"""A training run: reports of several steps as curves over them, and spectra as a map."""
+"""The picture of a training run: curves over the steps of several reports, and a map of spectra."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ROWS = 90
 """Bins of the map of densities."""
 
 FAINTEST = 0.02
-"""Eigenvalues in a bin that are still drawn."""
+"""Least number of eigenvalues in a bin that is drawn."""
 
 
 def is_run(reports: Sequence[AnyReport]) -> bool:
-    """Whether these are reports of one matrix at different steps of one model."""
+    """Whether reports are of one matrix at different steps of one model."""
     steps = [report.problem.checkpoint.step for report in reports]
     kinds = {(report.matrix, report.problem.model, report.problem.loss, report.environment.dtype) for report in reports}
     return len(reports) >= FEWEST and None not in steps and len(set(steps)) == len(steps) and len(kinds) == 1
 
 
 def parts(reports: Sequence[AnyReport], learning_rate: float | None) -> list[Panel | Table]:
-    """The map of densities where the reports have any; every number of the results that changes, over the steps."""
+    """Return the panels: a map of densities where the reports have any, and every number over the steps."""
     steps = [float(report.problem.checkpoint.step or 0) for report in reports]
     panels: list[Panel | Table] = []
     if all(isinstance(report, SpectrumReport) for report in reports):
@@ -60,13 +60,13 @@ def _scales(values: Sequence[float | None]) -> Any:
 
 
 def _numbers(result: Any) -> list[tuple[str, Interval]]:
-    """The uncertain numbers that a result has one of."""
+    """Return the scalar uncertain numbers of a result by name."""
     fields = type(result).model_fields
     return [(name, value) for name in fields if isinstance(value := getattr(result, name), Estimate | Eigenvalue)]
 
 
 def _rates(reports: Sequence[AnyReport], learning_rate: float | None) -> list[float | None]:
-    """Of each step: what was given, else what the analysis was told."""
+    """Return the learning rate of each step: the argument, else that of the report's settings."""
     return [learning_rate or getattr(report.settings, "learning_rate", None) for report in reports]
 
 
@@ -126,7 +126,7 @@ def _layers(steps: list[float], layers: list[Any]) -> Panel:
 
 
 def _map(steps: list[float], reports: Sequence[Any], learning_rate: float | None) -> Panel:
-    """Eigenvalues of each step, counted between the lines of a symlog axis, which all steps share."""
+    """Return the map of eigenvalues: counts at each step in bins of a common symlog axis."""
     results = [report.result for report in reports]
     top = max(result.lambda_max.value for result in results)
     bottom = min(result.lambda_min.value for result in results)
@@ -154,7 +154,7 @@ def _map(steps: list[float], reports: Sequence[Any], learning_rate: float | None
 
 
 def _mean(rows: list[list[float]]) -> list[float | None]:
-    """Over the probes, and over neighbouring bins, so that single nodes are no stripes; None where nothing is."""
+    """Average over probes and neighbouring bins, which smooths single nodes; None where a bin is empty."""
     means = [0.0, *(sum(column) / len(rows) for column in zip(*rows, strict=True)), 0.0]
     smooth = [0.25 * a + 0.5 * b + 0.25 * c for a, b, c in zip(means, means[1:], means[2:], strict=False)]
     return [mean if mean > FAINTEST else None for mean in smooth]

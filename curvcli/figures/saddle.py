@@ -1,4 +1,4 @@
-"""What kind of point this is: both ends of the spectrum against what gradient descent bears."""
+"""The picture of `curv saddle`: both ends of the spectrum and the stability of gradient descent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[SaddleReport]) -> list[Panel | Table]:
-    """Eigenvalues at both ends, 2/lr, the tolerance; the factors of gradient descent; the counts."""
+    """Return the panels: eigenvalues at both ends, 2/lr, the tolerance; factors of gradient descent; counts."""
     names = [name or "eigenvalues" for name in labels(reports)]
     panels: list[Panel | Table] = [_ends(reports, names)]
     if any(mode.rate is not None for one in reports for mode in one.result.gradient_descent.modes):

@@ -1,4 +1,4 @@
-"""The spectral density, counts of eigenvalues, and the cumulative density."""
+"""The picture of `curv spectrum`: spectral density, counts of eigenvalues, and cumulative density."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BINS, FAINTEST, VISIBLE = 90, 1e-2, 5e-3
 
 
 def parts(reports: Sequence[SpectrumReport]) -> list[Panel | Table]:
-    """Bulk and outliers: the density on a logarithmic scale, and counts on an axis that resolves what is near zero."""
+    """Return the panels: density on a logarithmic scale, counts on a symlog axis, and cumulative density."""
     names = labels(reports)
     kept = [(report.result, name or matrix(report.matrix)) for report, name in zip(reports, names, strict=True)]
     edges = max(max(abs(result.lambda_max.value), abs(result.lambda_min.value)) for result, _ in kept)
@@ -35,7 +35,7 @@ def parts(reports: Sequence[SpectrumReport]) -> list[Panel | Table]:
 
 
 def _density(resolved: list[tuple[SpectrumResult, str]]) -> Panel:
-    """Eigenvalues per unit of λ, smoothed."""
+    """Return the panel of the smoothed density: eigenvalues per unit of λ."""
     series, floors = [], []
     for colour, (result, name) in enumerate(resolved):
         density, dim = result.density, result.dim
@@ -87,7 +87,7 @@ def _extremes(result: SpectrumResult, name: str, *, many: bool) -> str:
 
 
 def _counts(resolved: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
-    """How many eigenvalues there are of each size: the way to see the bulk beside the outliers."""
+    """Return the panel of counts of eigenvalues by size, which shows the bulk beside the outliers."""
     low = min(min(row[0] for row in result.nodes) for result, _ in resolved)
     high = max(max(row[-1] for row in result.nodes) for result, _ in resolved)
     edges = bins.edges(min(1.2 * low, -threshold), max(1.2 * high, threshold), threshold, BINS)
@@ -126,8 +126,8 @@ def _counts(resolved: list[tuple[SpectrumResult, str]], threshold: float) -> Pan
 
 
 def _stairs(curve: Cumulative) -> tuple[list[float], list[float], list[float]]:
-    """Corners of the band: between two points the share is at least what it is at the left one, at most what it is at
-    the right one. Steps that cannot be seen are left out."""
+    """Return the corners of the band: between two points the share is at least the lower bound at the left one, and at
+    most the upper bound at the right one. Steps too small to be seen are left out."""
     points: list[tuple[float, float, float]] = []
     for i, at in enumerate(curve.grid):
         last = i + 1 == len(curve.grid)
@@ -143,10 +143,10 @@ def _stairs(curve: Cumulative) -> tuple[list[float], list[float], list[float]]:
 
 
 def _error(counts: list[float]) -> float:
-    """The standard error of a bin's mean over the probes, no less than theory has it for as many eigenvalues.
+    """Return the standard error of a bin's mean over the probes, at least its theoretical value.
 
-    A random unit vector sees each eigenvalue with a weight χ²₁/D nearly, of variance 2: few probes that happen to agree
-    say less than this.
+    The weight of each eigenvalue in a random unit vector is nearly χ²₁/D, of relative variance 2. With few probes the
+    empirical error can be smaller by chance.
     """
     mean, number = sum(counts) / len(counts), len(counts)
     theory = math.sqrt(2 * max(mean, 1.0) / number)
@@ -154,7 +154,7 @@ def _error(counts: list[float]) -> float:
 
 
 def _cumulative(resolved: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
-    """Bounds on the share of eigenvalues up to λ."""
+    """Return the panel of bounds on the share of eigenvalues up to λ."""
     series = []
     for colour, (result, name) in enumerate(resolved):
         curve = result.cumulative

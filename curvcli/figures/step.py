@@ -1,4 +1,4 @@
-"""A second-order step, previewed and judged."""
+"""The picture of `curv step`: a second-order step and its quadratic model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[StepReport]) -> list[Panel | Table]:
-    """J over the steps made, the λ tried, the iterations of the solve; what the step came to."""
+    """Return the panels: J over the steps, the λ tried, the iterations of the solve, and a table of the step."""
     names = [name or report.result.method for name, report in zip(labels(reports), reports, strict=True)]
     results = [report.result for report in reports]
     panels: list[Panel | Table] = []

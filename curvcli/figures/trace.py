@@ -1,4 +1,4 @@
-"""Which layers carry the curvature."""
+"""The picture of `curv trace`: the trace by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[TraceReport]) -> list[Panel | Table]:
-    """Every layer's trace with its interval, and its mean eigenvalue."""
+    """Return the panels: every layer's trace with its interval, and its mean eigenvalue."""
     names = list(dict.fromkeys(layer.name for report in reports for layer in report.result.layers))
     panels: list[Panel | Table] = []
     if not names:
@@ -74,7 +74,7 @@ def _sum(reports: Sequence[TraceReport]) -> str:
 
 
 def _whole_matrix(reports: Sequence[TraceReport]) -> Panel:
-    """Of the whole matrix alone, where there are no layers."""
+    """Return the panel of the whole matrix, for reports without layers."""
     names = [name or matrix(report.matrix) for report, name in zip(reports, labels(reports), strict=True)]
     traces = [report.result.trace for report in reports]
     series = Series(

@@ -1,4 +1,4 @@
-"""A panel as SVG for a page: no metadata, no references outside itself, colours that follow the page's."""
+"""A panel as SVG for a page: without metadata or external references, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ VARIABLES = {
 
 
 def variants(panel: Panel, prefix: str) -> list[str]:
-    """The panel with each pair of its scales, the first one shown and the others hidden."""
+    """Return the panel for each pair of its scales; all but the first are hidden."""
     pairs = list(itertools.product(panel.x.scales, panel.y.scales))
     return [_svg(panel, f"{prefix}-{index}", *pair, hidden=index > 0) for index, pair in enumerate(pairs)]
 
 
 def _svg(panel: Panel, name: str, x: Scale, y: Scale, *, hidden: bool) -> str:
-    """One of them. `data-geometry` says where values lie, in its own units."""
+    """Return the panel for one pair of scales; `data-geometry` maps values to its coordinates."""
     with rc_context(paint.SETTINGS | {"svg.hashsalt": name}), paint.quiet_about_glyphs():
         # Titles and words are the page's; the height is that of a picture without them.
         figure = Figure(figsize=(paint.WIDTH, paint.panel_height(panel)), layout="constrained", facecolor="none")
@@ -74,7 +74,7 @@ def _side(start: float, end: float, limits: tuple[float, float], scale: Scale, a
 
 
 def _clean(root: ET.Element) -> None:
-    """Markers drawn where they stand, no names but those of series and clips, nothing that tells of the maker."""
+    """Draw markers in place, and remove metadata and all names but those of series and clips."""
     shapes = {f"#{element.get('id')}": element for element in root.iter(f"{SVG}path") if element.get("id")}
     for parent in list(root.iter()):
         for index, child in enumerate(list(parent)):
@@ -108,7 +108,7 @@ def _clean(root: ET.Element) -> None:
 
 
 def _marker(shape: ET.Element, use: ET.Element) -> ET.Element:
-    """A marker drawn where it is used."""
+    """Return a marker as a shape at the place of its use."""
     path, x, y = shape.get("d", ""), float(use.get("x", 0)), float(use.get("y", 0))
     style = ";".join(part for part in (shape.get("style"), use.get("style")) if part)
     if "C" in path:  # all that are round are circles, and begin at their lowest point
@@ -121,7 +121,7 @@ def _marker(shape: ET.Element, use: ET.Element) -> ET.Element:
 
 
 def _join(root: ET.Element) -> None:
-    """Neighbouring paths of one look as one path; a look that all of a group share is the group's."""
+    """Join neighbouring paths of one style, and move a style that a group shares to the group."""
     for parent in [root, *root.iter(f"{SVG}g")]:
         joined: ET.Element | None = None
         for child in list(parent):
@@ -144,7 +144,7 @@ def _join(root: ET.Element) -> None:
 
 
 def _flatten(parent: ET.Element) -> None:
-    """Groups that say nothing give their place to what they hold; what has neither colour nor line goes."""
+    """Replace groups without attributes by their children, and remove invisible paths."""
     children: list[ET.Element] = []
     for child in list(parent):
         _flatten(child)
@@ -157,7 +157,7 @@ def _flatten(parent: ET.Element) -> None:
 
 
 def _shortened(text: str) -> str:
-    """A tenth of a point is finer than a screen; spaces only where numbers would run together."""
+    """Round numbers to a tenth of a point, and drop spaces that do not separate numbers."""
     text = re.sub(r"(\.\d)\d+", r"\1", text)
     text = re.sub(r"\.0\b", "", text)
     return re.sub(r"\s*([MLCQzZ])\s*", r"\1", re.sub(r"\s+", " ", text)).strip()
@@ -172,7 +172,7 @@ def _styled(style: str) -> str:
 
 
 def _serialised(root: ET.Element) -> str:
-    """As text, its names without namespaces, as HTML has them; what is written in it stays as it is."""
+    """Serialise without namespaces, as in HTML; texts stay as they are."""
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {name.rpartition("}")[2]: _coloured(value) for name, value in element.attrib.items()}
@@ -183,7 +183,7 @@ def _serialised(root: ET.Element) -> str:
 
 
 def _coloured(value: str) -> str:
-    """The value of an attribute with the page's variables for colours."""
+    """Replace colours in an attribute by the page's variables."""
     for colour, variable in VARIABLES.items():
         value = value.replace(colour, variable)
     return value
