@@ -1,8 +1,8 @@
-"""One of several processes that run the same command: JAX's own runtime, joined before the first computation.
+"""Distributed runs: several processes run the same command and join JAX's runtime before the first computation.
 
-Where a peer is lost, JAX ends the process by an abort in C++ and writes a page about it. So the process that was
-started does not compute: it starts one that does, keeps what C++ writes to standard error, and turns an abort into two
-lines and an exit code. Signals that it gets it hands on; if it dies, the other ends.
+If a peer is lost, JAX aborts the process in C++ and writes long messages. The process that the user starts therefore
+runs the computation in a child process, collects what C++ writes to standard error, and turns an abort into two lines
+and an exit code. It forwards signals to the child, and the child ends if its parent dies.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _CAUSES = (
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
-    """Whether a command line is one of several processes', and not yet the one that computes."""
+    """Whether a command line is distributed, and this process is not yet the child that computes."""
     said = os.environ.get("CURV_DISTRIBUTED", "").lower() in ("1", "true", "yes", "on", "t", "y")
     showing = {"-h", "--help", "--version"} & set(arguments)
     return ("--distributed" in arguments or said) and WORKER not in os.environ and not showing
 
 
 def supervise(arguments: Sequence[str]) -> int:
-    """Run the command line in a process of its own, and tell how it ended."""
+    """Run the command line in a child process, and return its exit code."""
     alive, lifeline = os.pipe()
     stderr = os.dup(2)
     flags = f"--xla_cpu_collective_timeout_seconds={_seconds('STUCK', STUCK)}"
@@ -91,7 +91,7 @@ def supervise(arguments: Sequence[str]) -> int:
 
 
 def _ended(pid: int) -> int:
-    """Wait for a process's end: its exit code, or less than 0 the signal. One that is stopped for long is ended."""
+    """Wait for the end of a process, and return its exit code, or minus the signal. A stopped process is ended."""
     stopped: float | None = None
     while True:
         ended, status = os.waitpid(pid, os.WUNTRACED | os.WCONTINUED | (0 if stopped is None else os.WNOHANG))
@@ -107,7 +107,7 @@ def _ended(pid: int) -> int:
 
 
 def attach() -> None:
-    """In the process that computes: Python writes to the real standard error; the parent's end is ours too."""
+    """Prepare the child process: Python writes to the real standard error, and the child ends with its parent."""
     told, alive = (int(text) for text in os.environ[WORKER].split(","))
     sys.stderr = os.fdopen(told, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True, name="parent").start()
@@ -119,16 +119,16 @@ def _end_with_parent(alive: int) -> None:
 
 
 def join() -> None:
-    """Take part in the runtime: by three variables, or as JAX finds the cluster (Slurm, Open MPI, Kubernetes, TPU).
+    """Join the runtime, configured by three variables or the cluster (Slurm, Open MPI, Kubernetes, TPU).
 
-    The coordinator listens on the address that is named, and on no other.
+    The coordinator listens on the given address only.
 
     Raises
     ------
     UsageError
         The variables are incomplete, or there is no cluster.
     DistributedError
-        The others did not come.
+        The other processes did not join in time.
     """
     import jax
 
@@ -144,7 +144,7 @@ def join() -> None:
 
 @contextlib.contextmanager
 def session(several: bool) -> Iterator[None]:
-    """Take part until the block ends; then wait for the others, so that none takes this one's end for a loss."""
+    """Take part until the block ends, then wait for the others, which would take an earlier end for a failure."""
     if not several:
         yield
         return
@@ -158,7 +158,7 @@ def session(several: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """What JAX raises when others are lost, as our own error."""
+    """Translate the exceptions that JAX raises when processes are lost."""
     import jax
 
     try:
@@ -171,17 +171,17 @@ def translated() -> Iterator[None]:
 
 
 def check_equal(facts: dict[str, str]) -> None:
-    """Whether all processes compute the same thing.
+    """Check that all processes compute the same analysis.
 
     Parameters
     ----------
     facts
-        What must be equal, by name, as digests or short texts.
+        The values that must be equal, by name, as digests or short texts.
 
     Raises
     ------
     DistributedError
-        Names the processes and what differs.
+        Some processes differ; the message names them and the value.
     """
     import hashlib
 
@@ -200,7 +200,7 @@ def check_equal(facts: dict[str, str]) -> None:
 
 
 def _place() -> tuple[str, int, int, Sequence[int] | None]:
-    """Coordinator, number of processes, which of them this is, and its devices."""
+    """Return the coordinator, the number of processes, the rank of this one, and its devices."""
     variables = [os.environ.get(name) for name in THREE]
     if all(variables):
         address, count, rank = (str(variable) for variable in variables)
@@ -229,12 +229,12 @@ def _place() -> tuple[str, int, int, Sequence[int] | None]:
 
 
 def bind_collectives(address: str) -> None:
-    """Gloo, which moves arrays between CPUs, listens where the machine's name leads: here, towards the coordinator.
+    """Bind Gloo, which moves arrays between CPUs, to the network interface towards the coordinator.
 
     Raises
     ------
     UsageError
-        There is no way to the coordinator.
+        The coordinator cannot be reached.
     """
     from curvcli.jax_internals import bind_gloo
 
@@ -264,7 +264,7 @@ def _error(text: str) -> DistributedError:
 
 
 def _lost(number: int, messages: str) -> DistributedError:
-    """The error for a process that computes and ended by a signal."""
+    """Return the error for a child process that ended by a signal."""
     if number == signal.SIGABRT:
         return _error(messages)
     name: Any = signal.Signals(number).name

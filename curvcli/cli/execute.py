@@ -1,4 +1,4 @@
-"""Run an analysis, or forecast it, and report: what every command over checkpoints does."""
+"""Execution of the analysis commands: run or forecast an analysis for each checkpoint, and write the reports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def execute(request: Request, analysis: Analysis) -> int:
 
 
 def _check_file(request: Request, name: str, path: Path) -> None:
-    """Say before the work that a file beside the report cannot be written."""
+    """Check before the computation that a file beside the report can be written."""
     _check_single(request, name, "is written for")
     if name in CHECKPOINTS:
         from curvcli.loading.checkpoints.writing import check_target
@@ -83,14 +83,14 @@ def _option(name: str) -> str:
 
 
 def _output_files(request: Request, settings: Any) -> dict[str, Path]:
-    """The files that a command line asks for, by their options."""
+    """Return the output files of a command line by their options."""
     named = {_option(name): getattr(settings, name, None) for name in (*ARRAY_FILES, *CHECKPOINTS)}
     named["-o"] = request.output["output"]
     return {option: Path(path) for option, path in named.items() if path is not None and path not in output.STDOUT}
 
 
 def _targets(request: Request) -> Iterator[Target]:
-    """The checkpoints and steps that a command line asks for."""
+    """Iterate over the checkpoints and steps of a command line."""
     from curvcli.loading.checkpoints.reading import checkpoint_steps
 
     step, every = request.spec["step"], request.spec["all_steps"]
@@ -127,7 +127,7 @@ def _report(
     forms: dict[str, Any],
     shown_warnings: set[str],
 ) -> tuple[Report[Any, Any], int]:
-    """One report and its exit code; warnings that an earlier report of the command had are not shown again."""
+    """Return a report and its exit code; warnings of an earlier report of the command are not shown again."""
     from curvcli.analyses.common.tuning import way_of
     from curvcli.devices import greatest, is_first
 
@@ -172,7 +172,7 @@ def _report(
 
 
 def tell_settings(request: Request, loaded: Loaded, shown_warnings: set[str]) -> None:
-    """Write the line that names the settings from a file, unless stderr has it already."""
+    """Write the line that names the settings from a file, unless it has been written before."""
     from curvcli.devices import is_first
 
     line = provenance.line(loaded.settings_from, loaded.spec_file)
@@ -182,7 +182,7 @@ def tell_settings(request: Request, loaded: Loaded, shown_warnings: set[str]) ->
 
 
 def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
-    """The folder of --state."""
+    """Open the folder of --state."""
     from curvcli.devices import several_processes
     from curvcli.run.shared_state import shared_state
 
@@ -194,7 +194,7 @@ def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
 def _recalling(
     stored_state: Any, analysis: Analysis, loaded: Loaded, settings: Any, watch: console.Watch
 ) -> tuple[Answer[Any], int]:
-    """The answer, with what is kept of an earlier run and keeping what is computed, and how much was recalled."""
+    """Run an analysis with a state folder, and return the answer and the number of values that were looked up."""
     from curvcli.analyses.common.planning import memory_limit
     from curvcli.analyses.common.precision import code_digest
     from curvcli.analyses.common.tuning import way_of
@@ -212,7 +212,7 @@ def _recalling(
 
 
 def forecast(request: Request, analysis: Analysis) -> int:
-    """`--dry-run`: plan and forecast, no product spent."""
+    """Write plan and forecast of an analysis (`--dry-run`), without computing products."""
     settings = request.parsed_settings()
     noted: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""What there is on this machine, and what of it will be in the way."""
+"""The record of `curv doctor`: properties of this machine, and problems."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST = 1 << 30
 
 
 def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Speed) -> DoctorRecord:
-    """Everything that `curv doctor` tells, from what was measured of this machine."""
+    """Build the record of `curv doctor` from measurements of this machine."""
     import jax
 
     cache = _cache()

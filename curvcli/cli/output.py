@@ -1,4 +1,4 @@
-"""stdout, kept for the report alone."""
+"""Output on stdout, which is reserved for reports."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ STDOUT = {Path(name) for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/f
 
 @contextlib.contextmanager
 def own_stdout(*, needed: bool = True) -> Iterator[TextIO]:
-    """The real stdout, while file descriptor 1 points at stderr: what the user's model prints must not reach a pipe.
+    """Open the real stdout while file descriptor 1 is redirected to stderr, where the user's code may print.
 
     Parameters
     ----------
     needed
-        Whether anything is to be written to it.
+        Whether anything will be written to stdout.
 
     Raises
     ------
     OutputError
-        stdout is closed, and needed.
+        The output is needed, and stdout is closed.
     """
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -50,12 +50,12 @@ def own_stdout(*, needed: bool = True) -> Iterator[TextIO]:
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """One line, flushed at once.
+    """Write a line and flush it.
 
     Raises
     ------
     OutputError
-        It could not be written. A closed pipe stays a BrokenPipeError: that is no error of anybody's.
+        The line could not be written. A BrokenPipeError of a closed pipe is passed on.
     """
     try:
         stream.write(text + "\n")

@@ -1,4 +1,4 @@
-"""The problem that a command line names: its specification, its files, and how products are computed."""
+"""The problem of a command line: its specification, its files, and the way products are computed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
-    """Where the specification was found, the specification with the command line over it, and the checkpoint."""
+    """Return the source of the specification, the specification with overrides, and the checkpoint's path."""
     from curvcli.loading.checkpoints import orbax
     from curvcli.loading.resolve import checkpoint_path
     from curvcli.loading.spec.files import find_spec, merge
@@ -46,16 +46,16 @@ def load(
     forms: dict[str, Any] | None = None,
     way: Any = None,
 ) -> Loaded:
-    """The problem that a command line names, planned.
+    """Load the problem of a command line, and plan its products.
 
     Parameters
     ----------
     way
-        How products are computed where no --plan says it.
+        The way products are computed, if --plan is not given.
     timing
-        Whether ways of computing products may be timed, where the settings speak of products at all.
+        Whether ways of computing products may be timed, for settings that concern products.
     forms
-        Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
+        Functions of the problems loaded before, by form. Problems of one form share them and the compiled programs.
     """
     from curvcli.analyses.common.machine import check_sums
     from curvcli.devices import several_processes
@@ -93,12 +93,12 @@ def load(
 
 
 def named_specification(path: Path) -> Any:
-    """The specification that a path leads to: a curv.toml, or a checkpoint that carries one.
+    """Return the specification at a path: a curv.toml, or that of a checkpoint.
 
     Raises
     ------
     NotFoundError
-        There is none.
+        The path has no specification.
     """
     from curvcli.loading.checkpoints import orbax
     from curvcli.loading.spec.files import carried_spec, find_spec
@@ -112,7 +112,7 @@ def named_specification(path: Path) -> Any:
 
 
 def _trusted(request: Request, source: Any) -> bool:
-    """Whether the code that a specification names may run; `--trust` is remembered."""
+    """Whether the code that a specification names may run; `--trust` is stored."""
     if not request.spec["trust"]:
         return trust.is_trusted(source)
     if not (source.trusted or request.output["no_cache"] or trust.is_trusted(source)) and trust.code_of(source):

@@ -1,4 +1,4 @@
-"""Reports read back from files: for `curv diff` and `curv plot`."""
+"""Reading of report files, for `curv diff` and `curv plot`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ WRITTEN = "give what curv wrote with -o FILE"
 
 
 def read_one(path: Path) -> dict[str, Any]:
-    """The only report of a file, as it was written.
+    """Read the only report of a file, as it was written.
 
     Raises
     ------
     NotFoundError
-        There is no such file.
+        The file does not exist.
     DataError
-        It holds no report, or several.
+        The file holds no report, or several.
     """
     records = _records(path)
     if len(records) != 1:
@@ -34,14 +34,14 @@ def read_one(path: Path) -> dict[str, Any]:
 
 
 def read_all(path: Path) -> tuple[list[Any], int]:
-    """Every report of a file, or of stdin for `-`; and how many checkpoints had none, but an error.
+    """Read every report of a file, or of stdin for `-`, and count the error records.
 
     Raises
     ------
     NotFoundError
-        There is no such file.
+        The file does not exist.
     DataError
-        It holds anything but reports.
+        The file holds something other than reports.
     """
     records = _records(path)
     if not records:
@@ -52,7 +52,7 @@ def read_all(path: Path) -> tuple[list[Any], int]:
 
 
 def _records(path: Path) -> list[Any]:
-    """JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
+    """Read JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
     try:
         if not _is_shell_pipe(path):
             register(path, f"the report {path}")
@@ -69,12 +69,12 @@ def _records(path: Path) -> list[Any]:
 
 
 def _is_shell_pipe(path: Path) -> bool:
-    """Whether it is stdin, or a pipe that the shell opened for the command: `<(…)`."""
+    """Whether a path is stdin, or a pipe that the shell opened for the command: `<(…)`."""
     return path in (Path("-"), Path("/dev/stdin")) or path.parent in (Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 def _checked(path: Path, report: Any) -> Any:
-    """The report as a value of its schema."""
+    """Validate a report against its schema."""
     name = str(report.get("schema", "")) if isinstance(report, dict) else ""
     analysis = ANALYSES.get(analysis_of(name))
     if analysis is None:

@@ -1,4 +1,4 @@
-"""`curv plot`."""
+"""The command `curv plot`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def plot(
 
 
 def _read(paths: list[Path]) -> list[Any]:
-    """All reports, and a warning of what was none."""
+    """Read all reports, and warn of checkpoints without one."""
     from curvcli.cli.console import warn
     from curvcli.cli.reports import read_all
 
@@ -127,7 +127,7 @@ def _kind(path: Path, given: Kind | None) -> Kind:
 
 
 def _beside(path: Path, report: Any, given: Kind | None) -> Path:
-    """Where the picture goes if nothing is said: beside its report, or, of stdin, here."""
+    """Return the default path of the picture: beside its report, or in the current folder for stdin."""
     from curvcli.figures.assemble import analysis
 
     suffix = f".{given or 'png'}"

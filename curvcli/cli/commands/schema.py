@@ -1,4 +1,4 @@
-"""`curv schema`."""
+"""The command `curv schema`."""
 
 from __future__ import annotations
 

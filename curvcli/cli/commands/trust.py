@@ -1,4 +1,4 @@
-"""`curv trust`."""
+"""The command `curv trust`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`curv compare` for people."""
+"""The view of `curv compare`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
-    """One row a matrix, then two squares: distances; and agreement of top spaces and steps."""
+    """Return a row for each matrix, the matrix of distances, and that of agreement of top spaces and steps."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
     parts += [_matrices(result), Text("")]
@@ -45,7 +45,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
 
 
 def _headline(result: CompareResult) -> str:
-    """The pair that is nearest to each other and the one that is farthest apart."""
+    """Name the pairs with the least and the largest distance."""
     pairs = [(one.alignment.value, one) for one in result.distances if one.alignment is not None]
     if not pairs:
         return f"{len(result.matrices)} matrices compared"
@@ -56,7 +56,7 @@ def _headline(result: CompareResult) -> str:
 
 
 def _matrices(result: CompareResult) -> Table:
-    """Trace, norm, extremes and step of each."""
+    """Return the table of trace, norm, largest eigenvalue and step of each matrix."""
     grid = Table.grid(padding=(0, 2))
     steps = {step.name: step for step in result.step_angles.steps} if result.step_angles else {}
     names = ["", "trace", "‖·‖_F", "λ_1", *(["‖step‖", "cos to −∇J"] if steps else [])]
@@ -71,7 +71,7 @@ def _matrices(result: CompareResult) -> Table:
 
 
 def _remark(step: Step) -> str:
-    """What keeps a step from being that of a minimum."""
+    """Return a remark on a step that does not lead to a minimum of the quadratic model."""
     solve = step.solve
     if solve.status != "converged":
         return f"step {solve.status}, residual {solve.residual:.1g}"
@@ -80,7 +80,7 @@ def _remark(step: Step) -> str:
 
 
 def _brief(found: Estimate) -> str:
-    """Four digits, and half the width of the interval where there is one."""
+    """Format a number with four digits and the half-width of its interval, where there is one."""
     low, high = found.interval
     return (
         f"{found.value:.4g}" if high - low <= 1e-8 * abs(found.value) else f"{found.value:.4g}±{0.5 * (high - low):.1g}"
@@ -116,7 +116,7 @@ def _square(result: CompareResult, cells: dict[tuple[str, str], str]) -> Table:
 
 
 def _share(value: float) -> str:
-    """A ratio: three digits, as short as they can be."""
+    """Format a ratio with three digits, as briefly as possible."""
     return f"{value:.3f}" if 1e-3 <= value < 10 else f"{value:.2g}"
 
 

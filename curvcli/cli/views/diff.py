@@ -1,4 +1,4 @@
-"""`curv diff` for people."""
+"""The view of `curv diff`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST = 24
 
 
 def view(record: DiffRecord, width: int, unicode: bool) -> list[Part]:
-    """What changed by more than the intervals allow first, then the rest."""
+    """Return the significant changes first, then the rest."""
     uncertain = [row for row in record.differences if row.significant is not None]
     chance = f" ({record.by_chance:.1f} expected by chance alone)" if record.by_chance else ""
     headline = f"{record.significant} of {len(uncertain)} numbers changed by more than their intervals allow{chance}"

@@ -1,4 +1,4 @@
-"""`curv direction` for people."""
+"""The view of `curv direction`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: DirectionReport, width: int, unicode: bool) -> list[Part]:
-    """The curvature, a table, and the loss against its quadratic model; of several directions a table alone."""
+    """Return the curvature, a table, and the loss with its quadratic model; for several directions a table alone."""
     result, cost = report.result, report.cost
     if isinstance(result, DirectionResult):
         parts = [Text(_headline(report, result), style="bold"), header(report), *failed(report), Text("")]
@@ -38,7 +38,7 @@ def view(report: DirectionReport, width: int, unicode: bool) -> list[Part]:
 
 
 def _headline(report: DirectionReport, result: DirectionResult) -> str:
-    """`Curvature along newton: 0.12 (hessian); the quadratic model holds to |s| ≤ 0.4`."""
+    """Return a line like `Curvature along newton: 0.12 (hessian); the quadratic model holds to |s| ≤ 0.4`."""
     text = f"Curvature along {result.direction}: {number(result.rayleigh_quotient)} ({report.matrix})"
     return f"{text}; {_radius(result)}"
 
@@ -84,7 +84,7 @@ def _plot(result: DirectionResult, width: int, unicode: bool) -> list[Part]:
 
 
 def _table(lines: list[DirectionResult]) -> Table:
-    """One row a direction."""
+    """Return a table with a row for each direction."""
     grid = Table.grid(padding=(0, 2))
     names = ["direction", "slope", "vᵀHv", "vᵀGv", "third", "outputs", "radius"]
     grid.add_row(*(Text(name, style="dim", justify="left" if not i else "right") for i, name in enumerate(names)))

@@ -1,4 +1,4 @@
-"""`curv doctor` for people."""
+"""The view of `curv doctor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curvcli.schema.doctor import DoctorRecord
 
 
 def view(record: DoctorRecord, width: int, unicode: bool) -> list[Part]:
-    """What was found, faults first."""
+    """Return the record, problems first."""
     count = len(record.problems)
     headline = f"{count} problem{'s' * (count != 1)} found" if count else "Nothing wrong was found"
     parts: list[Part] = [Text(headline, style="bold red" if count else "bold")]

@@ -1,4 +1,4 @@
-"""`curv eigs` for people."""
+"""The view of `curv eigs`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
-    """The eigenvalues with their residuals and the gradient's share, as many as fit one screen."""
+    """Return the eigenvalues with their residuals and the gradient's share, as many as fit on one screen."""
     result, cost = report.result, report.cost
     pairs = result.eigenvalues
     converged = sum(pair.converged for pair in pairs)
@@ -43,14 +43,14 @@ def _beside(pair: Eigenpair, largest: float, room: int, unicode: bool) -> str:
 
 
 def _request(report: EigsReport) -> str:
-    """`10 largest eigenvalues`."""
+    """Return a text like `10 largest eigenvalues`."""
     which = {"both": "extreme", "magnitude": "largest (by magnitude)"}.get(report.result.which, report.result.which)
     count = len(report.result.eigenvalues)
     return f"{count} {which} eigenvalue{'s' if count > 1 else ''}"
 
 
 def _table(pairs: list[Eigenpair], room: int, unicode: bool) -> Table:
-    """One row a pair, with a bar where there is room; the middle of a long list is left out."""
+    """Return a table with a row for each pair, and a bar where there is room; long lists lack the middle."""
     largest = max(abs(pair.value) for pair in pairs)
     errors = any(pair.data_stderr is not None for pair in pairs)
     overlaps = any(pair.gradient_cosine_squared is not None for pair in pairs)

@@ -1,4 +1,4 @@
-"""`curv influence` for people."""
+"""The view of `curv influence`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
-    """Who drives what, how far that can be trusted, and what each solve came to."""
+    """Return the most influential examples, the validity of the scores, and the status of the solves."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
     parts += [Text(result.validity.words), table(_facts(result)), Text("")]
@@ -82,7 +82,7 @@ def _title(ranking: Ranking) -> str:
 
 
 def _entries(ranking: Ranking) -> Table:
-    """The two ends side by side."""
+    """Return a table with the two ends of a ranking side by side."""
     grid = Table.grid(padding=(0, 2))
     ends = [ranking.highest[:MOST_ENTRIES], ranking.lowest[:MOST_ENTRIES]]
     classes = any(entry.label is not None for entry in ends[0])
@@ -118,7 +118,7 @@ def _responses(result: InfluenceResult) -> Table:
 
 
 def _moved(result: InfluenceResult, change: list | None) -> str:
-    """The query, and the output of it, that moves most: `3 output 1 (+0.02)`."""
+    """Name the query and the output with the largest change: `3 output 1 (+0.02)`."""
     if change is None:
         return "too many to show"
     first = result.target.rows[0] if result.target else 0
@@ -132,7 +132,7 @@ def _moved(result: InfluenceResult, change: list | None) -> str:
 
 
 def _groups(result: InfluenceResult) -> Table:
-    """Each group's effect on the query that it moves most."""
+    """Return a table of each group's largest effect on a query."""
     grid, titles = Table.grid(padding=(0, 2)), [_title(ranking).lower() for ranking in result.top]
     grid.add_row(*(Text(head, style="dim") for head in ("group", "size", "on", "first order", "Newton", "")))
     for group in sorted(result.groups or [], key=lambda group: -max(map(abs, group.newton)))[:12]:
@@ -150,7 +150,7 @@ def _groups(result: InfluenceResult) -> Table:
 
 
 def _beside(result: InfluenceResult) -> list[Part]:
-    """Baselines, the sweep, the refits."""
+    """Return the table of baselines, damping sweep and refits."""
     rows = []
     for baseline in result.baselines:
         notes = []

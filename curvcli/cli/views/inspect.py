@@ -1,4 +1,4 @@
-"""`curv inspect` for people."""
+"""The view of `curv inspect`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
-    """Loss, layers, data and what a spectrum would cost."""
+    """Return loss, layers, data and the forecast of a spectrum."""
     result = report.result
     headline = f"Loss {number(result.loss_value)}, gradient norm {number(result.gradient_norm)}"
     layers = Table.grid(padding=(0, 2))

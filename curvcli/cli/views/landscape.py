@@ -1,4 +1,4 @@
-"""`curv landscape` for people."""
+"""The view of `curv landscape`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
-    """The range of the losses or the barrier, the directions, and a picture."""
+    """Return the range of the losses or the barrier, the directions, and a plot."""
     result, cost = report.result, report.cost
     parts = [Text(_headline(result), style="bold"), header(report), *failed(report), Text(""), _directions(result)]
     parts += [table(_facts(result)), Text(""), *_picture(result, width, unicode)]

@@ -1,4 +1,4 @@
-"""`curv saddle` for people."""
+"""The view of `curv saddle`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: SaddleReport, width: int, unicode: bool) -> list[Part]:
-    """The verdict in a sentence, its evidence, and the rates of gradient descent."""
+    """Return the verdict in a sentence, its evidence, and the rates of gradient descent."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
     parts += [table(_evidence(result)), Text(""), _rates(result.gradient_descent)]
@@ -85,7 +85,7 @@ def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
 
 
 def _rates(descent: GradientDescent) -> Part:
-    """Eigenvalues at both ends with their rates."""
+    """Return a table of eigenvalues at both ends with their rates."""
     grid = Table.grid(padding=(0, 2))
     rates = descent.learning_rate is not None
     heads = ["eigenvalue", "±", *([f"factor at lr {descent.learning_rate:g}", "steps to halve"] if rates else [])]
@@ -100,7 +100,7 @@ def _rates(descent: GradientDescent) -> Part:
 
 
 def _factor(rate: float) -> str:
-    """Factors close to 1 by what they differ from it.
+    """Format a factor; one close to 1 by its difference from 1.
 
     >>> _factor(0.953663), _factor(1 - 1.2e-7)
     ('0.953663', '1 - 1.2e-07')

@@ -1,4 +1,4 @@
-"""`curv spectrum` for people."""
+"""The view of `curv spectrum`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COVERS_ALL_EXAMPLES = True
 
 
 def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
-    """Sharpness, both extremes, trace and masses, and the density as a picture."""
+    """Return sharpness, both extremes, trace and masses, and a plot of the density."""
     result = report.result
     high, low, scope = result.lambda_max, result.lambda_min, report.problem.data.scope
     kind = "Sharpness: " if report.matrix == "hessian" and high.value > 0 else ""

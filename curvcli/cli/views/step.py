@@ -1,4 +1,4 @@
-"""`curv step` for people."""
+"""The view of `curv step`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
-    """The step in a sentence, what it does, the λ that were tried, the steps that were made."""
+    """Return the step in a sentence, its effects, the λ that were tried, and the steps that were made."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
     parts.append(table(_facts(report)))
@@ -63,7 +63,7 @@ def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
 
 
 def _headline(report: StepReport) -> str:
-    """`gauss-newton step, λ = 0.01: J falls by 0.0123, 97 % of what was predicted`."""
+    """Return a line like `gauss-newton step, λ = 0.01: J falls by 0.0123, 97 % of what was predicted`."""
     result = report.result
     start = f"{result.method} step, λ = {number(result.damping)}: "
     if result.actual_decrease is None:
@@ -127,7 +127,7 @@ def _grid(heads: list[str], rows: list[list[str]]) -> Table:
 
 
 def _trace(steps: list[CgStep], width: int, unicode: bool) -> list[Part]:
-    """Q over the iterations, and J where it was looked at."""
+    """Return a plot of Q over the iterations, and of J where it was evaluated."""
     marks = ("●", "·") if unicode else ("o", ".")
     at = [float(iteration.iteration) for iteration in steps]
     quadratic = [iteration.quadratic for iteration in steps]

@@ -1,4 +1,4 @@
-"""`curv trace` for people."""
+"""The view of `curv trace`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COVERS_ALL_EXAMPLES = True
 
 
 def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
-    """The trace, the norm, the layers with the largest shares, and what a narrower interval would cost."""
+    """Return the trace, the norm, the layers with the largest shares, and the cost of a narrower interval."""
     result = report.result
     scope = report.problem.data.scope
     rows = [("trace", estimate(result.trace, scope)), ("Frobenius norm", estimate(result.frobenius_norm, scope))]
@@ -46,7 +46,7 @@ def _short(report: TraceReport) -> str:
 
 
 def _layers(report: TraceReport, room: int, unicode: bool) -> Table:
-    """Layers by the size of their traces, which bars show where there is room."""
+    """Return a table of the layers by the size of their traces, with bars where there is room."""
     grid = Table.grid(padding=(0, 2))
     titles = ("layer", "parameters", "trace", "per parameter", "share")
     for title in titles:
