@@ -47,7 +47,7 @@ class Interrupts:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
         def handle(number: int, _: object) -> None:
-        """Handle a signal in Python if the user's code has replaced the pipe; else the thread has handled it."""
+            """Handle a signal whose pipe the user's code has replaced; else the thread has handled it."""
             if signal.set_wakeup_fd(writer, warn_on_full_buffer=False) != writer:
                 self.receive(number)
 

@@ -1,4 +1,4 @@
-"""The state of an Optax Adam in a checkpoint, and the preconditioner that it makes.
+"""The state of an Optax Adam in a checkpoint, and its preconditioner.
 
 Adam's step is w ← w − η P⁻¹ m with the running mean m of the gradients and
 
@@ -13,13 +13,13 @@ the *preconditioned sharpness* λ_max(P⁻¹H) = λ_max(P^-½ H P^-½) is below
 around which full-batch training with Adam is seen to hover.
 
 Optax stores mu, nu and count, but neither β₁, β₂, ε nor the learning rate, unless `optax.inject_hyperparams` is used.
-The state of `adam`, `adamw` (whose weight decay is not part of H or P), `nadam`, `radam`, `yogi`, `adabelief` and
-`adamax` has the same three names, and no file tells which of them it was: what is said here holds for Adam's rule, with
-or without decoupled weight decay. `amsgrad` is told by its nu_max.
+The states of `adam`, `adamw` (whose weight decay is not part of H or P), `nadam`, `radam`, `yogi`, `adabelief` and
+`adamax` have the same three names, and cannot be distinguished in a file. The formulas here hold for Adam's rule, with
+or without decoupled weight decay. `amsgrad` is recognised by its nu_max.
 
-A parameter whose gradient in training is zero but for rounding, such as a bias before BatchNorm, has a ν that says
-nothing: P there is ε, and in evaluation mode, where statistics are fixed, the loss still curves along it. Such entries
-are told by their size: √ν̂ at most `UNSEEN` rounding units of the root mean square of √ν̂ over all parameters.
+A parameter whose gradient in training is zero up to rounding, such as a bias before BatchNorm, has a ν without meaning:
+P there is ε, although the loss has curvature along it in evaluation mode, where statistics are fixed. Such entries are
+recognised by their size: √ν̂ at most `UNSEEN` rounding units of the root mean square of √ν̂ over all parameters.
 
 *Source*: J. M. Cohen et al., Adaptive gradient methods at the edge of stability, arXiv:2207.14484 (2022).
 """
@@ -52,23 +52,23 @@ UNSEEN = 100
 
 @dataclass(frozen=True)
 class AdamState:
-    """What a checkpoint keeps of Adam, for the parameters asked for.
+    """The state of Adam in a checkpoint, for the requested parameters.
 
     Parameters
     ----------
     mu, nu
-        Running means of the gradient and of its square by parameter path, in the parameters' shapes; not corrected
-        for their bias.
+        Running means of the gradient and of its square by parameter path, in the parameters' shapes, without bias
+        correction.
     nu_max
-        Of AMSGrad: the largest corrected nu so far, which stands in the place of it. None for the others.
+        The largest corrected nu so far, which replaces nu in AMSGrad. None for the other rules.
     count
-        Steps taken.
+        Number of steps taken.
     hyperparams
-        Those that `optax.inject_hyperparams` has stored: learning_rate, b1, b2, eps, eps_root, … as of the last step.
+        Values stored by `optax.inject_hyperparams`: learning_rate, b1, b2, eps, eps_root, … at the last step.
     place
-        Where in the checkpoint the state was found.
+        Path of the state in the checkpoint.
     scale
-        Root mean square of √nu, or √nu_max, over all parameters that the states found have, whichever are asked for.
+        Root mean square of √nu, or √nu_max, over all parameters of the states, requested or not.
     """
 
     mu: Arrays
@@ -81,7 +81,7 @@ class AdamState:
 
     @property
     def variant(self) -> Literal["adam", "amsgrad"]:
-        """The rule, as far as the names tell."""
+        """The update rule, as far as the names of the state determine it."""
         return "adam" if self.nu_max is None else "amsgrad"
 
 
@@ -97,13 +97,13 @@ def read_adam(
 
     A state is any place with `mu`, `nu` and `count` side by side: in a chain, under a mask, in `inject_hyperparams`,
     `MultiSteps`, a `TrainState` or an `nnx.Optimizer`. States of several groups of parameters (`multi_transform`) are
-    joined. Where two states have the same parameters, that which lies closer to the differentiated ones is taken. Of
-    Orbax, safetensors and .npz nothing else is read.
+    joined. Where two states have the same parameters, the one closer to the differentiated parameters is taken. Other
+    arrays of Orbax, safetensors and .npz checkpoints are not read.
 
     Parameters
     ----------
     source, step, params
-        As `load_checkpoint`.
+        See `load_checkpoint`.
     shapes
         The parameters by path, as in `Problem.params`, and their shapes.
     beside
@@ -112,10 +112,10 @@ def read_adam(
     Raises
     ------
     DataError
-        There is no Adam state, or none for some parameter, or several of equal right; shapes differ; groups
-        have taken different numbers of steps; it is not finite.
+        There is no Adam state, or none or several equally close ones for some parameter; shapes differ; groups have
+        taken different numbers of steps; the state is not finite.
     CurvError
-        As `load_checkpoint`.
+        See `load_checkpoint`.
     """
     weights, kind, _ = locate(source, step)
     base: Keys = ()
@@ -157,16 +157,17 @@ def read_adam(
 
 
 def _scale(states: list[_State], name: str) -> float:
-    """The root mean square of √ν over all entries of a mean."""
+    """Return the root mean square of √ν over all entries of the states."""
     entries = [np.asarray(one, np.float64).ravel() for state in states for one in state.means[name].values()]
     return float(np.sqrt(np.mean(np.concatenate(entries)))) if entries else 0.0
 
 
 def unseen(state: AdamState) -> dict[str, np.ndarray]:
-    """The entries that training has given no gradient beyond rounding, True in each parameter's shape; see the module.
+    """Return a mask of entries without a gradient beyond rounding in training, in each parameter's shape.
 
-    The rounding is that of float32, or of float64 where the state is kept in it: gradients in bfloat16 are accumulated
-    in float32 states, and their rounding is not told from a small gradient.
+    See the module's docstring. The rounding is that of float32, or of float64 where the state is stored in it.
+    Gradients in bfloat16 are accumulated in float32 states, and their rounding is not distinguished from a small
+    gradient.
     """
     second = state.nu if state.nu_max is None else state.nu_max
 
@@ -178,17 +179,17 @@ def unseen(state: AdamState) -> dict[str, np.ndarray]:
 
 
 def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
-    """The diagonal P of Adam's step w ← w − η P⁻¹ m; see the module.
+    """Return the diagonal P of Adam's step w ← w − η P⁻¹ m; see the module's docstring.
 
     Parameters
     ----------
     state
-        From `read_adam`. The constants that its `hyperparams` lack are Optax's own: 0.9, 0.999 and 1e-8.
+        The state from `read_adam`. Constants missing in its `hyperparams` have Optax's defaults: 0.9, 0.999 and 1e-8.
 
     Returns
     -------
     dict
-        By parameter path, in its shape, float64, positive.
+        P by parameter path, in the parameter's shape, float64, positive.
 
     Raises
     ------
@@ -215,15 +216,15 @@ def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
 def adam_of(
     loaded: Loaded, constants: Mapping[str, float | None]
 ) -> tuple[Arrays, int, float | None, float, Arrays] | None:
-    """The preconditioner at the checkpoint of a problem, the steps taken, the learning rate if it is known, β₁, and the
-    entries of `unseen`.
+    """Return Adam's preconditioner at a problem's checkpoint, the number of steps, the learning rate or None, β₁, and
+    the entries of `unseen`.
 
-    None before the first step, from which on there is a preconditioner.
+    The result is None before the first step, when there is no preconditioner.
 
     Parameters
     ----------
-    given
-        Constants by Optax's names (`b1`, `b2`, `eps`, `learning_rate`), over those stored; None where not given.
+    constants
+        Constants by Optax's names (`b1`, `b2`, `eps`, `learning_rate`), which override stored ones; None: not given.
     """
     source, params = loaded.checkpoint, loaded.problem.params
     shapes = {name: tuple(leaf.shape) for name, leaf in params.items()}
@@ -240,7 +241,7 @@ def adam_of(
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """One Adam state of a checkpoint, with whatever parameters it has."""
+    """An Adam state of a checkpoint, with all its parameters."""
 
     place: Keys
     means: dict[str, Arrays]  # mu, nu and nu_max by parameter path
@@ -249,7 +250,7 @@ class _State:
 
 
 def _states(node: Tree, keys: Keys = (), hyperparams: Tree | None = None) -> Iterator[tuple[Keys, Tree]]:
-    """Every Adam state in a tree of names, with the hyperparameters stored closest above it."""
+    """Iterate over the Adam states in a tree of names, with the hyperparameters stored closest above each."""
     if isinstance(node.get("hyperparams"), dict):
         hyperparams = node["hyperparams"]
     if "count" in node and isinstance(node.get("mu"), dict) and isinstance(node.get("nu"), dict):
@@ -262,7 +263,7 @@ def _states(node: Tree, keys: Keys = (), hyperparams: Tree | None = None) -> Ite
 
 
 def _state(place: Keys, arrays: Tree, shapes: Collection[str], base: Keys) -> _State:
-    """A state from its arrays."""
+    """Build a state from its arrays."""
     single = {keys[0]: value for keys, value in leaves(arrays.get("hyperparams", {})) if value.size == 1}
     count = arrays.get("count", np.zeros(()))
     return _State(
@@ -274,7 +275,7 @@ def _state(place: Keys, arrays: Tree, shapes: Collection[str], base: Keys) -> _S
 
 
 def _matched(tree: Tree, shapes: Collection[str], base: Keys) -> Arrays:
-    """The arrays of a mean by parameter path, whatever one prefix (`params/`) and the `value` of nnx are around it."""
+    """Return the arrays of a mean by parameter path, without a common prefix (`params/`) and the `value` of nnx."""
     by_prefix: dict[Keys, Arrays] = defaultdict(dict)
     for keys, array in leaves(tree):
         for end in (len(keys), len(keys) - 1) if keys[-1] == "value" else (len(keys),):
@@ -290,7 +291,7 @@ def _matched(tree: Tree, shapes: Collection[str], base: Keys) -> Arrays:
 
 
 def _owner(path: str, states: list[_State], base: Keys, weights: Path) -> _State:
-    """The state that has this parameter."""
+    """Return the state that has a parameter."""
 
     def shared(state: _State) -> int:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(state.place, base, strict=False)))
@@ -311,7 +312,7 @@ def _owner(path: str, states: list[_State], base: Keys, weights: Path) -> _State
 
 
 def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], weights: Path) -> np.ndarray:
-    """One parameter's array of a mean, checked."""
+    """Return a parameter's array of a mean, validated."""
     array = state.means[name].get(path)
     where = f"{weights}: {name} of {path!r} in the Adam state at {_listed([state])}"
     if array is None or array.shape != tuple(shape):
@@ -324,7 +325,7 @@ def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], weights: 
 
 
 def _steps(state: _State, weights: Path) -> int:
-    """The number of steps taken."""
+    """Return the number of steps taken."""
     where = f"{weights}: the Adam state at {_listed([state])}"
     if state.count.size != 1:
         raise DataError(f"{where} is of several models at once", "save them as one checkpoint each")
