@@ -1,4 +1,4 @@
-"""A network, a loss, data and weights that a Python program holds already become a problem."""
+"""Loading of a problem from Python objects: network, loss, data and weights."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ PLACE = "memory"
 
 @dataclass(frozen=True)
 class Objects:
-    """Stands where `Targets` import by name: the objects themselves, by their names in the specification."""
+    """The objects by their names in the specification, in place of `Targets`, which imports them by name."""
 
     named: dict[str, Any]
     base: Path = field(default_factory=Path.cwd)
 
     def load(self, target: str) -> Any:
-        """The object of that name."""
+        """Return the object of this name."""
         return self.named[target]
 
 
 @dataclass(frozen=True)
 class Held:
-    """All of an objective but its weights."""
+    """An objective without weights: specification, objects and data."""
 
     spec: ProblemSpec
     objects: Objects
     data: Dataset
 
     def at(self, variables: Any, step: int | None, settings: DataSettings) -> Loaded:
-        """The problem at these weights.
+        """Return the problem at these weights.
 
         Raises
         ------
@@ -74,7 +74,7 @@ def hold(
     likelihood: str | Callable[..., Any] | None,
     ignore_label: int | None,
 ) -> Held:
-    """Take these objects at the names of a specification, and check the data.
+    """Build an objective from objects, and check the data.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def hold(
     by_name: dict[str, Any] = {f"{PLACE}:data": lambda: data}
 
     def called(role: str, value: Any) -> Any:
-        """The name of a function; names of the table of losses are names already."""
+        """Return the name of a function in the specification; a name of a loss stays as it is."""
         if value is None or isinstance(value, str):
             return value
         name = f"{PLACE}:{getattr(value, '__name__', role)}"
@@ -127,7 +127,7 @@ def _read(spec: ProblemSpec, objects: Objects, count: int | None) -> Dataset:
 
 
 def refusal(error: ValidationError) -> str:
-    """The first argument that is wrong, and why."""
+    """Describe the first invalid argument."""
     first = error.errors()[0]
     said = first["msg"].replace("Value error, ", "")
     return ": ".join(part for part in (".".join(map(str, first["loc"])), said) if part)
@@ -141,7 +141,7 @@ def _traced(what: str) -> CurvError:
 
 
 def _as_tree(variables: Any) -> dict[str, Any]:
-    """A model's variables as nested dicts of numpy arrays with string keys."""
+    """Convert a model's variables to nested dicts of numpy arrays with string keys."""
     from flax import nnx
     from flax.core import meta
 

@@ -1,4 +1,4 @@
-"""Named arrays of examples: what each is for, and whether its shape and its numbers can be used."""
+"""Named arrays of examples: their roles, and checks of shapes and values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INT32 = np.iinfo(np.int32)
 
 
 class Key(NamedTuple):
-    """What an array is for, its name, and whether the model is to get it in a dict."""
+    """The role of an array, its name, and whether the model takes it in a dict."""
 
     role: str
     name: str
@@ -27,12 +27,12 @@ class Key(NamedTuple):
 
 
 def of(role: str, arrays: dict[Key, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one role, by name."""
+    """Return the arrays of one role by name."""
     return {key.name: array for key, array in arrays.items() if key.role == role}
 
 
 def check_dtype(where: str, dtype: np.dtype) -> None:
-    """Refuse what is not boolean, integer or real."""
+    """Raise an error for a dtype that is not boolean, integer or real."""
     if dtype.hasobject:
         raise DataError(
             f"{where} holds Python objects (in a file, a pickle), not numbers",
@@ -43,7 +43,7 @@ def check_dtype(where: str, dtype: np.dtype) -> None:
 
 
 def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
-    """How many examples all the arrays have."""
+    """Return the number of examples, which all arrays must share."""
     if not (of("inputs", arrays) and of("targets", arrays)):
         raise DataError(f"{path}: gave no inputs or no targets", "give at least one example")
     first, total = next((key.name, array.shape[:1]) for key, array in arrays.items())
@@ -63,9 +63,10 @@ def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
 
 
 def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
-    """Refuse NaN and infinity, and take the digest, in one pass over blocks; several processes share the blocks.
+    """Check that values are finite and return the digest, in one pass over blocks, which processes share.
 
-    Of an array of several blocks their digests are digested: they are the same whoever reads them.
+    The digest of an array of several blocks is that of the blocks' digests, so that it does not depend on the number of
+    processes.
     """
     digest = hashlib.sha256()
     for key, array in arrays.items():
@@ -91,7 +92,7 @@ _SEEN = struct.Struct("32sqq")
 
 
 def _block_checks(array: Any) -> list[tuple[bytes, int, int]]:
-    """What each block of an array is like, every process having looked at its own."""
+    """Return digest, number of invalid values and first invalid row of each block; each process reads its own."""
     starts = _starts(array)
     count = processes()
     local = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
@@ -124,19 +125,19 @@ def _starts(array: Any) -> range:
 
 
 def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Some rows at a time, and the number of the first of them: memory-mapped arrays may be larger than memory."""
+    """Iterate over blocks of rows and their first row, as memory-mapped arrays may be larger than memory."""
     for start in _starts(array):
         yield start, np.asarray(array[start : start + _rows(array)])
         let_go(array)
 
 
 def computed_dtype(arrays: str, array: Any, dtype: np.dtype) -> np.dtype:
-    """The type in which an array of the data reaches the model: `dtype` for reals, at most 32 bits for integers.
+    """Return the dtype in which the model gets an array: `dtype` for reals, at most 32 bits for integers.
 
     Raises
     ------
     DataError
-        A number does not fit: a real would become infinite, an integer another one.
+        A number does not fit: a real would become infinite, an integer would wrap around.
     """
     real = np.issubdtype(array.dtype, np.floating)
     if array.dtype.itemsize <= (dtype.itemsize if real else 4):
@@ -154,7 +155,7 @@ def computed_dtype(arrays: str, array: Any, dtype: np.dtype) -> np.dtype:
 
 
 def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Weights: one array, none negative, not all zero."""
+    """Return the array of weights: a single one, none negative, not all zero."""
     if not arrays:
         return None
     name, mask = next((name, np.asarray(array)) for name, array in arrays.items())
@@ -171,7 +172,7 @@ def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """The same numbers in a dtype that JAX takes: of this machine's byte order, and not bfloat16."""
+    """Convert an array to a dtype that JAX takes: in native byte order, and not bfloat16."""
     if array.dtype.name == "bfloat16":
         return mapped(array, lambda block: block.astype(np.float32), np.float32)
     native = array.dtype.newbyteorder("=")

@@ -1,4 +1,4 @@
-"""Columns of .parquet files and Hugging Face folders as arrays: small ones read at once, large ones when used."""
+"""Columns of .parquet files and Hugging Face folders as arrays: small ones are read at once, large ones when used."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GROUPS_KEPT = 2
 
 
 class Piece(NamedTuple):
-    """Consecutive rows of a column that are stored together."""
+    """A piece of a column: consecutive rows that are stored together."""
 
     rows: int
     read: Callable[[int, int], Sequence[Any]]  # first row and last + 1 within it -> Arrow arrays
 
 
 class Opened(NamedTuple):
-    """What one file has: its columns by name, their types and their pieces."""
+    """The content of a file: its columns by name, their types and their pieces."""
 
     types: dict[str, Any]
     pieces: Callable[[str], list[Piece]]
@@ -38,7 +38,7 @@ Opener = Callable[[Sequence[str]], Callable[[Path], Opened]]
 
 
 def parquet_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
-    """The row groups of .parquet files, decoded when their rows are asked for; all files share what is kept of them."""
+    """Return a reader of the row groups of .parquet files, decoded when their rows are used; files share a cache."""
     import pyarrow.parquet as parquet
 
     metadata: dict[Path, Any] = {}
@@ -65,12 +65,12 @@ def parquet_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
 
 
 def mapped_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
-    """The record batches of Arrow files."""
+    """Return a reader of the record batches of Arrow files."""
     return lambda file: open_mapped(file, names)
 
 
 def open_mapped(file: Path, names: Sequence[str] | None) -> Opened:
-    """The record batches of an Arrow file, memory-mapped."""
+    """Open the record batches of an Arrow file by a memory map."""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as mapped:
@@ -96,7 +96,7 @@ def open_mapped(file: Path, names: Sequence[str] | None) -> Opened:
 def column_reader(
     path: str, files: Sequence[Path], opener: Opener
 ) -> Callable[[Sequence[str], int | None], dict[str, np.ndarray]]:
-    """A reader of columns that go on from file to file."""
+    """Return a reader of columns that span several files."""
 
     def told(file: Path) -> str:
         return path if Path(path).name == file.name else f"{path}/{file.name}"
@@ -127,14 +127,14 @@ def column_reader(
 
 
 def _column(path: str, name: str, types: Sequence[Any], stored: list[tuple[str, Piece]]) -> Rows:
-    """One column, whose first row tells what shape all have."""
+    """Return a column; the shape of its first row is that of all."""
     where = f"{path}: column {name!r}"
     starts = [0, *accumulate(piece.rows for _, piece in stored)]
     if not stored:
         return Rows(lambda *_: np.zeros(0), (0,), np.float64)
 
     def arrays(index: int, start: int, stop: int) -> list[np.ndarray]:
-        """Rows start … stop of one piece, numbered within it."""
+        """Read rows start … stop of a piece, counted within it."""
         file, piece = stored[index]
         chunks, row = [], starts[index] + start
         with reading(file):
@@ -164,7 +164,7 @@ def _column(path: str, name: str, types: Sequence[Any], stored: list[tuple[str, 
 
 
 def _dtype(kind: Any) -> np.dtype:
-    """The numpy dtype of the numbers of an Arrow type, lists and tensors being arrays of them."""
+    """Return the numpy dtype of the numbers in an Arrow type; lists and tensors are arrays of numbers."""
     while True:
         if hasattr(kind, "storage_type"):
             kind = kind.storage_type
@@ -175,7 +175,7 @@ def _dtype(kind: Any) -> np.dtype:
 
 
 def _chunk_array(chunk: Any, where: str, row: int, per_row: int) -> np.ndarray:
-    """An Arrow array as a numpy array; element i belongs to example row + i // per_row."""
+    """Convert an Arrow array to a numpy array; element i belongs to example row + i // per_row."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -209,7 +209,7 @@ def _chunk_array(chunk: Any, where: str, row: int, per_row: int) -> np.ndarray:
 
 
 def _ragged_lists(where: str, row: int, found: Sequence[int], before: Sequence[int]) -> DataError:
-    """The error for lists of several lengths."""
+    """Return the error for lists of several lengths."""
     told = [" × ".join(map(str, shape)) or "one" for shape in (found, before)]
     return DataError(
         f"{where}: row {row} (counting from 0) has {told[0]} numbers where the rows before it have {told[1]}",

@@ -1,4 +1,4 @@
-"""Inputs of single examples, where they are images."""
+"""Input images of single examples."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ LARGEST = 128
 def read_images(
     problem: ProblemRecord, rows: Sequence[tuple[str, int]], shape: tuple[int, ...] | None
 ) -> tuple[dict[tuple[str, int], np.ndarray], str]:
-    """Images [H, W] or [H, W, 3] between 0 and 1, by where they stand; and why there are none, where there are none.
+    """Return images [H, W] or [H, W, 3] between 0 and 1 by source and row, and the reason where there are none.
 
     Parameters
     ----------
     problem
-        What the report says of the data. A function of the user's own is not called.
+        The problem of a report. Functions of the user are not called.
     rows
-        (`data` or `test`, row) of each.
+        The source (`data` or `test`) and row of each image.
     shape
-        Of each input; by default its own.
+        Shape of the images; default: that of the inputs.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def read_images(
 
 
 def _scaled(images: dict[tuple[str, int], np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
-    """Between the least and the largest value of all; a single channel is grey."""
+    """Scale images by the least and the largest value of all; a single channel is grey."""
     if not images:
         return {}
     low = min(float(image.min()) for image in images.values())
@@ -73,7 +73,7 @@ def _scaled(images: dict[tuple[str, int], np.ndarray]) -> dict[tuple[str, int], 
 
 
 def _read(problem: ProblemRecord, sources: Sequence[str]) -> dict[str, Dataset] | str:
-    """The examples that the report is of, and other splits of the same source; or why they cannot be had."""
+    """Read the examples of a report and other splits of the source, or return the reason why that is impossible."""
     spec, record = problem.spec.data, problem.data
     bases = [Path.cwd(), *([Path(problem.spec_file).resolve().parent] if problem.spec_file else [])]
     base = next((folder for folder in bases if spec.path and (folder / spec.path).exists()), None)

@@ -1,4 +1,4 @@
-"""Tables of examples (.csv, .parquet, Hugging Face folders) as named numeric columns."""
+"""Tables of examples (.csv, .parquet, Hugging Face folders) as named columns of numbers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ _SPLIT_IN_NAME = re.compile(r"(train|test|valid|validation|val|dev)(?![a-z])")
 
 @dataclass(frozen=True)
 class Source:
-    """Arrays or columns that are there by name and have not been read yet.
+    """A source of named arrays or columns, which are read on request.
 
     Parameters
     ----------
     names
-        What there is, in the order of the file.
+        The names, in the order of the file.
     read
-        Called with names, all of them in `names`, and with how many examples are wanted (None for all); may
-        return more examples than that.
+        Called with some of `names` and the number of examples to read (None for all); it may return more examples.
     noun
-        What messages call one of them: "array" or "column".
+        The noun for messages: "array" or "column".
     suffix
-        What a split adds to every name: "_train", or nothing where the source is one split already.
+        The suffix of a split's names, such as "_train"; empty where the source is a single split.
     """
 
     names: tuple[str, ...]
@@ -49,18 +48,18 @@ class Source:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join names for a message, the first twenty of them."""
+    """Join at most twenty names for a message."""
     told = ", ".join(repr(name) for name in names[:20])
     return told + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def choose(path: str, source: Source, role: str, pattern: str) -> list[str]:
-    """Find the names that `a`, `a,b` or `pixel_*` stands for.
+    """Return the names that match `a`, `a,b` or `pixel_*`.
 
     Raises
     ------
     SpecError
-        One of them is not there.
+        A name is missing.
     """
     if pattern + source.suffix in source.names:
         return [pattern + source.suffix]
@@ -74,7 +73,7 @@ def choose(path: str, source: Source, role: str, pattern: str) -> list[str]:
 
 
 def _missing(path: str, source: Source, role: str, name: str) -> SpecError:
-    """The error for a name that is not there."""
+    """Return the error for a missing name."""
     set_it = f"set `{role}` under [data]" + ("" if role == "mask" else f" (or --{role})")
     lower = {existing.lower(): existing for existing in source.names}
     close = [lower[existing] for existing in difflib.get_close_matches(name.lower(), lower, 1)]
@@ -92,12 +91,12 @@ def _missing(path: str, source: Source, role: str, name: str) -> SpecError:
 
 
 def csv_source(file: Path, path: str, split: str | None = None) -> Source:
-    """Read the header of a .csv file; the rows are read when columns are asked for.
+    """Read the header of a .csv file; the rows are read on request.
 
     Parameters
     ----------
     file, path
-        Where the file is, and what messages call it.
+        The file, and its name in messages.
     split
         Appended to the names of columns.
 
@@ -139,7 +138,7 @@ def csv_source(file: Path, path: str, split: str | None = None) -> Source:
 
 
 def _csv_rows(file: Path, path: str) -> Generator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with its line number in the file."""
+    """Iterate over the rows that are not blank, with their line numbers."""
     with reading(path), file.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, skipinitialspace=True, strict=True)
         try:
@@ -156,7 +155,7 @@ def _csv_rows(file: Path, path: str) -> Generator[tuple[int, list[str]]]:
 
 
 def _ragged(path: str, line: int, row: list[str], header: list[str]) -> DataError:
-    """The error for a row with a cell too few or too many."""
+    """Return the error for a row with too few or too many cells."""
     at = (
         f"nothing in column {header[len(row)]!r}"
         if len(row) < len(header)
@@ -169,7 +168,7 @@ def _ragged(path: str, line: int, row: list[str], header: list[str]) -> DataErro
 
 
 def _csv_column(path: str, name: str, lines: list[int], cells: Sequence[str]) -> np.ndarray:
-    """Integers where every cell is one, else floats."""
+    """Convert cells to integers if all are integers, else to floats."""
     if "_" not in "".join(cells):  # Python takes 1_000 for a number; a data file never means one by it
         with suppress(ValueError, OverflowError):
             return np.array([int(cell) for cell in cells], np.int64)
@@ -184,7 +183,7 @@ def _csv_column(path: str, name: str, lines: list[int], cells: Sequence[str]) ->
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is read as a number."""
+    """Whether a cell is a number."""
     try:
         float(cell)
     except ValueError:
@@ -201,15 +200,15 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
     Parameters
     ----------
     files, path
-        Where the files are, in order, and what messages call them together.
+        The files in order, and their common name in messages.
     split
-        Picks the files that it begins (`train-00000-of-00002.parquet`); if there is a single file that it
-        does not begin, it is appended to the names of columns.
+        Selects the files whose names begin with it (`train-00000-of-00002.parquet`). For a single file with another
+        name it is appended to the names of columns.
 
     Raises
     ------
     SpecError
-        pyarrow is not installed, or the split is not there, or several are and none was asked for.
+        pyarrow is not installed, the split is missing, or none of several splits was given.
     """
     parquet: Any = require("pyarrow.parquet", "tables", "reading .parquet files")
     suffix = f"_{split}" if split else ""
@@ -222,7 +221,7 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
 
 
 def _files_of_split(files: Sequence[Path], path: str, split: str | None) -> list[Path]:
-    """The files of one split, or all where their names tell of no splits."""
+    """Return the files of a split, or all where their names contain no splits."""
     if split is None:
         splits = {match[1] for file in files if (match := _SPLIT_IN_NAME.match(file.stem))}
         if len(splits) > 1:
@@ -246,15 +245,15 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
     Parameters
     ----------
     folder, path
-        A Dataset (state.json, .arrow files) or a DatasetDict (dataset_dict.json, a folder for each split),
-        and what messages call it.
+        A Dataset (state.json, .arrow files) or a DatasetDict (dataset_dict.json, a folder for each split), and its name
+        in messages.
     split
-        Which split; may be left out where there is one.
+        The split; optional where there is only one.
 
     Raises
     ------
     SpecError
-        pyarrow is not installed, or the split is not there, or several are and none was asked for.
+        pyarrow is not installed, the split is missing, or none of several splits was given.
     """
     require("pyarrow", "tables", "reading Hugging Face folders")
     if (folder / "dataset_dict.json").is_file():
@@ -292,7 +291,7 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
 
 
 def _json(file: Path, path: str) -> dict[str, Any]:
-    """A JSON object."""
+    """Read a JSON object."""
     with reading(f"{path}/{file.name}"):
         found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -301,5 +300,5 @@ def _json(file: Path, path: str) -> dict[str, Any]:
 
 
 def _strings(values: Any) -> list[str]:
-    """The strings of a list."""
+    """Return the strings of a list."""
     return [item for item in values if isinstance(item, str)] if isinstance(values, list) else []

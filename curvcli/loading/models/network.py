@@ -1,8 +1,8 @@
-"""A target becomes a network: Flax linen, Flax nnx, or a plain `apply(params, x)`.
+"""Networks from targets: Flax linen, Flax nnx, or a plain `apply(params, x)`.
 
-Every kind ends as the same three things: which of the checkpoint's arrays are differentiated, which are held fixed, and
-a function of both. Evaluation mode (dropout off, running statistics) is asked for by the arguments that the call's
-signature has. Nothing is initialised: the weights are in the checkpoint, and `jax.eval_shape` gives the shapes.
+Each kind gives the arrays of the checkpoint that are differentiated, those that are held fixed, and a function of both.
+Evaluation mode (no dropout, running statistics) is set by the arguments of the call's signature. No parameters are
+initialised: the weights are in the checkpoint, and `jax.eval_shape` gives the shapes.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ class Network:
     Parameters
     ----------
     kind
-        linen, nnx or apply.
+        The kind of the model: linen, nnx or apply.
     params
-        The arrays to differentiate (float leaves) or hold (others), by path.
+        The arrays that are differentiated (float leaves) or held fixed (others), by path.
     collections
-        What else the model needs, held fixed: batch statistics.
+        Further variables of the model, held fixed, such as batch statistics.
     call
         `(params by path, collections, inputs) -> outputs`.
     nest
-        All parameters by path in the user's own form, for a user's regulariser.
+        Maps parameters by path to the form of the user's model, for a regulariser.
     expected
-        Shapes that the model itself has, by path; None where it cannot say.
+        Shapes of the model's parameters by path; None where they are not known.
     statistics
-        Its batch statistics, if it has any.
+        The batch statistics; None where the model has none.
     """
 
     kind: str
@@ -81,18 +81,18 @@ def make_network(spec: ModelSpec, target: Any, params: PyTree, rest: dict[str, P
     Parameters
     ----------
     spec
-        Kind and arguments.
+        Kind and arguments of the model.
     target
-        What `spec.target` names: a class, a factory or an instance.
+        The object that `spec.target` names: a class, a factory or an instance.
     params, rest
-        The checkpoint's differentiated subtree and its other collections, leaves being arrays.
+        The checkpoint's differentiated subtree and its other collections, with arrays as leaves.
     inputs
         Shapes and dtypes of a batch of inputs.
 
     Raises
     ------
     SpecError
-        The kind cannot be told, or the target fails.
+        The kind cannot be detected, or the target fails.
     """
     kind, model = _instantiate(spec, target)
     make = {"linen": _linen, "nnx": _nnx, "apply": _apply}[kind]
@@ -100,7 +100,7 @@ def make_network(spec: ModelSpec, target: Any, params: PyTree, rest: dict[str, P
 
 
 def _instantiate(spec: ModelSpec, target: Any) -> tuple[str, Any]:
-    """The kind of a target, and its instance (linen), constructor (nnx) or function (apply)."""
+    """Return the kind of a target, and its instance (linen), constructor (nnx) or function (apply)."""
     plain = _kind_of(target, spec.kwargs)
     kind = spec.kind or plain
     if plain in ("linen", "nnx") and kind != plain:
@@ -126,7 +126,7 @@ def _instantiate(spec: ModelSpec, target: Any) -> tuple[str, Any]:
 
 
 def _constructor(target: Any, kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """A function without arguments that gives the instance; random streams are supplied where asked for."""
+    """Return a function without arguments that builds the instance, with random streams where required."""
     if not inspect.isclass(target) and _kind_of(target, {}) in ("linen", "nnx"):
         return lambda: target
     # The metaclass of nnx hides the signature of its classes.
@@ -139,7 +139,7 @@ def _constructor(target: Any, kwargs: dict[str, Any]) -> Callable[[], Any]:
 
 
 def _kind_of(target: Any, kwargs: dict[str, Any]) -> str | None:
-    """linen, nnx or apply if the target is plainly that; None for a factory."""
+    """Return linen, nnx or apply by the type of the target; None for a factory."""
     cls = target if inspect.isclass(target) else type(target)
     for name, module in (("linen", "flax.linen"), ("nnx", "flax.nnx")):
         if module in sys.modules and issubclass(cls, sys.modules[module].Module):
@@ -150,7 +150,7 @@ def _kind_of(target: Any, kwargs: dict[str, Any]) -> str | None:
 
 
 def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
-    """Parameters by name; none where they cannot be told."""
+    """Return the parameters of a signature by name; empty where there is no signature."""
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -158,7 +158,7 @@ def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _required(function: Any, kwargs: dict[str, Any]) -> list[str]:
-    """Names of parameters with neither a default nor a given value."""
+    """Return the names of parameters with neither a default nor a given value."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
@@ -168,18 +168,18 @@ def _required(function: Any, kwargs: dict[str, Any]) -> list[str]:
 
 
 def _evaluation_arguments(function: Any) -> dict[str, bool]:
-    """The arguments among `EVALUATION` that the function takes."""
+    """Return the arguments among `EVALUATION` that a function takes."""
     names = _signature(function)
     return {name: value for name, value in EVALUATION.items() if name in names}
 
 
 def user_code(role: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call the user's code; whatever it raises is told in one line.
+    """Call the user's code, and translate any exception into an error of one line.
 
     Raises
     ------
     SpecError
-        It raised, or asked the process to exit.
+        The code raised an exception, or tried to exit.
     """
     try:
         return function(*args, **kwargs)
@@ -190,7 +190,7 @@ def user_code(role: str, function: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 def _attempt(function: Callable[[], Any]) -> Any:
-    """What a function of the user's code gives; None where it fails, which the model's own call will tell."""
+    """Call the user's code; None where it fails, as the call of the model will raise the error."""
     try:
         return function()
     except KeyboardInterrupt:
@@ -223,14 +223,14 @@ def _advice(role: str, error: BaseException) -> str:
 
 
 def _call_with(function: Callable[..., Any], inputs: PyTree, extra: Mapping[str, Any], lead: tuple = ()) -> Any:
-    """Call with one input, or with several by name where the signature has their names."""
+    """Call a model with one input, or with several by name where its signature has their names."""
     if isinstance(inputs, dict) and inputs.keys() <= _signature(function).keys():
         return function(*lead, **inputs, **extra)
     return function(*lead, inputs, **extra)
 
 
 def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
-    """A linen module: `apply({'params': …, **collections}, x)`."""
+    """Bind a linen module: `apply({'params': …, **collections}, x)`."""
     import flax.linen as nn
 
     extra = _evaluation_arguments(module)
@@ -274,7 +274,7 @@ def _shapes(*trees: PyTree) -> PyTree:
 
 
 def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
-    """An nnx module: its variables are replaced by the checkpoint's, then it is called."""
+    """Bind an nnx module, whose variables are replaced by those of the checkpoint."""
     from flax import nnx
 
     model = user_code("the model's constructor", nnx.eval_shape, construct)
@@ -317,7 +317,7 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         return run({**flat, **collections, **streams()}, x)[0]
 
     def run(values: Flat, x: PyTree) -> tuple[Any, Flat]:
-        """Outputs, and the counters and statistics that the call has set."""
+        """Return the outputs, and the counters and statistics that the call has changed."""
         network = nnx.merge(graph, nest(values))
         outputs = _call_with(network, x, _evaluation_arguments(network))
         watched = variables_of(network, nnx.RngCount | nnx.BatchStat)
@@ -359,7 +359,7 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
 
 
 def _apply_function(target: Any, kwargs: dict[str, Any]) -> Callable[..., Any]:
-    """`apply(params, x)`, with its keyword arguments bound; or what a factory with these arguments returns."""
+    """Return `apply(params, x)` with its keyword arguments bound, or the function that a factory returns."""
     if not callable(target):
         raise SpecError(f"the model is a {type(target).__name__}, not a function", "name a function apply(params, x)")
     if len(_required(target, kwargs)) >= 2:
@@ -371,7 +371,7 @@ def _apply_function(target: Any, kwargs: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _apply(function: Callable[..., Any], params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
-    """A plain function of parameters and inputs."""
+    """Bind a plain function of parameters and inputs."""
     extra = _evaluation_arguments(function)
     flat = flatten_tree(params)
 
@@ -393,7 +393,7 @@ def _apply(function: Callable[..., Any], params: PyTree, rest: dict[str, PyTree]
 
 
 def _has_lists(tree: Any) -> bool:
-    """Whether `with_lists` would change anything."""
+    """Whether `with_lists` would change a tree."""
     if not isinstance(tree, dict):
         return False
     return isinstance(with_lists(tree), list) or any(_has_lists(value) for value in tree.values())

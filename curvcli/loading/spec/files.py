@@ -1,4 +1,4 @@
-"""Finding and reading `curv.toml`, and laying the command line over it."""
+"""Search and reading of `curv.toml`, and overrides of the command line."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ PROJECT_MARKERS = (".git", "pyproject.toml")
 
 @dataclass(frozen=True)
 class FoundSpec:
-    """A specification and where it came from.
+    """A specification and its origin.
 
     Parameters
     ----------
     values
-        The tables as read; `{}` where there is none.
+        The tables as read; `{}` without a file.
     base
-        The folder that its paths and files are relative to.
+        The folder to which its paths and files are relative.
     origin
-        Its file, for messages.
+        The name of its file, for messages.
     trusted
         Whether the user named it (`--spec`), so that the code that it names may run.
     carried
-        Whether it came with a checkpoint: it may then name no data far from itself.
+        Whether it belongs to a checkpoint. Its data must then lie near it.
     passed_over
-        The nearest curv.toml of a parent folder that is not read, and why; empty where there is none.
+        A message about the nearest curv.toml of a parent folder that was not read; empty where there is none.
     """
 
     values: dict[str, Any]
@@ -57,11 +57,11 @@ def find_spec(
     explicit: Path | None,
     metadata: Callable[[Path], Mapping[str, Any]] = lambda path: {},
 ) -> FoundSpec:
-    """The specification for a checkpoint; `metadata` reads what Orbax keeps beside the arrays.
+    """Find the specification for a checkpoint; `metadata` reads the user's metadata of Orbax.
 
-    Searched in this order: `--spec`; in the checkpoint; in its manager root; beside it as `CKPT.curv.toml`; the Orbax
+    Order of the search: `--spec`; in the checkpoint; in its manager root; beside it as `CKPT.curv.toml`; the Orbax
     metadata key `curv`; the current folder; its parents up to the first one that holds `.git` or `pyproject.toml`. The
-    search ends before a parent of another owner, on another file system or writable by all.
+    search ends before a parent that has another owner, is on another file system or is writable by all.
     """
     if explicit is not None:
         if not is_there(explicit, file=True):
@@ -84,7 +84,7 @@ def find_spec(
 
 
 def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]) -> FoundSpec | None:
-    """The specification in a checkpoint, in its manager root, beside it or in its metadata; None if there is none."""
+    """Return the specification of a checkpoint: in it, in its manager root, beside it or in its metadata; or None."""
     place = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - absolute() keeps "..", resolve() follows links
     # A step folder lies in its manager root, and an item folder in its step.
     step = next((folder for folder in (place, place.parent) if step_number(folder.name)), None)
@@ -100,7 +100,7 @@ def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]
 
 
 def _barrier(child: Path, folder: Path) -> str:
-    """Why a curv.toml of this folder is not one for its child folder; empty where nothing speaks against it."""
+    """Return the reason why a curv.toml of a folder does not apply to its child folder; empty where it does."""
     if any(is_there(child / marker) for marker in PROJECT_MARKERS):
         return f"{child} is the root of a project"
     try:
@@ -116,7 +116,7 @@ def _barrier(child: Path, folder: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether the file is there; where even that may not be known, reading the checkpoint will tell."""
+    """Whether a file exists; False where that cannot be known, as reading the checkpoint raises the error."""
     try:
         return path.is_file()
     except OSError:
@@ -140,7 +140,7 @@ def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
 
 
 def merge(source: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> ProblemSpec:
-    """The specification with what the command line (or environment) gave laid over it; None there means not given.
+    """Return the specification with the overrides of the command line or environment; None there means not given.
 
     Raises
     ------
@@ -170,16 +170,16 @@ def merge(source: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> Prob
 
 
 def settings_from(spec: ProblemSpec, source: FoundSpec, overridden: Mapping[str, str]) -> dict[str, str]:
-    """Where each setting of a specification comes from: `found.origin`, what overrides it, or `default`.
+    """Return the origin of each setting of a specification: `source.origin`, that of its override, or `default`.
 
     Parameters
     ----------
     spec
-        As merged.
-    found
+        The merged specification.
+    source
         The file that it was merged from.
     overridden
-        What lies over the file, by setting (`loss.l2`), and where that comes from.
+        The origin of each override by setting (`loss.l2`).
     """
     origins: dict[str, str] = {}
     for table, field in ProblemSpec.model_fields.items():
@@ -194,7 +194,7 @@ def settings_from(spec: ProblemSpec, source: FoundSpec, overridden: Mapping[str,
 
 
 def _is_stored(source: FoundSpec, key: str, value: Any) -> bool:
-    """Whether the file's own `[data]` says the same."""
+    """Whether `[data]` of the file has the same value."""
     stored = source.values["data"].get(key, DataSpec.model_fields[key].default)
     if key == "path" and isinstance(stored, str):
         return value == stored or os.path.realpath(source.base / stored) == os.path.realpath(value)
@@ -202,7 +202,7 @@ def _is_stored(source: FoundSpec, key: str, value: Any) -> bool:
 
 
 def pinned(spec: ProblemSpec, source: FoundSpec, checkpoint: Path) -> ProblemSpec:
-    """The specification without the digest of another checkpoint than the one that is read."""
+    """Remove the digest of the checkpoint from a specification if another checkpoint is read."""
     named = source.base / (spec.checkpoint.path or "")
     if spec.checkpoint.path is None or os.path.realpath(named) == os.path.realpath(checkpoint):
         return spec
@@ -210,7 +210,7 @@ def pinned(spec: ProblemSpec, source: FoundSpec, checkpoint: Path) -> ProblemSpe
 
 
 def _first_problem(error: ValidationError, origin: str) -> tuple[str, str]:
-    """The first problem of a validation error, in words."""
+    """Return message and hint for the first problem of a validation error."""
     first = error.errors()[0]
     *tables, key = [str(part) for part in first["loc"]]
     where = f"[{'.'.join(tables)}] {key}" if tables else f"[{key}]"
@@ -226,20 +226,20 @@ def _first_problem(error: ValidationError, origin: str) -> tuple[str, str]:
 def relative_to(
     spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path, copied: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The specification as the tables of a curv.toml in another folder, its files relative to that; defaults left out.
+    """Return a specification as tables of a curv.toml in another folder, with relative paths and without defaults.
 
     Parameters
     ----------
     spec
-        As resolved.
+        The merged specification.
     checkpoint
-        Where the weights are.
+        The path of the weights.
     base
-        What the paths of `spec` are relative to.
+        The folder to which the paths of `spec` are relative.
     folder
-        Where the new curv.toml will lie.
+        The folder of the new curv.toml.
     copied
-        A folder that `folder` is a copy of: what lies in it is named where it lies in the copy.
+        The folder of which `folder` is a copy. Paths inside it are replaced by those in the copy.
     """
 
     folder = folder.resolve()
