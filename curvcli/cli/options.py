@@ -42,19 +42,19 @@ _SPEC: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
              {"metavar": "NAME"}),
     "l2": (float, "--l2", "adds ½·l2·‖w‖² to the loss", {"metavar": "X"}),
     "reduction": (ReductionName, "--reduction", "divide the summed losses by examples, 1 or tokens", {}),
-    "step": (int, "--step", "of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
+    "step": (int, "--step", "the step of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
     "all_steps": (bool, "--all-steps", "every step of a manager's root, one report a line", {}),
-    "trust": (bool, "--trust", "run the code that a curv.toml names which --spec does not; remembered", {}),
+    "trust": (bool, "--trust", "run the code that a curv.toml names, and trust it from now on", {}),
 }  # fmt: skip
 
 _OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "output": (Path, "-o,--output", "write the JSON report here (-: stdout)", {"metavar": "FILE"}),
     "format": (Format, "--format", "default: text on a terminal, else json", {}),
     "quiet": (bool, "-q,--quiet", "no progress and no warnings", {}),
-    "verbose": (bool, "-v,--verbose", "say more on stderr", {}),
-    "debug": (bool, "--debug", "tracebacks", {}),
+    "verbose": (bool, "-v,--verbose", "more messages on stderr", {}),
+    "debug": (bool, "--debug", "show tracebacks", {}),
     "no_cache": (bool, "--no-cache", "keep nothing between runs: neither compiled programs nor timings", {}),
-    "profile": (bool, "--profile", "say where the time went, in the report's cost", {}),
+    "profile": (bool, "--profile", "add seconds by stage to the report's cost", {}),
     "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes: compile, and compute nothing", {}),
 }
 
@@ -199,7 +199,7 @@ def _source(context: typer.Context, name: str) -> Source:
 
 
 def _option(name: str, kind: Any, flags: str, text: str, extra: dict[str, Any], *, panel: str) -> inspect.Parameter:
-    """Return an option as a parameter with default None."""
+    """Return an option as a parameter with default None, or False for a flag."""
     option = typer.Option(
         *flags.split(","), help=text, envvar=f"CURV_{name.rstrip('_').upper()}", show_envvar=False,
         rich_help_panel=panel, show_default=False, **extra,

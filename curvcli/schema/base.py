@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 class Strict(BaseModel):
-    """Unknown keys, NaN and infinities are refused; instances do not change."""
+    """A frozen model that rejects unknown keys, NaN and infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def printable_values(value: T) -> T:
-    """A value of models, containers and strings with every string in it made printable, keys too."""
+    """Make every string in a value of models, containers and strings printable, keys included."""
     made: Any = value
     if isinstance(value, str):
         made = printable(value)

@@ -1,4 +1,4 @@
-"""`curv.toml`: which model, checkpoint, data and loss make the problem."""
+"""The schema of `curv.toml`: model, checkpoint, data and loss of a problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Reduction = Literal["mean", "sum", "tokens"]
 
 
 class ModelSpec(Strict):
-    """`[model]`: where the network comes from and how it is called."""
+    """The table `[model]`: the network and its arguments."""
 
     target: str | None = Field(
         default=None,
@@ -27,7 +27,7 @@ class ModelSpec(Strict):
 
 
 class CheckpointSpec(Strict):
-    """`[checkpoint]`: where the weights are."""
+    """The table `[checkpoint]`: the weights."""
 
     path: str | None = Field(default=None, description="default: the folder of this file; relative to this file")
     params: str | None = Field(
@@ -38,7 +38,7 @@ class CheckpointSpec(Strict):
 
 
 class DataSpec(Strict):
-    """`[data]`: where the examples are."""
+    """The table `[data]`: the examples."""
 
     path: str | None = Field(
         default=None, description=".npz, folder of .npy, .csv, .parquet, Hugging Face folder, or pkg.mod:function"
@@ -53,7 +53,7 @@ class DataSpec(Strict):
 
 
 class LossSpec(Strict):
-    """`[loss]`: the objective."""
+    """The table `[loss]`: the objective."""
 
     name: str | None = Field(
         default=None,
@@ -76,7 +76,7 @@ class LossSpec(Strict):
 
 
 class ProblemSpec(Strict):
-    """The whole of `curv.toml`."""
+    """The specification of a problem, as in `curv.toml`."""
 
     model: ModelSpec = ModelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()

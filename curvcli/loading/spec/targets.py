@@ -67,7 +67,7 @@ class Targets:
         return loaded
 
     def check_path(self, path: str) -> None:
-        """Raise an error for data outside the folder of a checkpoint's own specification, also by symbolic links.
+        """Raise an error if a checkpoint's own specification names data far from it, also by symbolic links.
 
         Raises
         ------
