@@ -1,7 +1,7 @@
-"""The analyses from Python: what `curv` does with files, done with objects that a program holds already.
+"""The Python interface: the analyses of `curv` for objects that a program holds in memory.
 
-A training loop makes one `Objective` and asks it of its weights as they are. All that was compiled for one set of
-weights serves the next.
+A training loop makes one `Objective` and calls its methods with the current weights. Compiled programs are reused from
+one set of weights to the next.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Report[Any, Any], covariant=True)
 
 FILES = ("save", "escape", "state", "plan", "save_factors", "optimizer_state")
-"""Settings that speak of files a program has no need of."""
+"""Settings that name files, which the Python interface does not take."""
 
 
 @dataclass(frozen=True, repr=False)
 class Found(Generic[R]):
-    """What an analysis found.
+    """The answer of an analysis.
 
     Parameters
     ----------
     report
-        As `curv` writes it: `report.result` has the numbers, `report.to_json()` is a line that `curv plot` and
-        `curv diff` read.
+        The report that `curv` writes: `report.result` has the numbers, `report.to_json()` is a line that `curv plot`
+        and `curv diff` read.
     arrays
-        Vectors, diagonals or scores by name, where the settings name a file for them, which is written too.
+        Vectors, diagonals or scores by name, where the settings name a file for them. The file is written as well.
     params
-        Weights that a step leads to, by path.
+        The weights after a step, by path.
     """
 
     report: R
@@ -64,18 +64,18 @@ class Found(Generic[R]):
 
     @property
     def result(self) -> Any:
-        """`report.result`."""
+        """The result of the report."""
         return self.report.result
 
     def __repr__(self) -> str:
         doubt = f"UNTRUSTED ({', '.join(_failed(self.report))} failed): " if self.report.untrusted else ""
         parts = [type(self.report).__name__, f"{len(self.report.warnings)} warnings"]
-        parts += [f"{name}={list(held)}" for name in ("arrays", "params") if (held := getattr(self, name))]
+        parts += [f"{name}={list(arrays)}" for name in ("arrays", "params") if (arrays := getattr(self, name))]
         return f"{doubt}Found({', '.join(parts)})"
 
 
 def _failed(report: Report[Any, Any]) -> list[str]:
-    """The names of the self-checks that failed."""
+    """Return the names of the self-checks that failed."""
     return [name for name, check in report.checks.items() if not check.passed]
 
 
@@ -88,29 +88,31 @@ class Method(Protocol[R]):
 
 
 class Objective:
-    """A network, data and a loss: J(w) = (1/M) Σ loss + R(w), to be asked about at any weights.
+    """The objective J(w) = (1/M) Σ loss + R(w) of a network, data and a loss, analysed at any weights.
 
     Parameters
     ----------
     model
         A linen module, an nnx module, or a function `apply(params, inputs)`. Dropout is turned off. Batch statistics
-        are held fixed, or with `batch_norm="batch", batch_size=B` they are those of each batch.
+        are held fixed. With `batch_norm="batch", batch_size=B` each batch is normalised by its own statistics.
     data
-        `(inputs, targets)`, `(inputs, targets, mask)`, or a dict of arrays `inputs`, `targets` and perhaps `mask`; each
-        array [N, …].
+        `(inputs, targets)`, `(inputs, targets, mask)`, or a dict of arrays `inputs`, `targets` and optionally `mask`;
+        each array is [N, …].
     loss
         `squared_error`, `softmax_cross_entropy`, `sigmoid_cross_entropy`, `poisson`, or
-        `fn(outputs, targets) -> one loss an example`; numbers for each output are summed over the last axis.
+        `fn(outputs, targets) -> loss of each example`; losses of single outputs are summed over the last axis.
     kind
-        `linen`, `nnx` or `apply`, where it cannot be told.
+        `linen`, `nnx` or `apply`; by default detected from the model.
     l2, regulariser
         R(w) = ½·l2·‖w‖² + regulariser(params).
     reduction
-        M: `mean`, the examples with any weight; `tokens`, the sum of the tokens' weights; `sum`, 1.
+        The normaliser M: `mean`, the number of examples with a weight above 0; `tokens`, the sum of the tokens'
+        weights; `sum`, 1.
     likelihood
-        Of a loss of your own, for the Fisher matrices: the name of a loss, or `fn(outputs, key) -> targets drawn`.
+        The likelihood of a custom loss, which the Fisher matrices need: the name of a loss, or
+        `fn(outputs, key) -> targets drawn`.
     ignore_label
-        A class number whose tokens are left out.
+        An integer label whose tokens are left out.
 
     Raises
     ------
@@ -165,8 +167,8 @@ class Objective:
         compare: Method[CompareReport]
         inspect: Method[InspectReport]
 
-    def _run(self, analysis: Analysis, variables: Any, at: int | None, given: dict[str, Any]) -> Found[Any]:
-        """One analysis, and its report."""
+    def _run(self, analysis: Analysis, variables: Any, at: int | None, arguments: dict[str, Any]) -> Found[Any]:
+        """Run an analysis and return its report."""
         import jax
 
         from curvcli.analyses.common.tuning import way_of
@@ -178,7 +180,7 @@ class Objective:
         from curvcli.stopwatch import Stopwatch
 
         with _as_python_says():
-            settings = _settings(analysis, given)
+            settings = _settings(analysis, arguments)
         started, clock = time.perf_counter(), Stopwatch()
         precision = jax.default_matmul_precision("highest")
         with _as_python_says(), compile_clock(clock), precision, jax.enable_x64(settings.dtype == "float64"):
@@ -195,12 +197,12 @@ class Objective:
             seconds=time.perf_counter() - started, compiling=clock.compiling,
         )  # fmt: skip
         if report.untrusted:
-            causes = [one for one in report.warnings if one.startswith("self-check")]
+            causes = [warning for warning in report.warnings if warning.startswith("self-check")]
             warnings.warn(f"the result is not to be relied on: {'; '.join(causes)}", CurvWarning, stacklevel=3)
         return Found(report, answer.arrays, answer.params)
 
     def _shared(self, loaded: Loaded, settings: Any) -> dict[str, Any]:
-        """The functions of the first problem of this form, so that what was compiled for it serves all."""
+        """Return the functions of the first problem of this form, whose compiled programs serve all others."""
         from curvcli.loading.resolve import functions_of
 
         problem = loaded.problem
@@ -210,7 +212,7 @@ class Objective:
 
 
 def _settings_from(spec: Any, settings: Any) -> dict[str, str]:
-    """Where each setting comes from: `argument` or `default`."""
+    """Return the origin of each setting: `argument` or `default`."""
     origins = {}
     for prefix, values in (*((f"{table}.", getattr(spec, table)) for table in type(spec).model_fields), ("", settings)):
         for name in type(values).model_fields:
@@ -221,7 +223,7 @@ def _settings_from(spec: Any, settings: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _as_python_says() -> Iterator[None]:
-    """Errors name arguments, where the command line's name options."""
+    """Replace names of options by names of arguments in the messages of errors."""
     try:
         yield
     except CurvError as error:
@@ -231,18 +233,18 @@ def _as_python_says() -> Iterator[None]:
 
 
 def _argument_names(text: str) -> str:
-    """The same with options as arguments.
+    """Replace the options in a text by the arguments of the Python interface.
 
     >>> _argument_names("--num-examples 99: see curv trace --help; --debug shows where")
     'num_examples 99: see curv trace --help; the traceback shows where'
     """
-    for options, said in (("--model, --model-arg and --inputs", "model and data"), ("--debug", "the traceback")):
-        text = text.replace(options, said)
-    return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), text)
+    for options, words in (("--model, --model-arg and --inputs", "model and data"), ("--debug", "the traceback")):
+        text = text.replace(options, words)
+    return re.sub(r"--(?!help\b)([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), text)
 
 
 def _method(analysis: Analysis) -> Callable[..., Found[Any]]:
-    """The method of an analysis."""
+    """Return the method of `Objective` that runs an analysis."""
 
     def method(self: Objective, /, variables: Any, *, at: int | None = None, **settings: Any) -> Found[Any]:
         return self._run(analysis, variables, at, settings)
@@ -255,19 +257,19 @@ def _method(analysis: Analysis) -> Callable[..., Found[Any]]:
         variables
             The parameters, the variables with other collections beside `params`, or an nnx module.
         at
-            The training step, which goes into the report.
+            The training step, for the report.
         settings
-            The command's options, by name: `matrix="ggn"`, `probes=4`, `num_examples=512`.
+            The options of the command by name: `matrix="ggn"`, `probes=4`, `num_examples=512`.
 
         Raises
         ------
         CurvError
-            Of the class that fits what is wrong: a setting, the model, the numbers.
+            A setting, the model or the data are invalid; the subclass says which.
 
         Warns
         -----
         CurvWarning
-            A self-check failed: `report.untrusted`.
+            A self-check failed, and `report.untrusted` is true.
         """
     return method
 
@@ -276,22 +278,22 @@ for _analysis in ANALYSES.values():
     setattr(Objective, _analysis.name, _method(_analysis))
 
 
-def _settings(analysis: Analysis, given: dict[str, Any]) -> Any:
-    """The command's settings, from the names of its options."""
+def _settings(analysis: Analysis, arguments: dict[str, Any]) -> Any:
+    """Validate the settings of an analysis, given by the names of its options."""
     from pydantic import ValidationError
 
     model, name = analysis.settings, analysis.name
-    if given.get("distributed"):
+    if arguments.get("distributed"):
         raise UsageError("distributed is of processes that curv joins", "call jax.distributed.initialize beforehand")
     for setting in FILES:
-        if given.get(setting) is not None:
+        if arguments.get(setting) is not None:
             raise UsageError(
                 f"{setting} is of files", "a program has what it would hold: see Found.params, Found.arrays"
             )
-    own = {"save": "memory"} if name == "step" else {}
-    aliases = {key: f"{key}_" for key in ("self",) if key in given}
-    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in given.items()}
-    values = {**own, **{aliases.get(key, key): value for key, value in plain.items()}}
+    defaults = {"save": "memory"} if name == "step" else {}
+    aliases = {key: f"{key}_" for key in ("self",) if key in arguments}
+    plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in arguments.items()}
+    values = {**defaults, **{aliases.get(key, key): value for key, value in plain.items()}}
     try:
         return model(**values)
     except ValidationError as error:

@@ -1,9 +1,9 @@
-"""Devices that share the work: a mesh with one axis, `data`.
+"""Sharding over devices: a mesh with one axis, `data`.
 
-The examples of a batch are cut across it, and what grows with D and is kept (Krylov bases, the blocks of conjugate
-gradients, Kronecker factors) along `dim`. Parameters and single vectors are whole on every device, unless parameters
-are to be cut too. From that XLA's partitioner derives the collectives: nothing else in the engine knows of devices.
-With several processes every process runs the same program, and holds its own part of what is cut.
+The examples of a batch are sharded along it. Arrays that grow with D and are kept (Krylov bases, the blocks of
+conjugate gradients, Kronecker factors) are sharded along `dim`. Parameters and single vectors are replicated, unless
+the parameters are to be sharded too. XLA's partitioner derives the collectives from these shardings; no other module
+of the engine refers to devices. With several processes every process runs the same program and holds its own shards.
 """
 
 from __future__ import annotations
@@ -23,49 +23,50 @@ AXIS = "data"
 
 
 def mesh_of(devices: int | Literal["all"] | None) -> Mesh | None:
-    """The mesh of the first so many devices of this process, of all of them, or of all processes' where there are more.
+    """Return the mesh of the first `devices` devices of each process, or of all of them.
 
-    None where one device is meant.
+    None for a single device.
 
     Raises
     ------
     UsageError
-        There are not so many.
+        The process has fewer devices.
     """
-    there, several = jax.local_devices(), jax.process_count() > 1
+    local, several = jax.local_devices(), jax.process_count() > 1
     if devices is None and not several:
         return None
-    each = len(there) if devices in (None, "all") else int(devices)
-    if each > len(there):
-        kind = there[0].platform
-        have = f"{len(there)} {kind} device{'s' if len(there) > 1 else ''}"
+    count = len(local) if devices in (None, "all") else int(devices)
+    if count > len(local):
+        kind = local[0].platform
+        have = f"{len(local)} {kind} device{'s' if len(local) > 1 else ''}"
         raise UsageError(
-            f"--devices {each}: JAX has {have}",
-            f"set JAX_NUM_CPU_DEVICES={each} to have so many"
+            f"--devices {count}: JAX has {have}",
+            f"set JAX_NUM_CPU_DEVICES={count} to have so many"
             if kind == "cpu"
-            else f"give at most {len(there)}, or all",
+            else f"give at most {len(local)}, or all",
         )
     if several:
         # The first so many of every process: a mesh that leaves a process out would leave it waiting.
-        own = [
-            [one for one in jax.devices() if one.process_index == rank][:each] for rank in range(jax.process_count())
+        groups = [
+            [device for device in jax.devices() if device.process_index == rank][:count]
+            for rank in range(jax.process_count())
         ]
-        return Mesh(np.array([one for part in own for one in part]), (AXIS,))
-    return Mesh(np.array(there[:each]), (AXIS,)) if each > 1 else None
+        return Mesh(np.array([device for part in groups for device in part]), (AXIS,))
+    return Mesh(np.array(local[:count]), (AXIS,)) if count > 1 else None
 
 
 def on_every(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Return the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def cut_along(mesh: Mesh, axis: int) -> NamedSharding:
-    """Cut along one axis, whose length the devices must divide: see `rounded_up`."""
+    """Return the sharding along one axis, whose length the devices must divide: see `rounded_up`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
 def rounded_up(mesh: Mesh | None, size: int) -> int:
-    """The next multiple of the number of devices.
+    """Round a size up to a multiple of the number of devices.
 
     >>> rounded_up(None, 7)
     7
@@ -74,18 +75,18 @@ def rounded_up(mesh: Mesh | None, size: int) -> int:
 
 
 def placed(array: Array, sharding: NamedSharding) -> Array:
-    """An array that every process has on the devices of the sharding: each takes its own part alone."""
+    """Place an array that every process holds on the devices of a sharding: each device gets its own shard alone."""
     return jax.make_array_from_callback(tuple(array.shape), sharding, lambda part: np.asarray(array[part]))
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Cut along the longest axis that the devices divide; whole on every device where there is none."""
+    """Return the sharding along the longest axis that the devices divide, or replication where there is none."""
     axes = [axis for axis, length in enumerate(shape) if length and length % mesh.size == 0]
     return cut_along(mesh, max(axes, key=lambda axis: shape[axis])) if axes else on_every(mesh)
 
 
 def on_host(tree: Any) -> Any:
-    """The arrays of a tree as numpy arrays, gathered where other processes hold parts; all processes must ask."""
+    """Return the arrays of a tree as numpy arrays, gathered over processes; all processes must call this."""
     return jax.device_get(jax.tree.map(_gathered, tree))
 
 
@@ -102,48 +103,48 @@ def _whole(mesh: Any, leaf: Array) -> Array:
 
 
 def processes() -> int:
-    """How many processes run the same program."""
+    """Return the number of processes that run the program."""
     return jax.process_count()
 
 
 def process() -> int:
-    """Which of them this is."""
+    """Return the index of this process."""
     return jax.process_index()
 
 
 def several_processes() -> bool:
-    """Whether there are others."""
+    """Whether several processes run the program."""
     return processes() > 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks: the others only compute."""
+    """Whether this is process 0, the one that writes output."""
     return process() == 0
 
 
 def greatest(value: float) -> float:
-    """The largest of all processes' values, where there are several; all must ask."""
+    """Return the maximum over processes; all processes must call this."""
     return float(np.max(_from_all(np.float64(value)))) if several_processes() else value
 
 
 def least(value: float) -> float:
-    """The smallest of them."""
+    """Return the minimum over processes; all processes must call this."""
     return -greatest(-value)
 
 
 def from_all(payload: bytes) -> list[bytes]:
-    """What each process has to say, all of one length, in the order of the processes."""
+    """Gather the payloads of all processes, which have one length, in the order of the processes."""
     rows = _from_all(np.frombuffer(payload, np.uint8)) if several_processes() else [np.frombuffer(payload, np.uint8)]
     return [np.asarray(row).tobytes() for row in rows]
 
 
 def from_first(payload: bytes) -> bytes:
-    """The first process's payload, whatever the others give; all must ask."""
+    """Broadcast the payload of process 0; all processes must call this."""
     if not several_processes():
         return payload
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
-    own = np.frombuffer(payload, np.uint8) if is_first() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+    sent = np.frombuffer(payload, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
 
 
 def _from_all(value: Any) -> Any:

@@ -1,11 +1,12 @@
-"""What earlier runs have computed: a run that was killed recalls it, where it would compute it again.
+"""A journal of computed values: a run that was killed and is started again looks them up instead of recomputing them.
 
-No algorithm knows of this. A function of vectors is remembered under its name and the fingerprints of the vectors: run
-again, an algorithm asks the same questions in the same order, and is given the same bits until it comes to the first
-question that was never answered. A run with more probes, steps or queries asks the old questions first.
+Algorithms do not refer to the journal. Values of a function of vectors are stored under the name of the function and
+the fingerprints of the vectors. An algorithm that is run again evaluates the same functions in the same order, and
+reads the same bits up to the first value that is not stored. A run with more probes, steps or queries evaluates those
+of the earlier run first.
 
-What this process computes is kept for later ones and never given back to itself: a product that is asked for twice, as
-the self-checks do, is computed twice.
+Values that this process stores are for later processes alone: a product that is evaluated twice, as the self-checks do,
+is computed twice.
 """
 
 from __future__ import annotations
@@ -23,40 +24,40 @@ _open: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
 class Store(Protocol):
-    """Rows of arrays by key."""
+    """A store of rows of arrays by key."""
 
     def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Any]:
-        """The row under each key, None where there is none.
+        """Return the row under each key, None where there is none.
 
-        A row is taken once: of several under one key, the oldest. `finished`: only from runs that came to their end.
+        A row is returned once: of several under one key, the oldest first. `finished`: only rows of runs that ended.
         """
         ...
 
     def holds(self, key: bytes) -> bool:
-        """Whether an earlier run kept anything under a key that was not taken yet."""
+        """Whether an earlier run stored a row under this key that has not been taken."""
         ...
 
     def exhausted(self) -> bool:
-        """Whether all that earlier runs kept was taken: no key need be looked up any more."""
+        """Whether all rows of earlier runs have been taken, so that no key need be looked up."""
         ...
 
     def keep(self, keys: Iterable[bytes], rows: Array) -> None:
-        """Keep rows together: later runs find all of them or none. Keys may be found out by another thread."""
+        """Store rows together: later runs find all of them or none. Keys may be computed by another thread."""
         ...
 
 
 @dataclass
 class Journal:
-    """What was computed of one problem.
+    """The stored values of one problem.
 
     Parameters
     ----------
     store
-        Where it is.
+        Where the values are stored.
     problem
-        A `Problem`; its weights may be others, for each place has its own name.
+        A `Problem`. Its weights may differ, since a digest of the weights is part of every key.
     recalled
-        Rows so far that were there: vectors of products and forms, points of losses.
+        Number of rows looked up so far: vectors of products and forms, points of losses.
     """
 
     store: Store
@@ -66,7 +67,7 @@ class Journal:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Until the end of the block, what is asked of the problem is looked up here."""
+        """Look up the values of the problem in this journal until the end of the block."""
         token = _open.set(self)
         try:
             yield
@@ -74,13 +75,13 @@ class Journal:
             _open.reset(token)
 
     def covers(self, problem: Any) -> bool:
-        """Whether a problem is the one at hand, but for its weights; other data or arithmetic make another."""
+        """Whether a problem is that of the journal, apart from its weights; data and arithmetic must agree."""
         mine = self.problem
         parts = ("frozen", "predict", "nest", "loss", "batches", "normaliser", "regulariser", "way")
-        return problem.dtype == mine.dtype and all(getattr(problem, one) is getattr(mine, one) for one in parts)
+        return problem.dtype == mine.dtype and all(getattr(problem, part) is getattr(mine, part) for part in parts)
 
     def weights(self, params: Any) -> bytes:
-        """A digest of weights; that of those asked for last is held."""
+        """Return a digest of weights; the last one is cached."""
         if self._digested[0] is not params:
             import numpy as np
 
@@ -95,14 +96,14 @@ class Journal:
 
 
 def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Callable[[Array], Array]:
-    """`function` of a block [k, dim] that maps each row on its own, looked up row by row where a journal is open.
+    """Wrap a function that maps each row of a block [k, dim] on its own: rows are looked up where a journal is open.
 
     Parameters
     ----------
     problem
-        Whose function it is.
+        The problem that the function belongs to.
     name
-        What it is, of plain values: all that the answer depends on beside problem and argument.
+        Plain values that identify the function: all that its value depends on beside problem and argument.
     """
     journal = _covering(problem)
     if journal is None:
@@ -115,34 +116,34 @@ def rows(function: Callable[[Array], Array], problem: Any, *name: object) -> Cal
 
         from curvcli.devices import on_host
 
-        given = np.asarray(vectors)
+        block = np.asarray(vectors)
         if journal.store.exhausted():
-            made = function(vectors)
-            journal.store.keep((_key(place, row) for row in unchanging(given)), on_host(made))
-            return made
-        keys = [_key(place, row) for row in given]
-        found = journal.store.take(keys)
-        missing = [i for i, row in enumerate(found) if row is None]
+            computed = function(vectors)
+            journal.store.keep((_key(place, row) for row in unchanging(block)), on_host(computed))
+            return computed
+        keys = [_key(place, row) for row in block]
+        stored = journal.store.take(keys)
+        missing = [i for i, row in enumerate(stored) if row is None]
         journal.recalled += len(keys) - len(missing)
         if not missing:
-            return jnp.asarray(np.stack(found))
+            return jnp.asarray(np.stack(stored))
         # All rows as they came, where all are missing: another block is another program, and other bits.
-        made = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
-        new = on_host(made)
+        computed = function(vectors if len(missing) == len(keys) else vectors[np.array(missing)])
+        new = on_host(computed)
         journal.store.keep([keys[i] for i in missing], new)
         if len(missing) == len(keys):
-            return made
+            return computed
         for i, row in zip(missing, new, strict=True):
-            found[i] = row
-        return jnp.asarray(np.stack(found))
+            stored[i] = row
+        return jnp.asarray(np.stack(stored))
 
     return recalled
 
 
 def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable[..., Any]:
-    """`function` of arrays, its value looked up as one; None, of a run that is to stop, is not kept.
+    """Wrap a function of arrays whose value is looked up as a whole. None, the value of a stopped run, is not stored.
 
-    Recalled, it counts as many rows as its last argument has, a vector as one.
+    A looked-up value counts as many rows as its last argument has, a vector as one.
     """
     journal = _covering(problem)
     if journal is None:
@@ -152,24 +153,24 @@ def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable
     def recalled(*arrays: Array) -> Array:
         import numpy as np
 
-        key = _key(place, *(np.asarray(one) for one in arrays))
-        (found,) = journal.store.take([key])
-        if found is not None:
+        key = _key(place, *(np.asarray(array) for array in arrays))
+        (stored,) = journal.store.take([key])
+        if stored is not None:
             journal.recalled += len(arrays[-1]) if np.ndim(arrays[-1]) > 1 else 1
-            return found
-        made = function(*arrays)
-        if made is not None:
-            journal.store.keep([key], np.asarray(made)[None])
-        return made
+            return stored
+        computed = function(*arrays)
+        if computed is not None:
+            journal.store.keep([key], np.asarray(computed)[None])
+        return computed
 
     return recalled
 
 
 def finished_rows(problem: Any, vectors: Array, *name: object) -> list[Any]:
-    """What runs that came to their end have kept by `keep_rows` for these rows; None where nothing.
+    """Return what finished runs stored by `keep_rows` for these rows; None where nothing was stored.
 
-    A run that was killed must not find its own: it would leave out the questions that led to them, whose answers it
-    would then be given elsewhere.
+    A run that was killed must not find its own rows: it would skip the evaluations that led to them, and their stored
+    values would then be returned for later evaluations.
     """
     journal = _covering(problem)
     if journal is None:
@@ -181,7 +182,7 @@ def finished_rows(problem: Any, vectors: Array, *name: object) -> list[Any]:
 
 
 def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> None:
-    """Keep what belongs to rows, where a journal is open, for `finished_rows` of later runs."""
+    """Store the values that belong to rows, where a journal is open, for `finished_rows` of later runs."""
     journal = _covering(problem)
     if journal is None:
         return
@@ -195,7 +196,7 @@ def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> Non
 
 
 def unchanging(array: Any) -> Any:
-    """An array that another thread will look at: itself, if nobody can write to it till then."""
+    """Return an array that another thread can read later: a copy where the array is writeable."""
     return array.copy() if array.flags.writeable else array
 
 
@@ -205,14 +206,14 @@ def _covering(problem: Any) -> Journal | None:
 
 
 def _place(journal: Journal, problem: Any, *name: object) -> bytes:
-    """Name and weights, in one digest."""
+    """Return a digest of a function's name and the weights."""
     return hashlib.sha256(repr(name).encode() + journal.weights(problem.params)).digest()
 
 
 def _key(place: bytes, *arrays: Any) -> bytes:
-    """A fingerprint of the values of arrays: sums of their words along the rows and columns of a square.
+    """Return a fingerprint of the values of arrays: sums of their words along the rows and columns of a square.
 
-    It tells vectors apart that an algorithm comes by, unit vectors too; nobody is meant to forge one. It takes a
+    It separates the vectors that algorithms produce, unit vectors included, but is not collision-resistant. It takes a
     twentieth of the time of SHA-256.
     """
     import numpy as np

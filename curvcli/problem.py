@@ -1,4 +1,4 @@
-"""The problem: a network, a loss, data and weights, as the curvature engine sees them.
+"""The problem of the curvature engine: a network, a loss, data and weights.
 
     J(w) = (1/M) Σ_n a_n L(f(w, x_n), t_n) + R(w)
 
@@ -27,7 +27,7 @@ Params = dict[str, Any]
 
 
 class Batch(NamedTuple):
-    """Some examples, always the same number of them."""
+    """A batch of examples; all batches have the same size."""
 
     inputs: PyTree  # leading axis b
     targets: Any  # leading axis b
@@ -37,10 +37,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """Examples in fixed order, cut into batches of one shape; can be iterated any number of times.
+    """Examples in fixed order, cut into batches of one shape, which can be iterated any number of times.
 
-    The last batch is padded with copies of the last example under weight 0: a copy, not zeros, because a model that
-    is singular at zero (a logarithm, a norm) would turn weight 0 times infinity into NaN.
+    The last batch is padded with copies of the last example under weight 0. Padding by zeros would give NaN, as weight
+    0 times infinity, in a model that is singular at zero (a logarithm, a norm).
 
     Parameters
     ----------
@@ -53,11 +53,11 @@ class Batches:
     cast
         The dtype that floating inputs and targets are cast to.
     mesh
-        Devices that share every batch: each reads and holds its own part of the examples. None: the host's arrays.
+        Devices over which every batch is sharded: each reads and holds its own examples. None: arrays of the host.
     streamed
-        Whether they are read anew at every pass although they are small: the memory is wanted for something else.
+        Whether small data too are read again at every pass, to save memory.
     coupled
-        Whether the network couples the examples of a batch, as batch statistics do. Batches are then part of the
+        Whether the network couples the examples of a batch, as batch statistics do. The batches then define the
         problem: they keep their size, which divides N, and have no padding.
     """
 
@@ -72,7 +72,7 @@ class Batches:
 
     @property
     def num_examples(self) -> int:
-        """N, padding not counted."""
+        """The number of examples N, without padding."""
         return len(self.weight)
 
     def __len__(self) -> int:
@@ -89,16 +89,16 @@ class Batches:
             yield self._batch(start) if self.mesh is None else self._shared(self.mesh, start)
 
     def _batch(self, start: int, first: int = 0, count: int | None = None) -> Batch:
-        """The batch of rows start, start + 1, …, padded; or so many of its rows from the first given."""
+        """Return the padded batch of rows start, start + 1, …, or `count` of its rows from `first` on."""
         low, high = start + first, start + (self.batch_size if count is None else first + count)
         stop = min(high, self.num_examples)
         # Rows of padding alone are copies of the last example.
-        here = slice(min(low, self.num_examples - 1), max(stop, min(low, self.num_examples - 1) + 1))
+        span = slice(min(low, self.num_examples - 1), max(stop, min(low, self.num_examples - 1) + 1))
         real = max(stop - low, 0)
-        missing = high - low - (here.stop - here.start)
+        missing = high - low - (span.stop - span.start)
 
         def take(leaf: np.ndarray) -> np.ndarray:
-            rows = np.asarray(leaf[here])
+            rows = np.asarray(leaf[span])
             if np.issubdtype(rows.dtype, np.floating):
                 rows = rows.astype(self.cast)
             return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
@@ -109,34 +109,34 @@ class Batches:
         return Batch(jax.tree.map(take, self.inputs), jax.tree.map(take, self.targets), weight, index)
 
     def _shared(self, mesh: Mesh, start: int) -> Batch:
-        """The same on the devices. Of a batch that they do not divide every device holds all."""
+        """Return a batch sharded over the devices, or replicated where they do not divide its size."""
         size = self.batch_size
         if size % mesh.size:
             return jax.tree.map(lambda leaf: placed(leaf, on_every(mesh)), self._batch(start))
         part = size // mesh.size
         where = cut_along(mesh, 0)
-        own = {
-            one: (cut or (slice(0),))[0].start or 0
-            for one, cut in where.addressable_devices_indices_map((size,)).items()
+        starts = {
+            device: (cut or (slice(0),))[0].start or 0
+            for device, cut in where.addressable_devices_indices_map((size,)).items()
         }
-        read = {first: self._batch(start, first, part) for first in set(own.values())}
+        pieces = {first: self._batch(start, first, part) for first in set(starts.values())}
 
         def joined(*leaves: np.ndarray) -> Any:
-            by_first = dict(zip(read, leaves, strict=True))
-            parts = [jax.device_put(by_first[first], one) for one, first in own.items()]
+            by_first = dict(zip(pieces, leaves, strict=True))
+            parts = [jax.device_put(by_first[first], device) for device, first in starts.items()]
             return jax.make_array_from_single_device_arrays((size, *leaves[0].shape[1:]), where, parts)
 
-        return jax.tree.map(joined, *read.values())
+        return jax.tree.map(joined, *pieces.values())
 
     def parts(self) -> Iterator[PyTree]:
-        """The inputs in parts of nearly equal size, at most that of a batch, without padding; on every device whole."""
+        """Iterate over the inputs in parts of nearly equal size, at most that of a batch, unpadded and replicated."""
         edges = np.linspace(0, self.num_examples, len(self) + 1).astype(int)
         for start, stop in itertools.pairwise(edges):
             inputs = self._batch(int(start), 0, int(stop - start)).inputs
             yield inputs if self.mesh is None else placed_everywhere(self.mesh, inputs)
 
     def chosen(self, rows: np.ndarray) -> Batches:
-        """These rows alone, in this order, in batches of the same size; numbered anew."""
+        """Return the batches of these rows in this order, with the same batch size and new indices."""
         # Memory maps are read in the order of the file.
         order = np.argsort(rows, kind="stable")
 
@@ -147,7 +147,7 @@ class Batches:
         return replace(self, inputs=inputs, targets=targets, weight=weight)
 
     def resized(self, batch_size: int) -> Batches:
-        """The same examples in batches of another size: a multiple of the devices, unless it is smaller than these.
+        """Return the examples in batches of another size, rounded up to a multiple of the devices unless smaller.
 
         Coupled batches stay as they are.
         """
@@ -158,14 +158,14 @@ class Batches:
 
 
 def placed_everywhere(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Arrays of the host, whole on each device."""
+    """Replicate arrays of the host on each device."""
     return jax.tree.map(lambda leaf: placed(leaf, on_every(mesh)), tree)
 
 
 def let_go(tree: PyTree) -> None:
-    """Give back what has been read of memory maps, so that it does not count as this process's memory.
+    """Release the pages of memory maps that have been read, so that they do not count as memory of this process.
 
-    The page cache keeps it as long as there is room. Only of maps that cannot have been written to.
+    The page cache keeps them as long as there is room. Only read-only maps are released.
     """
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, np.memmap) and leaf.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
@@ -174,7 +174,7 @@ def let_go(tree: PyTree) -> None:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """R(w) = ½·l2·‖w‖² + fn(w); never divided by the normaliser.
+    """The regulariser R(w) = ½·l2·‖w‖² + fn(w), which is not divided by the normaliser.
 
     Parameters
     ----------
@@ -190,18 +190,18 @@ class Regulariser:
 
 @dataclass(frozen=True)
 class Way:
-    """How products are computed; the answer is the same but for rounding.
+    """The way products are computed, on which the answer depends by rounding alone.
 
     Parameters
     ----------
     application
         A batch's linear map applied to all vectors of a block at once (`vmap`), or to one after the other (`map`).
     kept_bytes
-        What the linear maps of all batches take, if they are kept from product to product; 0: they are made afresh.
+        Bytes of the linear maps of all batches, if they are kept between products; 0: they are recomputed.
     width
-        Vectors that `vmap` takes at once: a wider block goes in pieces, whose tangents fit the caches.
+        Number of vectors that `vmap` takes at once. A wider block is split, so that the tangents fit the caches.
     chosen
-        By whom: from sizes alone (`default`), by timing (`measured`, `remembered`), or by the user (`given`).
+        What chose the way: sizes alone (`default`), timing (`measured`, `remembered`), or the user (`given`).
     """
 
     application: Literal["vmap", "map"] = "vmap"
@@ -212,7 +212,7 @@ class Way:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """What normalisation layers keep of the batches that they have seen: running means and variances.
+    """The running means and variances of normalisation layers.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ class BatchStatistics:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that J depends on.
+    """All that the objective J depends on.
 
     Parameters
     ----------
@@ -241,19 +241,19 @@ class Problem:
     predict
         `(params, frozen, inputs) -> outputs` of shape [b, ..., C].
     nest
-        Turns all parameters by path into the form the user's model has them in.
+        Maps all parameters by path to the form that the user's model takes.
     loss
-        Per example (or token), never reduced.
+        The loss of each example (or token), not reduced.
     batches
-        The data.
+        The examples.
     normaliser
         M: the number of examples with any weight, the sum of the tokens' weights, or 1.
     regulariser
-        R.
+        The regulariser R.
     population
-        Examples in the whole data set, of which `batches` may hold some; None where it was not read to its end.
+        Number of examples in the whole data set, of which `batches` may hold some; None where it is not known.
     way
-        How products are computed.
+        The way products are computed.
     statistics
         The network's batch statistics; None where it has none.
     """
@@ -277,7 +277,7 @@ class Problem:
 
     @property
     def dim(self) -> int:
-        """D, the number of differentiated parameters."""
+        """The number D of differentiated parameters."""
         return sum(leaf.size for leaf in self.params.values())
 
     @property
@@ -287,12 +287,12 @@ class Problem:
 
 
 def spread(problem: Problem, mesh: Mesh, *, shard_params: bool = False) -> Problem:
-    """The problem with its batches shared by devices, and its parameters whole on each of them, or cut as well.
+    """Shard the batches of a problem over devices, and replicate or shard its parameters.
 
     Parameters
     ----------
     shard_params
-        Whether each parameter is cut along its longest axis that the devices divide.
+        Whether each parameter is sharded along its longest axis that the devices divide.
     """
 
     def put(leaf: Any) -> Any:
@@ -305,12 +305,12 @@ def spread(problem: Problem, mesh: Mesh, *, shard_params: bool = False) -> Probl
 
 
 def in_float64(problem: Problem, examples: int | None = None) -> Problem:
-    """The problem with everything that floats in float64; to be used under `jax.enable_x64(True)`.
+    """Cast the floating arrays of a problem to float64; to be used under `jax.enable_x64(True)`.
 
     Parameters
     ----------
     examples
-        Only the first ones, in one batch.
+        Number of examples to keep, the first ones, in one batch; None: all.
     """
 
     def cast(leaf: Any) -> Any:
@@ -329,5 +329,5 @@ def in_float64(problem: Problem, examples: int | None = None) -> Problem:
 
 
 def unit_weight(weight: Any, ndim: int) -> Any:
-    """`weight` with axes of length one appended: [b] becomes [b, 1] against losses of shape [b, T]; of any arrays."""
+    """Append axes of length one to `weight`: [b] becomes [b, 1] beside losses of shape [b, T]."""
     return weight.reshape(weight.shape + (1,) * (ndim - weight.ndim))

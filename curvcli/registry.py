@@ -1,6 +1,6 @@
-"""The analyses: one row each, from which commands, reports, schemas, pictures and Python methods follow.
+"""The registry of analyses: commands, reports, schemas, pictures and Python methods follow from one row each.
 
-A row is light: the parts that it names are imported when they are first asked for, so that help starts no engine.
+The modules that a row names are imported when they are first used, so that help does not import the engine.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Analysis:
-    """One analysis, by name.
+    """An analysis, whose parts are found by its name.
 
     Parameters
     ----------
     name
-        Of the command, of the schema `curv.NAME/1`, of the Python method, and of the modules with its parts:
+        The name of the command, of the schema `curv.NAME/1`, of the Python method, and of the modules with its parts:
         `curvcli.schema.NAME` (NameSettings, NameReport), `curvcli.cli.views.NAME`, `curvcli.figures.NAME`.
     summary
-        One line, for the list of commands.
+        A line for the list of commands.
     help
-        What `curv NAME --help` says.
+        The text of `curv NAME --help`.
     engine
         The module of `curvcli.analyses` with `run(context, settings)` and `forecast(context, settings)`.
     inputs
-        The function of `curvcli.run.inputs` that reads what the analysis takes beside the problem; None: nothing.
+        The function of `curvcli.run.inputs` that reads further inputs of the analysis; None: it has none.
     """
 
     name: str
@@ -38,32 +38,32 @@ class Analysis:
 
     @property
     def settings(self) -> type[Any]:
-        """The class of its settings."""
+        """The class of the analysis's settings."""
         return self._part("curvcli.schema", f"{self.name.title()}Settings")
 
     @property
     def report(self) -> type[Any]:
-        """The class of its reports."""
+        """The class of the analysis's reports."""
         return self._part("curvcli.schema", f"{self.name.title()}Report")
 
     @property
     def run(self) -> Callable[..., Any]:
-        """`run(context, settings) -> Answer`."""
+        """The function `run(context, settings) -> Answer`."""
         return importlib.import_module(f"curvcli.analyses.{self.engine}").run
 
     @property
     def forecast(self) -> Callable[..., Any]:
-        """`forecast(context, settings) -> (Plan, Forecast)`."""
+        """The function `forecast(context, settings) -> (Plan, Forecast)`."""
         return importlib.import_module(f"curvcli.analyses.{self.engine}").forecast
 
     @property
     def view(self) -> Any:
-        """The module with `view(report, width, unicode)`: what a terminal shows of its reports."""
+        """The module with `view(report, width, unicode)`, the summary of a report for a terminal."""
         return importlib.import_module(f"curvcli.cli.views.{self.name}")
 
     @property
     def figure(self) -> Any:
-        """The module with `TITLE` and `parts(reports)`: the picture of its reports."""
+        """The module with `TITLE` and `parts(reports)`, the picture of reports."""
         return importlib.import_module(f"curvcli.figures.{self.name}")
 
     def _part(self, package: str, attribute: str) -> Any:
@@ -213,11 +213,11 @@ What curv sees: parameters by layer, data, loss and gradient norm, whether the s
 )
 
 ANALYSES = {row.name: row for row in ROWS}
-"""By name, in the order of the help."""
+"""The analyses by name, in the order of the help."""
 
 
 def schemas() -> dict[str, type[Any]]:
-    """Every schema by the name that `curv schema NAME` knows it by."""
+    """Return every schema by the name that `curv schema NAME` takes."""
     from curvcli.schema.diff import DiffRecord
     from curvcli.schema.doctor import DoctorRecord
     from curvcli.schema.inspect import ForecastRecord

@@ -1,4 +1,4 @@
-"""stderr: progress, warnings, errors. Nothing here writes to stdout."""
+"""Output on stderr: progress, warnings and errors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from curvcli.run.monitor import Monitor
 
 
 def report_error(error: CurvError, *, debug: bool) -> int:
-    """Two lines on stderr, a traceback with --debug; returns the exit code."""
+    """Write two lines on stderr, and a traceback with --debug; return the exit code."""
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     _say(f"error: {error.message}\nhint: {error.hint}")
     return error.exit_code
 
 
-def as_told(error: Exception | SystemExit) -> CurvError:
-    """The error itself, or a bug of ours where it is an exception that should not have come this far."""
+def as_curv_error(error: Exception | SystemExit) -> CurvError:
+    """Return a CurvError as it is, and any other exception as an internal error."""
     if isinstance(error, CurvError):
         return error
     if isinstance(error, SystemExit):
@@ -36,12 +36,12 @@ def as_told(error: Exception | SystemExit) -> CurvError:
 
 
 def warn(message: str) -> None:
-    """One `warning:` line."""
+    """Write a `warning:` line."""
     _say(f"warning: {printable(message)}")
 
 
 def note(message: str) -> None:
-    """One line of information."""
+    """Write a line of information."""
     _say(printable(message))
 
 
@@ -51,20 +51,20 @@ def _say(text: str) -> None:
 
 
 def can_redraw() -> bool:
-    """Whether stderr is a terminal on which a line can be written over."""
+    """Whether stderr is a terminal on which a line can be redrawn."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def silence_stdout() -> None:
-    """After a closed pipe: let the interpreter's own last flush go nowhere instead of complaining."""
+    """Redirect stdout to the null device after a closed pipe, so that the interpreter's last flush succeeds."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def fill_closed_streams() -> None:
-    """Occupy closed standard descriptors, lest a file opened later be taken for stdout or stderr.
+    """Occupy closed standard descriptors, so that no file opened later takes the place of stdout or stderr.
 
-    `sys.stdout` stays None where it was closed; `sys.stderr` leads nowhere.
+    `sys.stdout` stays None where it was closed; `sys.stderr` writes to the null device.
     """
     for descriptor in range(3):
         try:
@@ -76,7 +76,7 @@ def fill_closed_streams() -> None:
 
 
 def finish(code: int) -> None:
-    """End the process with this code. JAX's threads may still wait for work; nothing of ours is left to do."""
+    """End the process with this exit code, without waiting for JAX's threads."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it was closed
             stream.flush()
@@ -84,7 +84,7 @@ def finish(code: int) -> None:
 
 
 class Watch(Monitor):
-    """The monitor of a run at a terminal: progress on stderr, and Ctrl-C (see `interrupts`), beside the deadline.
+    """The monitor of a run at a terminal: progress on stderr, Ctrl-C (see `interrupts`), and the deadline.
 
     Parameters
     ----------
@@ -101,12 +101,12 @@ class Watch(Monitor):
         self._show, self._bar, self._task, self._stage, self._known = show, None, None, "", ""
 
     def interrupted(self) -> bool:
-        """Whether Ctrl-C asked for what was reached; a run that asks has an answer, should it be told to stop."""
+        """Whether Ctrl-C asked for the intermediate result; a run that calls this can give one."""
         interrupts.current.answerable = True
         return interrupts.current.number is not None
 
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
-        """Redraw the line: stage, what is done of what is planned, time left."""
+        """Redraw the progress line: stage, units done and planned, time left."""
         if not self._show:
             return
         bar: Any = self._started()
@@ -117,7 +117,7 @@ class Watch(Monitor):
         bar.update(self._task, completed=done, total=planned)
 
     def known(self, text: str) -> None:
-        """What is known so far stands at the end of the line, whatever the stage."""
+        """Show the intermediate result at the end of the progress line."""
         self._known = text
         if self._show and self._task is not None:
             self._started().update(self._task, known=text)
@@ -133,7 +133,7 @@ class Watch(Monitor):
                 return TextColumn(text, table_column=Column(no_wrap=True, overflow="ellipsis"))
 
             class Rate(TextColumn):
-                """What is done a second, once that can be told."""
+                """The rate of progress per second, once it can be estimated."""
 
                 def render(self, task: Any) -> Any:
                     speed = task.finished_speed or task.speed

@@ -1,4 +1,4 @@
-"""Two reports compared: which numbers changed by more than their intervals allow."""
+"""Comparison of two reports: which numbers changed by more than their intervals allow."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ EXPECTED = {
 
 
 class Data(NamedTuple):
-    """The examples of two reports: whether they are the same, and which of them are part of a larger set."""
+    """The examples of two reports: whether they are the same, and whether either is part of a larger set."""
 
     same: bool
     parts: tuple[bool, bool]
 
 
 def compared(first: Path, second: Path) -> DiffRecord:
-    """The differences of two reports of the same analysis.
+    """Compare two reports of the same analysis.
 
     Raises
     ------
     NotFoundError, DataError
         A file is missing, or no report.
     UsageError
-        They are of two analyses.
+        The reports belong to different analyses.
     """
     a, b = read_one(first), read_one(second)
     if a["schema"] != b["schema"]:
@@ -54,26 +54,26 @@ def compared(first: Path, second: Path) -> DiffRecord:
             f"{first} is {a['schema']}, and {second} is {b['schema']}", "compare two reports of the same analysis"
         )
     rows = list(_differences("", a["result"], b["result"], _data(a, b)))
-    found = [row for row in rows if row.change != 0 or row.interval is not None]
-    chance = sum(1 - _confidence(a, b) for row in found if row.kind == "estimate" and row.significant is not None)
+    changed = [row for row in rows if row.change != 0 or row.interval is not None]
+    chance = sum(1 - _confidence(a, b) for row in changed if row.kind == "estimate" and row.significant is not None)
     about = ("problem", "matrix", "settings", "environment")
     return DiffRecord(
-        analysis=a["schema"], a=_side(first, a), b=_side(second, b), differences=found,
-        significant=sum(bool(row.significant) for row in found), by_chance=chance,
-        settings=[one for part in about for one in _settings(part, a.get(part), b.get(part))],
+        analysis=a["schema"], a=_side(first, a), b=_side(second, b), differences=changed,
+        significant=sum(bool(row.significant) for row in changed), by_chance=chance,
+        settings=[difference for part in about for difference in _settings(part, a.get(part), b.get(part))],
         untrusted=a.get("untrusted", False) or b.get("untrusted", False),
     )  # fmt: skip
 
 
 def _data(a: dict[str, Any], b: dict[str, Any]) -> Data:
-    """What the examples of two reports have in common."""
+    """Compare the examples of two reports."""
     one, other = a["problem"]["data"], b["problem"]["data"]
     parts = bool(one.get("subsampled")), bool(other.get("subsampled"))
     return Data(one["sha256"] == other["sha256"], parts)
 
 
 def _differences(name: str, a: Any, b: Any, data: Data) -> Iterator[Difference]:
-    """All numbers and words of two results, by the names that they have in both."""
+    """Iterate over the numbers and words that two results have in common, by name."""
     if _is_uncertain(a) and _is_uncertain(b):
         yield _uncertain(name, a, b, data)
     elif isinstance(a, dict) and isinstance(b, dict):
@@ -81,10 +81,10 @@ def _differences(name: str, a: Any, b: Any, data: Data) -> Iterator[Difference]:
             if key in b and key not in CURVES:
                 yield from _differences(f"{name}.{key}" if name else key, a[key], b[key], data)
     elif isinstance(a, list) and isinstance(b, list):
-        others = {_label(one, i): one for i, one in enumerate(b)}
-        for i, one in enumerate(a):
-            if isinstance(one, dict) and (label := _label(one, i)) in others:
-                yield from _differences(f"{name}[{label}]", one, others[label], data)
+        labelled = {_label(entry, i): entry for i, entry in enumerate(b)}
+        for i, entry in enumerate(a):
+            if isinstance(entry, dict) and (label := _label(entry, i)) in labelled:
+                yield from _differences(f"{name}[{label}]", entry, labelled[label], data)
     elif _is_number(a) and _is_number(b):
         yield _row(name, "number", a, b, None)
     elif a != b and not {type(a), type(b)} & {dict, list}:
@@ -92,13 +92,13 @@ def _differences(name: str, a: Any, b: Any, data: Data) -> Iterator[Difference]:
 
 
 def _uncertain(name: str, a: dict[str, Any], b: dict[str, Any], data: Data) -> Difference:
-    """The change of a number with an interval, and where the true change lies.
+    """Return the change of a number with an interval, and an interval of the change.
 
-    Of estimates the distances of the limits are added in quadrature (Zou and Donner 2008), which keeps the coverage of
-    skewed intervals too; probes that both runs have in common make it wider than need be. What a residual proves of
-    eigenvalues holds for each of them, so those distances add as they are; what examples left out make of them, which
-    `interval` has beyond `interval_given_data`, adds in quadrature. Both runs on the same examples have no such error,
-    and a number of part of the examples whose error is not known has no interval for its change.
+    The distances of the limits of estimates are added in quadrature (Zou and Donner 2008), which keeps the coverage of
+    skewed intervals. The result is conservative if the runs share probes. The residual bounds of eigenvalues are
+    deterministic, so their distances are added. The part of `interval` beyond `interval_given_data`, the error of the
+    examples left out, is added in quadrature; it vanishes if both runs use the same examples. A number of part of the
+    examples whose error is not known has no interval for its change.
     """
     kind = "eigenvalue" if "residual" in a else "estimate"
     if a["value"] is None or b["value"] is None:
@@ -112,26 +112,26 @@ def _uncertain(name: str, a: dict[str, Any], b: dict[str, Any], data: Data) -> D
 
 
 def _comparable(a: dict[str, Any], b: dict[str, Any], data: Data) -> bool:
-    """Whether the intervals of two numbers are of the same examples, or of all."""
+    """Whether the intervals of two numbers refer to the same examples, or to all."""
     known = (number.get("data_stderr") is not None or not part for number, part in zip((a, b), data.parts, strict=True))
     return data.same or all(known)
 
 
-def _joined(kind: str, one: tuple[dict[str, Any], int], other: tuple[dict[str, Any], int], data: Data) -> float:
-    """How far a change may lie from what it seems, by an end of each number's interval."""
+def _joined(kind: str, left: tuple[dict[str, Any], int], right: tuple[dict[str, Any], int], data: Data) -> float:
+    """Return the distance of a limit of the change from the change, given an end of each number's interval."""
     inner, outer = [], []
-    for number, end in (one, other):
+    for number, end in (left, right):
         bare = abs((number.get("interval_given_data") or number["interval"])[end] - number["value"])
-        whole = abs(number["interval"][end] - number["value"])
+        full = abs(number["interval"][end] - number["value"])
         inner.append(bare)
-        outer.append(whole if kind == "estimate" else whole - bare)
+        outer.append(full if kind == "estimate" else full - bare)
     if data.same:
         outer = inner if kind == "estimate" else [0.0, 0.0]
     return math.hypot(*outer) + (sum(inner) if kind == "eigenvalue" else 0.0)
 
 
 def _unresolved(name: str, kind: Any, a: dict[str, Any], b: dict[str, Any], data: Data) -> Difference:
-    """Of numbers without a value there is no change, but their intervals may be apart."""
+    """Compare numbers without a value: there is no change, but their intervals may be disjoint."""
     apart = a["interval"][1] < b["interval"][0] or b["interval"][1] < a["interval"][0]
     low, high = b["interval"][0] - a["interval"][1], b["interval"][1] - a["interval"][0]
     known = _comparable(a, b, data)
@@ -163,13 +163,13 @@ def _is_uncertain(value: Any) -> bool:
     return isinstance(value, dict) and {"value", "interval"} <= value.keys()
 
 
-def _label(one: Any, index: int) -> Any:
-    """What an entry of a list is called in both results: its name, else its place."""
-    if not isinstance(one, dict):
+def _label(entry: Any, index: int) -> Any:
+    """Return the label of an entry of a list: its name, else its index."""
+    if not isinstance(entry, dict):
         return index
-    if {"a", "b"} <= one.keys() and isinstance(one["a"], str):
-        return f"{one['a']}, {one['b']}"
-    return one.get("name") or one.get("of") or one.get("direction") or index
+    if {"a", "b"} <= entry.keys() and isinstance(entry["a"], str):
+        return f"{entry['a']}, {entry['b']}"
+    return entry.get("name") or entry.get("of") or entry.get("direction") or index
 
 
 def _confidence(a: dict[str, Any], b: dict[str, Any]) -> float:

@@ -1,8 +1,8 @@
-"""One of several processes that run the same command: JAX's own runtime, joined before the first computation.
+"""Distributed runs: several processes run the same command and join JAX's runtime before the first computation.
 
-Where a peer is lost, JAX ends the process by an abort in C++ and writes a page about it. So the process that was
-started does not compute: it starts one that does, keeps what C++ writes to standard error, and turns an abort into two
-lines and an exit code. Signals that it gets it hands on; if it dies, the other ends.
+If a peer is lost, JAX aborts the process in C++ and writes long messages. The process that the user starts therefore
+runs the computation in a child process, collects what C++ writes to standard error, and turns an abort into two lines
+and an exit code. It forwards signals to the child, and the child ends if its parent dies.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ _CAUSES = (
 
 
 def asked_for(arguments: Sequence[str]) -> bool:
-    """Whether a command line is one of several processes', and not yet the one that computes."""
+    """Whether a command line is distributed, and this process is not yet the child that computes."""
     said = os.environ.get("CURV_DISTRIBUTED", "").lower() in ("1", "true", "yes", "on", "t", "y")
     showing = {"-h", "--help", "--version"} & set(arguments)
     return ("--distributed" in arguments or said) and WORKER not in os.environ and not showing
 
 
 def supervise(arguments: Sequence[str]) -> int:
-    """Run the command line in a process of its own, and tell how it ended."""
-    alive, held = os.pipe()
-    told = os.dup(2)
+    """Run the command line in a child process, and return its exit code."""
+    alive, lifeline = os.pipe()
+    stderr = os.dup(2)
     flags = f"--xla_cpu_collective_timeout_seconds={_seconds('STUCK', STUCK)}"
     environment = {
         **os.environ,
-        WORKER: f"{told},{alive}",
+        WORKER: f"{stderr},{alive}",
         # It would keep SIGTERM to itself.
         "JAX_ENABLE_PREEMPTION_SERVICE": "false",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
@@ -71,27 +71,27 @@ def supervise(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryFile() as log:
         worker = subprocess.Popen(
             [sys.executable, "-P", "-c", _WORK, str(PACKAGE.parent), *arguments],
-            env=environment, stderr=log, pass_fds=(told, alive),
+            env=environment, stderr=log, pass_fds=(stderr, alive),
             # Ctrl-C at a terminal reaches it through this process alone.
             process_group=0,
         )  # fmt: skip
         interrupts.current.hand_on = worker.send_signal  # which does nothing once it has ended
         os.close(alive)
         code = _ended(worker.pid)
-        os.close(held)
+        os.close(lifeline)
         log.seek(0)
-        written = log.read().decode(errors="replace")
+        messages = log.read().decode(errors="replace")
     if "--debug" in arguments:
-        sys.stderr.write(written)
+        sys.stderr.write(messages)
     if code >= 0:
         return code
     if -code in interrupts.SIGNALS:
         return 128 - code
-    return console.report_error(_lost(-code, written), debug=False)
+    return console.report_error(_lost(-code, messages), debug=False)
 
 
 def _ended(pid: int) -> int:
-    """Wait for a process's end: its exit code, or less than 0 the signal. One that is stopped for long is ended."""
+    """Wait for the end of a process, and return its exit code, or minus the signal. A stopped process is ended."""
     stopped: float | None = None
     while True:
         ended, status = os.waitpid(pid, os.WUNTRACED | os.WCONTINUED | (0 if stopped is None else os.WNOHANG))
@@ -107,7 +107,7 @@ def _ended(pid: int) -> int:
 
 
 def attach() -> None:
-    """In the process that computes: Python writes to the real standard error; the parent's end is ours too."""
+    """Prepare the child process: Python writes to the real standard error, and the child ends with its parent."""
     told, alive = (int(text) for text in os.environ[WORKER].split(","))
     sys.stderr = os.fdopen(told, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True, name="parent").start()
@@ -119,16 +119,16 @@ def _end_with_parent(alive: int) -> None:
 
 
 def join() -> None:
-    """Take part in the runtime: by three variables, or as JAX finds the cluster (Slurm, Open MPI, Kubernetes, TPU).
+    """Join the runtime, configured by three variables or the cluster (Slurm, Open MPI, Kubernetes, TPU).
 
-    The coordinator listens on the address that is named, and on no other.
+    The coordinator listens on the given address only.
 
     Raises
     ------
     UsageError
         The variables are incomplete, or there is no cluster.
     DistributedError
-        The others did not come.
+        The other processes did not join in time.
     """
     import jax
 
@@ -144,7 +144,7 @@ def join() -> None:
 
 @contextlib.contextmanager
 def session(several: bool) -> Iterator[None]:
-    """Take part until the block ends; then wait for the others, so that none takes this one's end for a loss."""
+    """Take part until the block ends, then wait for the others, which would take an earlier end for a failure."""
     if not several:
         yield
         return
@@ -158,7 +158,7 @@ def session(several: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """What JAX raises when others are lost, as our own error."""
+    """Translate the exceptions that JAX raises when processes are lost."""
     import jax
 
     try:
@@ -171,70 +171,70 @@ def translated() -> Iterator[None]:
 
 
 def check_equal(facts: dict[str, str]) -> None:
-    """Whether all processes compute the same thing.
+    """Check that all processes compute the same analysis.
 
     Parameters
     ----------
     facts
-        What must be equal, by name, as digests or short texts.
+        The values that must be equal, by name, as digests or short texts.
 
     Raises
     ------
     DistributedError
-        Names the processes and what differs.
+        Some processes differ; the message names them and the value.
     """
     import hashlib
 
     from curvcli.devices import from_all
 
     digests = [hashlib.sha256(text.encode()).digest() for text in facts.values()]
-    said = from_all(b"".join(digests))
+    gathered = from_all(b"".join(digests))
     for place, name in enumerate(facts):
-        parts = [one[32 * place : 32 * (place + 1)] for one in said]
-        others = [str(rank) for rank, part in enumerate(parts) if part != parts[0]]
-        if others:
+        parts = [digest[32 * place : 32 * (place + 1)] for digest in gathered]
+        differing = [str(rank) for rank, part in enumerate(parts) if part != parts[0]]
+        if differing:
             raise DistributedError(
-                f"distributed: process {', '.join(others)} has {name} other than process 0",
+                f"distributed: process {', '.join(differing)} has {name} other than process 0",
                 "start every process with the same command, files and versions",
             )
 
 
 def _place() -> tuple[str, int, int, Sequence[int] | None]:
-    """Coordinator, number of processes, which of them this is, and its devices."""
-    given = [os.environ.get(name) for name in THREE]
-    if all(given):
-        address, count, rank = (str(one) for one in given)
+    """Return the coordinator, the number of processes, the rank of this one, and its devices."""
+    variables = [os.environ.get(name) for name in THREE]
+    if all(variables):
+        address, count, rank = (str(variable) for variable in variables)
         try:
-            number, own = int(count), int(rank)
+            number, rank = int(count), int(rank)
         except ValueError:
-            number, own = 0, 0
-        if not re.fullmatch(r".+:\d+", address) or not 0 <= own < number:
+            number, rank = 0, 0
+        if not re.fullmatch(r".+:\d+", address) or not 0 <= rank < number:
             raise UsageError(
-                f"--distributed: {', '.join(f'{n}={v}' for n, v in zip(THREE, given, strict=True))} cannot be",
+                f"--distributed: {', '.join(f'{n}={v}' for n, v in zip(THREE, variables, strict=True))} cannot be",
                 "CURV_COORDINATOR is host:port of process 0, and CURV_PROCESS_ID is below CURV_NUM_PROCESSES",
             )
-        return address, number, own, None
-    if any(given):
-        missing = ", ".join(name for name, value in zip(THREE, given, strict=True) if not value)
+        return address, number, rank, None
+    if any(variables):
+        missing = ", ".join(name for name, value in zip(THREE, variables, strict=True) if not value)
         raise UsageError(f"--distributed: {missing} is not set", f"set all three of {', '.join(THREE)}")
     from curvcli.jax_internals import detected_cluster
 
-    address, number, own, local = detected_cluster(_seconds("START", START))
-    if address is None or number is None or own is None:
+    address, number, rank, local = detected_cluster(_seconds("START", START))
+    if address is None or number is None or rank is None:
         raise UsageError(
             "--distributed: JAX finds no cluster here (Slurm, Open MPI, Kubernetes, TPU)",
             f"set {', '.join(THREE)} for every process",
         )
-    return address, number, own, local
+    return address, number, rank, local
 
 
 def bind_collectives(address: str) -> None:
-    """Gloo, which moves arrays between CPUs, listens where the machine's name leads: here, towards the coordinator.
+    """Bind Gloo, which moves arrays between CPUs, to the network interface towards the coordinator.
 
     Raises
     ------
     UsageError
-        There is no way to the coordinator.
+        The coordinator cannot be reached.
     """
     from curvcli.jax_internals import bind_gloo
 
@@ -243,12 +243,12 @@ def bind_collectives(address: str) -> None:
         family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as towards:
             towards.connect(place)  # nothing is sent
-            own = str(towards.getsockname()[0])
+            interface = str(towards.getsockname()[0])
     except OSError as error:
         raise UsageError(
             f"--distributed: the coordinator {address} cannot be reached: {error.strerror}", "check CURV_COORDINATOR"
         ) from error
-    bind_gloo(own)
+    bind_gloo(interface)
 
 
 def _seconds(name: str, default: int) -> int:
@@ -263,9 +263,9 @@ def _error(text: str) -> DistributedError:
     return DistributedError(f"distributed: {cause}", AGAIN)
 
 
-def _lost(number: int, written: str) -> DistributedError:
-    """The error for a process that computes and ended by a signal."""
+def _lost(number: int, messages: str) -> DistributedError:
+    """Return the error for a child process that ended by a signal."""
     if number == signal.SIGABRT:
-        return _error(written)
+        return _error(messages)
     name: Any = signal.Signals(number).name
     return DistributedError(f"distributed: the process that computes was ended by {name}", AGAIN)

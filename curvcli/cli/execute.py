@@ -1,4 +1,4 @@
-"""Run an analysis, or forecast it, and report: what every command over checkpoints does."""
+"""Execution of the analysis commands: run or forecast an analysis for each checkpoint, and write the reports."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ def execute(request: Request, analysis: Analysis) -> int:
         if getattr(settings, name, None):
             _check_file(request, name, Path(getattr(settings, name)))
     if getattr(settings, "state", None):
-        _check_one(request, "state", "holds the state of")
+        _check_single(request, "state", "holds the state of")
 
     forms: dict[str, Any] = {}
-    said: set[str] = set()
+    shown_warnings: set[str] = set()
 
     def answer(target: Target) -> Reply:
         from curvcli.cli.render import render
 
-        report, code = _one(request, settings, target, analysis, forms, said)
+        report, code = _report(request, settings, target, analysis, forms, shown_warnings)
         return Reply(report.to_json(), partial(render, report), code)
 
     return answer_each(request, settings, _targets(request), answer)
 
 
 def _check_file(request: Request, name: str, path: Path) -> None:
-    """Say before the work that a file beside the report cannot be written."""
-    _check_one(request, name, "is written for")
+    """Check before the computation that a file beside the report can be written."""
+    _check_single(request, name, "is written for")
     if name in CHECKPOINTS:
         from curvcli.loading.checkpoints.writing import check_target
 
@@ -73,7 +73,7 @@ def _check_file(request: Request, name: str, path: Path) -> None:
         files.check_array_format(path, tables=name == "scores")
 
 
-def _check_one(request: Request, name: str, does: str) -> None:
+def _check_single(request: Request, name: str, does: str) -> None:
     if len(request.checkpoints) > 1 or request.spec["all_steps"]:
         raise UsageError(f"{_option(name)} {does} one checkpoint", "run curv once for each of them")
 
@@ -82,15 +82,15 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _written(request: Request, settings: Any) -> dict[str, Path]:
-    """The files that a command line asks for, by their options."""
+def _output_files(request: Request, settings: Any) -> dict[str, Path]:
+    """Return the output files of a command line by their options."""
     named = {_option(name): getattr(settings, name, None) for name in (*ARRAY_FILES, *CHECKPOINTS)}
     named["-o"] = request.output["output"]
     return {option: Path(path) for option, path in named.items() if path is not None and path not in output.STDOUT}
 
 
 def _targets(request: Request) -> Iterator[Target]:
-    """The checkpoints and steps that a command line asks for."""
+    """Iterate over the checkpoints and steps of a command line."""
     from curvcli.loading.checkpoints.reading import checkpoint_steps
 
     step, every = request.spec["step"], request.spec["all_steps"]
@@ -102,7 +102,7 @@ def _targets(request: Request) -> Iterator[Target]:
             continue
         if request.following is not None:
             steps = request.following.steps(partial(checkpoint_steps, Path(argument or "")))
-            yield from (Target(argument, one, argument or "") for one in steps)
+            yield from (Target(argument, number, argument or "") for number in steps)
             continue
         try:
             _, _, path = locate(request, argument)
@@ -116,38 +116,38 @@ def _targets(request: Request) -> Iterator[Target]:
                 raise
             yield Target(argument, None, argument or "", error)
         else:
-            yield from (Target(argument, one, str(path)) for one in steps)
+            yield from (Target(argument, number, str(path)) for number in steps)
 
 
-def _one(
+def _report(
     request: Request,
     settings: Any,
     target: Target,
     analysis: Analysis,
     forms: dict[str, Any],
-    said: set[str],
+    shown_warnings: set[str],
 ) -> tuple[Report[Any, Any], int]:
-    """One report and its exit code; warnings that an earlier report of the command had are not shown again."""
+    """Return a report and its exit code; warnings of an earlier report of the command are not shown again."""
     from curvcli.analyses.common.tuning import way_of
     from curvcli.devices import greatest, is_first
 
-    files.check_distinct(_written(request, settings))
+    files.check_distinct(_output_files(request, settings))
     quiet, profiling = request.output["quiet"] or not is_first(), request.output["profile"]
     started, clock = time.perf_counter(), Stopwatch()
     timing = "always" if getattr(settings, "calibrate", False) else "if worth it"
     with contextlib.ExitStack() as stack:
-        kept = None if settings.state is None else stack.enter_context(_state(settings))
+        stored_state = None if settings.state is None else stack.enter_context(_state(settings))
         stack.enter_context(compile_clock(clock))
-        loaded = load(request, settings, target, timing=timing, forms=forms, way=kept and kept.way)
+        loaded = load(request, settings, target, timing=timing, forms=forms, way=stored_state and stored_state.way)
         loading = time.perf_counter() - started - clock.compiling
         if request.output["verbose"]:
             console.note(what_was_read(loaded))
         watch = console.Watch(settings.time_limit, not quiet and console.can_redraw(), greatest)
         with clock.running() if profiling else contextlib.nullcontext(), watch.watching():
-            if kept is None:
+            if stored_state is None:
                 answer, recalled = answer_of(analysis, loaded, settings, watch), 0
             else:
-                answer, recalled = _recalling(kept, analysis, loaded, settings, watch)
+                answer, recalled = _recalling(stored_state, analysis, loaded, settings, watch)
     warnings = warnings_of(loaded, answer, watch)
     if is_first():
         write_array_files(answer, settings)
@@ -164,25 +164,25 @@ def _one(
     )  # fmt: skip
     if not quiet:
         for message in dict.fromkeys(warnings):
-            if message not in said:
+            if message not in shown_warnings:
                 console.warn(message)
-        said.update(warnings)
-    tell_settings(request, loaded, said)
+        shown_warnings.update(warnings)
+    tell_settings(request, loaded, shown_warnings)
     return report, EXIT_UNTRUSTED if report.untrusted else 0
 
 
-def tell_settings(request: Request, loaded: Loaded, said: set[str]) -> None:
-    """Write the line that names the settings from a file, unless stderr has it already."""
+def tell_settings(request: Request, loaded: Loaded, shown_warnings: set[str]) -> None:
+    """Write the line that names the settings from a file, unless it has been written before."""
     from curvcli.devices import is_first
 
     line = provenance.line(loaded.settings_from, loaded.spec_file)
-    if line and line not in said and not request.output["quiet"] and is_first():
+    if line and line not in shown_warnings and not request.output["quiet"] and is_first():
         console.note(line)
-        said.add(line)
+        shown_warnings.add(line)
 
 
 def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
-    """The folder of --state."""
+    """Open the folder of --state."""
     from curvcli.devices import several_processes
     from curvcli.run.shared_state import shared_state
 
@@ -192,33 +192,33 @@ def _state(settings: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def _recalling(
-    kept: Any, analysis: Analysis, loaded: Loaded, settings: Any, watch: console.Watch
+    stored_state: Any, analysis: Analysis, loaded: Loaded, settings: Any, watch: console.Watch
 ) -> tuple[Answer[Any], int]:
-    """The answer, with what is kept of an earlier run and keeping what is computed, and how much was recalled."""
+    """Run an analysis with a state folder, and return the answer and the number of values that were looked up."""
     from curvcli.analyses.common.planning import memory_limit
     from curvcli.analyses.common.precision import code_digest
     from curvcli.analyses.common.tuning import way_of
 
     # Blocks are cut by the memory, and another cut rounds otherwise: what the first run might take holds for all.
-    memory = settings.max_memory or kept.memory or memory_limit(None)
+    memory = settings.max_memory or stored_state.memory or memory_limit(None)
     problem = loaded.problem
-    journal = kept.open(loaded, settings, way_of(problem), memory, code_digest(problem))
+    journal = stored_state.open(loaded, settings, way_of(problem), memory, code_digest(problem))
     with journal.open():
         answer = answer_of(analysis, loaded, settings.model_copy(update={"max_memory": memory}), watch)
     if watch.reason is None:
-        kept.finish()
-    answer.warnings += kept.warnings
+        stored_state.finish()
+    answer.warnings += stored_state.warnings
     return answer, journal.recalled
 
 
 def forecast(request: Request, analysis: Analysis) -> int:
-    """`--dry-run`: plan and forecast, no product spent."""
+    """Write plan and forecast of an analysis (`--dry-run`), without computing products."""
     settings = request.parsed_settings()
-    said: set[str] = set()
+    noted: set[str] = set()
 
     def answer(target: Target) -> Reply:
         loaded = load(request, settings, target)
-        tell_settings(request, loaded, said)
+        tell_settings(request, loaded, noted)
         plan, cost = analysis.forecast(context_of(analysis, loaded, settings)[0], settings)
         record = ForecastRecord(plan=plan, forecast=cost)
         text = (

@@ -1,4 +1,4 @@
-"""`curv watch`: the steps of a training run as they are written, for whichever analysis is asked for."""
+"""The steps of a training run as they are written, for `curv watch`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from curvcli.errors import CurvError, NotFoundError
 
 @dataclass(frozen=True)
 class Following:
-    """How long to wait for what.
+    """The conditions under which `curv watch` waits for steps.
 
     Parameters
     ----------
     every
-        Seconds between two looks.
+        Seconds between two listings of the folder.
     idle
-        Seconds without a new step after which the run counts as ended; None waits for ever.
+        Seconds without a new step after which the run counts as ended; None: no limit.
     until
-        The last step to be analysed; None: there is always another.
+        The last step to be analysed; None: no limit.
     new
-        Whether steps that are there at the start are left out.
+        Whether steps that exist at the start are left out.
     """
 
     every: float
@@ -30,32 +30,32 @@ class Following:
     until: int | None
     new: bool
 
-    def steps(self, there: Callable[[], list[int]]) -> Iterator[int]:
-        """Each step once, in ascending order, when it is whole.
+    def steps(self, listed: Callable[[], list[int]]) -> Iterator[int]:
+        """Iterate over the complete steps, each once, in ascending order.
 
         Parameters
         ----------
-        there
-            The steps now; a folder that does not exist yet has none.
+        listed
+            Returns the current steps; a folder that does not exist yet has none.
 
         Raises
         ------
         NotFoundError
-            There was none in the time.
+            No step was written in time.
         """
-        seen: set[int] = set(_now(there)) if self.new else set()
-        found, since = False, time.monotonic()
+        handled: set[int] = set(_now(listed)) if self.new else set()
+        any_seen, since = False, time.monotonic()
         while True:
-            for step in [one for one in _now(there) if one not in seen]:
-                seen.add(step)
+            for step in [step for step in _now(listed) if step not in handled]:
+                handled.add(step)
                 if self.until is not None and step > self.until:
                     return
                 yield step
-                found, since = True, time.monotonic()
+                any_seen, since = True, time.monotonic()
                 if step == self.until:
                     return
             if self.idle is not None and time.monotonic() - since >= self.idle:
-                if not found:
+                if not any_seen:
                     raise NotFoundError(
                         f"no step was written within {self.idle:g} s", "check the folder, or wait longer: --idle"
                     )
@@ -63,9 +63,9 @@ class Following:
             time.sleep(self.every)
 
 
-def _now(there: Callable[[], list[int]]) -> list[int]:
-    """The steps, none where the folder is not there yet or is being changed."""
+def _now(listed: Callable[[], list[int]]) -> list[int]:
+    """Return the current steps; none where the folder does not exist or is being changed."""
     try:
-        return there()
+        return listed()
     except (CurvError, OSError):
         return []

@@ -1,4 +1,4 @@
-"""How numbers and what stands above them are written: shared by the views."""
+"""Formatting of numbers, headers and tables for the views."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Part = Any
 
 
 def number(value: float) -> str:
-    """Five significant digits, as short as they can be.
+    """Format a number with five significant digits, as briefly as possible.
 
     >>> number(0.46336), number(-1.3869e-06), number(0.0)
     ('0.46336', '-1.3869e-06', '0')
@@ -26,14 +26,14 @@ def number(value: float) -> str:
 
 
 def spent(cost: Cost) -> str:
-    """What an answer cost, for the last line of a view."""
+    """Format the cost of an answer, for the last line of a view."""
     forms = f", {cost.forms} forms" if cost.forms else ""
     recalled = f" ({cost.recalled} kept)" if cost.recalled else ""
     return f"{cost.products} products{forms}{recalled}, {cost.data_passes} data passes, {cost.seconds:.1f} s"
 
 
 def with_error(value: float, margin: float) -> str:
-    """A value to the digit that its margin reaches; alone where that is beyond the eighth.
+    """Format a value to the precision of its margin; without the margin where that is beyond eight digits.
 
     >>> with_error(5.09077, 0.0611), with_error(0.46336496, 5.8e-7), with_error(2.0, 1e-12)
     ('5.091 ± 0.061', '0.46336496 ± 5.8e-07', '2')
@@ -47,7 +47,7 @@ def with_error(value: float, margin: float) -> str:
 
 
 def within(number: Interval) -> str:
-    """A number whose interval holds that of all examples: to three digits, which is more than such an interval needs.
+    """Format a number with an interval for all examples, to three digits.
 
     >>> within(Interval(value=0.5231, interval=(0.1312, 1.0871), interval_given_data=(0.52, 0.53), data_stderr=0.2))
     '0.523, in [0.131, 1.09] for all examples'
@@ -57,12 +57,12 @@ def within(number: Interval) -> str:
 
 
 def estimate(estimate: Estimate, scope: str = "") -> str:
-    """An estimate with half the width of its interval, and what it rests on.
+    """Format an estimate with the half-width of its interval, and its sample size.
 
     Parameters
     ----------
     scope
-        `of these N examples`, said where the interval has no error of those left out.
+        `of these N examples`, added where the interval has no error of the examples left out.
     """
     low, high = estimate.interval
     if estimate.value is None:  # of a count
@@ -76,13 +76,13 @@ def estimate(estimate: Estimate, scope: str = "") -> str:
 
 
 def margin(estimate: Estimate, scale: float = 1.0) -> str:
-    """An estimate, times `scale`, with half the width of its interval, for a table's cell."""
+    """Format an estimate, times `scale`, with the half-width of its interval, for a cell of a table."""
     low, high = estimate.interval
     return with_error(scale * estimate.value, 0.5 * abs(scale) * (high - low))
 
 
 def fraction(estimate: Bounded, scope: str = "") -> str:
-    """A fraction in per cent with its interval."""
+    """Format a fraction in per cent with its interval."""
     low, high = estimate.interval
     if estimate.value is None:
         return f"not resolved, in [{low:.3%}, {high:.3%}]{_of(scope)}"
@@ -92,7 +92,7 @@ def fraction(estimate: Bounded, scope: str = "") -> str:
 
 
 def count(estimate: Bounded) -> str:
-    """How many eigenvalues, with the interval."""
+    """Format a number of eigenvalues with its interval."""
     low, high = estimate.interval
     if estimate.value is None:
         return f"not resolved, in [{low:.0f}, {high:.0f}] eigenvalues"
@@ -101,17 +101,17 @@ def count(estimate: Bounded) -> str:
     return f"about {estimate.value:.0f} eigenvalues, in [{low:.0f}, {high:.0f}]"
 
 
-def eigenvalue(found: Eigenvalue, scope: str = "") -> str:
-    """An eigenvalue with its residual, or with the interval for all examples."""
-    if found.data_stderr is not None:
-        text = within(found)
+def eigenvalue(value: Eigenvalue, scope: str = "") -> str:
+    """Format an eigenvalue with its residual, or with the interval for all examples."""
+    if value.data_stderr is not None:
+        text = within(value)
     else:
-        text = f"{with_error(found.value, found.residual)}{f' ({scope})' if scope else ''}"
-    return text if found.converged else f"{text} (not converged)"
+        text = f"{with_error(value.value, value.residual)}{f' ({scope})' if scope else ''}"
+    return text if value.converged else f"{text} (not converged)"
 
 
 def stable_rate(result: Any, sharpness: Eigenvalue) -> str | None:
-    """`max_stable_learning_rate` of a result, with its interval where examples were left out."""
+    """Format `max_stable_learning_rate` of a result, with its interval where examples were left out."""
     rate, interval = result.max_stable_learning_rate, result.max_stable_learning_rate_interval
     if rate is None or sharpness.data_stderr is None:
         return None if rate is None else f"{rate:.3g}"
@@ -125,28 +125,28 @@ def _of(scope: str) -> str:
 
 
 def header(report: Report[Any, Any]) -> Text:
-    """What was analysed, in two lines."""
+    """Describe the problem in two lines."""
     problem = report.problem
     step = "" if problem.checkpoint.step is None else f" step {problem.checkpoint.step}"
     block = f" ({report.settings.block})" if report.settings.block else ""
     plain = problem.reduction == "mean" and problem.normaliser == problem.data.num_examples
-    used = f"{problem.data.counted} examples"
+    examples = f"{problem.data.counted} examples"
     if problem.mode == "batch":
-        used = f"{problem.batches} batches of {problem.batch_size} by their own statistics"
+        examples = f"{problem.batches} batches of {problem.batch_size} by their own statistics"
     divisor = "" if plain else f", ÷ {problem.normaliser:g}"
     regulariser = f" + l2 {problem.l2:g}" if problem.l2 else ""
     regulariser += f" + {problem.regulariser}" if problem.regulariser else ""
     return Text(
         f"{problem.checkpoint.path}{step} · {problem.model} · {problem.num_params:,} parameters "
         f"({report.environment.dtype}){block}\n"
-        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {used} · loss "
+        f"{problem.loss} ({problem.reduction}{divisor}){regulariser} on {examples} · loss "
         f"{number(problem.loss_value)}",
         style="dim",
     )
 
 
 def table(rows: list[tuple[str, str]]) -> Table:
-    """Names and values in two columns."""
+    """Return a table of names and values in two columns."""
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(Text(name), Text(value))
@@ -154,7 +154,7 @@ def table(rows: list[tuple[str, str]]) -> Table:
 
 
 def shortened(text: str, width: int) -> str:
-    """A direction's kind and the end of its argument, in so many characters.
+    """Shorten a direction to its kind and the end of its argument, in so many characters.
 
     >>> shortened("checkpoint:runs/7/checkpoints@12", 24), shortened("newton", 24)
     ('checkpoint:…ckpoints@12', 'newton')
@@ -165,6 +165,6 @@ def shortened(text: str, width: int) -> str:
 
 
 def failed(report: Report[Any, Any]) -> list[Part]:
-    """A line where a self-check failed."""
+    """Return a line of warning if a self-check failed."""
     said = alarm([report])
     return [Text(said, style="bold red")] if said else []

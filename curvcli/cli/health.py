@@ -1,4 +1,4 @@
-"""What there is on this machine, and what of it will be in the way."""
+"""The record of `curv doctor`: properties of this machine, and problems."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ LEAST = 1 << 30
 
 
 def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Speed) -> DoctorRecord:
-    """Everything that `curv doctor` tells, from what was measured of this machine."""
+    """Build the record of `curv doctor` from measurements of this machine."""
     import jax
 
-    kept = _cache()
+    cache = _cache()
     problems = []
     if not sums_rightly:
         problems.append("XLA sums wrongly here (as in jax issue 39103): install another release of jaxlib")
-    if kept is None:
+    if cache is None:
         problems.append("no folder for compiled programs can be had: set CURV_CACHE_DIR to one that you can write")
     if memory.limit < LEAST:
         problems.append(f"only {memory.limit / 1e6:.0f} MB may be taken: close other programs, or use --max-memory")
     return DoctorRecord(
         curv=__version__, python=platform.python_version(), platform=f"{platform.system()} {platform.machine()}",
         packages={name: _version(name) for name in PACKAGES},
-        devices=[" ".join(dict.fromkeys((one.platform, one.device_kind))) for one in jax.local_devices()],
+        devices=[" ".join(dict.fromkeys((device.platform, device.device_kind))) for device in jax.local_devices()],
         threads=thread_count(threads),
-        cache=kept, memory=memory, speed=speed, problems=problems,
+        cache=cache, memory=memory, speed=speed, problems=problems,
     )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM end the process within a moment, with 128 + the signal's number as its exit code.
+"""Handling of signals: Ctrl-C and SIGTERM end the process at once, with 128 + the signal's number as its exit code.
 
-Python runs handlers of signals between two of its own instructions, so a compilation or a long product would keep them
-waiting for minutes. Therefore C code in the interpreter writes each signal's number into a pipe, and a thread that does
-nothing else reads it. Nothing half-written is left behind; reports and parts of `--state` that were finished stay.
+Python runs signal handlers between two of its own instructions, so a compilation or a long product would delay them by
+minutes. Therefore C code in the interpreter writes each signal's number into a pipe, which a dedicated thread reads.
+Incomplete files are removed; complete reports and records of `--state` stay.
 
-One signal is different: the first Ctrl-C when an answer could be given. The run is asked to stop at its next step and
-to answer with what it has; that may take as long as the step, and the next signal ends it at once.
+The exception is the first Ctrl-C of a run that can give an intermediate result. The run stops after its current step
+and reports that result; the next signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CLEAR_LINE, _SHOW_CURSOR = "\r\x1b[2K", "\x1b[?25h"
 
 
 class Interrupts:
-    """What was received, and what it means now."""
+    """The signals received, and their current meaning."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -37,7 +37,7 @@ class Interrupts:
         self._guarded = False
 
     def guard(self) -> None:
-        """From now on signals have this meaning; those that are ignored stay ignored."""
+        """Install the handling of signals; ignored signals stay ignored."""
         caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         if self._guarded or not caught:
             return
@@ -47,7 +47,7 @@ class Interrupts:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
         def handle(number: int, _: object) -> None:
-            """The thread has seen to it, unless the user's code has put a pipe of its own there."""
+            """Handle a signal whose pipe the user's code has replaced; else the thread has handled it."""
             if signal.set_wakeup_fd(writer, warn_on_full_buffer=False) != writer:
                 self.receive(number)
 
@@ -62,7 +62,7 @@ class Interrupts:
                     self.receive(number)
 
     def receive(self, number: int) -> None:
-        """Note the signal, or end."""
+        """Record the signal, or end the process."""
         if self.hand_on is not None:
             self.hand_on(number)
             return
@@ -74,14 +74,14 @@ class Interrupts:
 
 
 def end(number: int, *, answerable: bool) -> None:
-    """End the process now; nothing half-written stays."""
+    """End the process now, and remove incomplete files."""
     _say(f"ended before {'the report' if answerable else 'there was anything to report'}", _CLEAR_LINE + _SHOW_CURSOR)
     atomic.discard_unfinished()
     os._exit(128 + number)
 
 
 def _say(text: str, over_progress: str) -> None:
-    """A line on stderr; where progress may be drawn, after these codes."""
+    """Write a line on stderr, after these control codes where progress may be drawn."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed
         stderr = sys.stderr.fileno()
         before = over_progress if os.isatty(stderr) and os.environ.get("TERM") not in ("dumb", "unknown") else ""
@@ -89,7 +89,7 @@ def _say(text: str, over_progress: str) -> None:
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    """In a child of the user's code, which has no such thread, signals mean what they meant before."""
+    """Restore the earlier signal handlers in a child process of the user's code, which has no such thread."""
     signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The app: one line a command. Only the command that runs is imported, so that help is quick."""
+"""The command-line application. Only the command that runs is imported, so that help is quick."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _root(
 
 
 def build_app(chosen: str | None) -> typer.Typer:
-    """The app with one command in full; the others by name and summary alone. None: all in full."""
+    """Build the application with one command in full and the others by name and summary; None: all in full."""
     app = typer.Typer(
         name="curv", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,12 +65,12 @@ def build_app(chosen: str | None) -> typer.Typer:
 
 
 def _paragraphs(text: str) -> str:
-    """The text without the line breaks of its source, for a terminal of any width."""
+    """Remove the line breaks within paragraphs, for a terminal of any width."""
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
 
 
 def command_of(name: str) -> Callable[..., Any]:
-    """The function of a command, its options as parameters."""
+    """Return the function of a command, with its options as parameters."""
     if name not in ANALYSES:
         return getattr(importlib.import_module(f"curvcli.cli.commands.{name}"), name)
     from curvcli.cli.options import analysis
@@ -85,7 +85,7 @@ def command_of(name: str) -> Callable[..., Any]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; what goes wrong is told on stderr."""
+    """Run a command line and return its exit code; errors are written to stderr."""
     chosen = next((argument for argument in arguments if not argument.startswith("-")), "")
     completing = "_CURV_COMPLETE" in os.environ
     debug = "--debug" in arguments or os.environ.get("CURV_DEBUG", "").lower() in ("1", "true", "yes", "on", "t", "y")
@@ -111,17 +111,17 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # what typer and rich make of a closed pipe
             console.silence_stdout()
             return 141
-        return console.report_error(console.as_told(error), debug=debug)
+        return console.report_error(console.as_curv_error(error), debug=debug)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error = OutputError("no space is left on the device that is written to", "free some, or write elsewhere")
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             error = UsageError(f"{error.filename}: the name is too long for a file", "give a shorter one")
-        return console.report_error(console.as_told(error), debug=debug)
+        return console.report_error(console.as_curv_error(error), debug=debug)
 
 
 def unknown_command(name: str) -> UsageError:
-    """What to say of a command that does not exist."""
+    """Return the error for a command that does not exist."""
     import difflib
 
     near = difflib.get_close_matches(name, COMMANDS, 1)

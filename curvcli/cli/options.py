@@ -1,7 +1,7 @@
-"""Every shared option, written once: problem, settings and output options as a command's signature.
+"""Options of the commands: those of the problem, of the settings and of the output, as a signature.
 
-The options of an analysis are made from the fields of its Settings class: names, types, defaults and help texts have
-that one home. Each option is also read from the environment, as CURV_NAME.
+The options of an analysis are derived from the fields of its Settings class, which define names, types, defaults and
+help texts. Each option is also read from the environment, as CURV_NAME.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _SPEC: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
              {"metavar": "NAME"}),
     "l2": (float, "--l2", "adds ½·l2·‖w‖² to the loss", {"metavar": "X"}),
     "reduction": (ReductionName, "--reduction", "divide the summed losses by examples, 1 or tokens", {}),
-    "step": (int, "--step", "of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
+    "step": (int, "--step", "the step of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
     "all_steps": (bool, "--all-steps", "every step of a manager's root, one report a line", {}),
-    "trust": (bool, "--trust", "run the code that a curv.toml names which --spec does not; remembered", {}),
+    "trust": (bool, "--trust", "run the code that a curv.toml names, and trust it from now on", {}),
 }  # fmt: skip
 
 _OUTPUT: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "output": (Path, "-o,--output", "write the JSON report here (-: stdout)", {"metavar": "FILE"}),
     "format": (Format, "--format", "default: text on a terminal, else json", {}),
     "quiet": (bool, "-q,--quiet", "no progress and no warnings", {}),
-    "verbose": (bool, "-v,--verbose", "say more on stderr", {}),
-    "debug": (bool, "--debug", "tracebacks", {}),
+    "verbose": (bool, "-v,--verbose", "more messages on stderr", {}),
+    "debug": (bool, "--debug", "show tracebacks", {}),
     "no_cache": (bool, "--no-cache", "keep nothing between runs: neither compiled programs nor timings", {}),
-    "profile": (bool, "--profile", "say where the time went, in the report's cost", {}),
+    "profile": (bool, "--profile", "add seconds by stage to the report's cost", {}),
     "dry_run": (bool, "--dry-run", "forecast bytes, products and data passes: compile, and compute nothing", {}),
 }
 
@@ -63,10 +63,10 @@ _OVERRIDES = {
     "data": ("data", "path"), "inputs": ("data", "inputs"), "targets": ("data", "targets"),
     "loss": ("loss", "name"), "l2": ("loss", "l2"), "reduction": ("loss", "reduction"),
 }  # fmt: skip
-"""Options that lie over a setting of curv.toml, and where it stands there."""
+"""Options that override a setting of curv.toml, with its table and key."""
 
 LONGEST_METAVAR = 20
-"""Characters of choices that still fit beside an option on 80 columns."""
+"""Maximum number of characters of choices shown beside an option on 80 columns."""
 
 _SIZES = {
     "": 1,
@@ -83,9 +83,9 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Request:
-    """A command line as typed: None where an option was not given.
+    """The values of a command line, None where an option was not given.
 
-    `sources` says where each value came from; `following`, of `curv watch`, which steps are still to come.
+    `sources` gives the origin of each value; `following` the conditions of `curv watch`.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Request:
     following: Following | None = None
 
     def overrides(self) -> dict[str, dict[str, Any]]:
-        """What lies over curv.toml, by table; None where nothing does.
+        """The values that override curv.toml, by table; None where nothing does.
 
         Raises
         ------
@@ -109,46 +109,46 @@ class Request:
         for option, (table, key) in _OVERRIDES.items():
             tables[table][key] = self.spec[option]
         tables["model"]["kwargs"] = model_arguments(self.spec["model_arg"] or [])
-        said = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
-        self._validated(ProblemSpec, said)
+        chosen = {table: {k: v for k, v in entries.items() if v is not None} for table, entries in tables.items()}
+        self._validated(ProblemSpec, chosen)
         return tables
 
     def overridden(self) -> dict[str, str]:
-        """The settings of curv.toml that this command line or the environment sets, and which of the two it is."""
+        """The settings of curv.toml that the command line or the environment overrides, and which of the two it is."""
         options = {f"{table}.{key}": option for option, (table, key) in _OVERRIDES.items()}
         options |= {f"model.kwargs.{name}": "model_arg" for name in model_arguments(self.spec["model_arg"] or [])}
         return {setting: self.sources[o] for setting, o in options.items() if self.spec[o] is not None}
 
     def parsed_settings(self) -> Any:
-        """The settings, validated.
+        """Validate the settings.
 
         Raises
         ------
         UsageError
             A value is out of range; the message names the option.
         """
-        given = {name: value for name, value in self.settings.items() if value not in (None, [])}
-        if "max_memory" in given:
-            given["max_memory"] = parse_size(given["max_memory"])
-        return self._validated(self.settings_class, given)
+        values = {name: value for name, value in self.settings.items() if value not in (None, [])}
+        if "max_memory" in values:
+            values["max_memory"] = parse_size(values["max_memory"])
+        return self._validated(self.settings_class, values)
 
     def _validated(self, schema: type[BaseModel], values: dict[str, Any]) -> Any:
-        """The values as an instance of a schema whose last keys are names of options."""
+        """Validate values against a schema whose innermost keys are names of options."""
         try:
             return schema.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            said, place = first["msg"].removeprefix("Value error, "), ""
+            message, place = first["msg"].removeprefix("Value error, "), ""
             # The place is empty where options do not go together; it ends in an index where one of several values is
             # wrong, and in what the value was tried as ("constrained-float") where a number or a word is taken.
             if names := [key for key in first["loc"] if isinstance(key, str) and key.isidentifier()]:
                 value = first["input"] if not isinstance(first["input"], list) else " ".join(map(str, first["input"]))
-                place, said = f"{_flag(names[-1])} {value}: ", said[:1].lower() + said[1:]
-            raise UsageError(f"{place}{said}", f"see: curv {self.name} --help") from error
+                place, message = f"{_flag(names[-1])} {value}: ", message[:1].lower() + message[1:]
+            raise UsageError(f"{place}{message}", f"see: curv {self.name} --help") from error
 
 
 def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], Any]], Callable[..., Any]]:
-    """A command over checkpoints: gives a function of one Request the signature with all shared options."""
+    """Decorate a function of a Request: the command gets the signature with all shared options."""
 
     def decorate(function: Callable[[Request], Any]) -> Callable[..., Any]:
         fields = settings_class.model_fields
@@ -156,14 +156,19 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
         spec = {name: _option(name, *row, panel=PROBLEM) for name, row in _SPEC.items()}
         output = {name: _option(name, *row, panel=OUTPUT) for name, row in _OUTPUT.items()}
 
-        def command(context: typer.Context, **given: Any) -> Any:
+        def command(context: typer.Context, **arguments: Any) -> Any:
             return function(
                 Request(
-                    function.__name__, given["checkpoints"] or [], settings_class,
-                    {n: given[n] for n in settings}, {n: given[n] for n in spec}, {n: given[n] for n in output},
-                    {name: _source(context, name) for name in given}, context.obj,
+                    function.__name__,
+                    arguments["checkpoints"] or [],
+                    settings_class,
+                    {n: arguments[n] for n in settings},
+                    {n: arguments[n] for n in spec},
+                    {n: arguments[n] for n in output},
+                    {name: _source(context, name) for name in arguments},
+                    context.obj,
                 )
-            )  # fmt: skip
+            )
 
         checkpoint = typer.Argument(
             metavar="CKPT", show_default=False,
@@ -187,14 +192,14 @@ def analysis(settings_class: type[BaseModel]) -> Callable[[Callable[[Request], A
 
 
 def _source(context: typer.Context, name: str) -> Source:
-    """Whether an option's value was typed, comes from the environment, or neither."""
+    """Return the origin of an option's value: `flag`, `environment` or `default`."""
     source = context.get_parameter_source(name)
     named: dict[str, Source] = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment"}
     return named.get(source.name if source else "", "default")
 
 
 def _option(name: str, kind: Any, flags: str, text: str, extra: dict[str, Any], *, panel: str) -> inspect.Parameter:
-    """One option as a parameter; None when it is not given."""
+    """Return an option as a parameter with default None, or False for a flag."""
     option = typer.Option(
         *flags.split(","), help=text, envvar=f"CURV_{name.rstrip('_').upper()}", show_envvar=False,
         rich_help_panel=panel, show_default=False, **extra,
@@ -207,7 +212,7 @@ def _option(name: str, kind: Any, flags: str, text: str, extra: dict[str, Any], 
 
 
 def _setting(name: str, info: Any) -> inspect.Parameter:
-    """The option of one field of a Settings class."""
+    """Return the option of a field of a Settings class."""
     text, kind, extra = info.description or "", _plain_type(info.annotation), {}
     panel = DATA if name in DATA_FIELDS else ANALYSIS
     if info.default is True:
@@ -232,7 +237,7 @@ def _setting(name: str, info: Any) -> inspect.Parameter:
 
 
 def _inverted(option: Any) -> Any:
-    """A flag that turns its setting off: given, the value is False; not given, None."""
+    """Return a flag that turns a setting off: False if given, else None."""
     option.callback = lambda value: False if value else None
     return option
 
@@ -276,7 +281,7 @@ def _flag(name: str) -> str:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """The annotation without `| None`."""
+    """Remove `None` from a union annotation."""
     if get_origin(annotation) in (list, Literal):
         return annotation
     rest = [part for part in get_args(annotation) if part is not type(None)]
@@ -287,7 +292,7 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes from `4GB`, `512 MiB` or a plain number.
+    """Parse a number of bytes from `4GB`, `512 MiB` or a plain number.
 
     >>> parse_size("4GB"), parse_size("1.5 KiB"), parse_size("100")
     (4000000000, 1536, 100)
@@ -299,7 +304,7 @@ def parse_size(text: str | int) -> int:
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:
-    """`K=V` arguments, each V parsed as TOML.
+    """Parse `K=V` arguments, each V as TOML.
 
     >>> model_arguments(["features=[128, 10]", 'activation="tanh"'])
     {'features': [128, 10], 'activation': 'tanh'}
@@ -325,13 +330,13 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
 
 
 def absolute_target(text: str | None) -> str | None:
-    """`file.py:attr` from the command line, made independent of the folder it is read from; others as they are."""
+    """Make the path of a `file.py:attr` target absolute; other targets stay as they are."""
     head, _, attribute = (text or "").rpartition(":")
     return f"{Path(head).absolute()}:{attribute}" if head.endswith(".py") else text
 
 
 def absolute_source(text: str | None) -> str | None:
-    """The same for data: a path, a target or a URL."""
+    """Make the path of a data source absolute; modules and URLs stay as they are."""
     if text is None or (":" in text and not Path(text).exists()):
         return absolute_target(text)
     return str(Path(text).absolute())

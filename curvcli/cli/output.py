@@ -1,4 +1,4 @@
-"""stdout, kept for the report alone."""
+"""Output on stdout, which is reserved for reports."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ STDOUT = {Path(name) for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/f
 
 @contextlib.contextmanager
 def own_stdout(*, needed: bool = True) -> Iterator[TextIO]:
-    """The real stdout, while file descriptor 1 points at stderr: what the user's model prints must not reach a pipe.
+    """Open the real stdout while file descriptor 1 is redirected to stderr, where the user's code may print.
 
     Parameters
     ----------
     needed
-        Whether anything is to be written to it.
+        Whether anything will be written to stdout.
 
     Raises
     ------
     OutputError
-        stdout is closed, and needed.
+        The output is needed, and stdout is closed.
     """
     if sys.stdout is not None:
         sys.stdout.flush()
     elif needed:
         raise OutputError("stdout is closed", "write the report to a file: -o FILE")
-    kept = os.dup(1)
+    descriptor = os.dup(1)
     os.dup2(2, 1)
     before = sys.stdout
     # Python's own stdout object goes to stderr too: under a test or a notebook it need not be file descriptor 1.
     sys.stdout = sys.stderr
-    stream = os.fdopen(kept, "w", encoding="utf-8", errors=SURROGATES)
+    stream = os.fdopen(descriptor, "w", encoding="utf-8", errors=SURROGATES)
     try:
         yield stream
     finally:
         sys.stdout = before
-        os.dup2(kept, 1)
+        os.dup2(descriptor, 1)
         with contextlib.suppress(OSError):  # what cannot be written was told when it was
             stream.close()
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """One line, flushed at once.
+    """Write a line and flush it.
 
     Raises
     ------
     OutputError
-        It could not be written. A closed pipe stays a BrokenPipeError: that is no error of anybody's.
+        The line could not be written. A BrokenPipeError of a closed pipe is passed on.
     """
     try:
         stream.write(text + "\n")

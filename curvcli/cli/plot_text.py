@@ -1,4 +1,4 @@
-"""Densities, lines and planes as characters."""
+"""Plots of densities, lines and planes as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN = " .:-=+*#@"
 
 
 def bar(value: float, largest: float, *, width: int, unicode: bool) -> str:
-    """A value's size beside the largest of its column.
+    """Return a bar whose length is a value relative to the largest of its column.
 
     >>> bar(-0.5, 1.0, width=8, unicode=False), bar(0.3, 1.0, width=8, unicode=True)
     ('####', '██▍')
@@ -26,16 +26,16 @@ def bar(value: float, largest: float, *, width: int, unicode: bool) -> str:
 
 
 def density_plot(density: Density, dim: int, *, width: int, height: int, unicode: bool) -> str:
-    """Eigenvalues per unit of λ on a logarithmic scale, from a tenth of what one eigenvalue makes to the peak.
+    """Plot eigenvalues per unit of λ on a logarithmic scale, from a tenth of a single eigenvalue's peak upwards.
 
     Parameters
     ----------
     density
-        Of unit mass.
+        The density, with unit mass.
     dim
         D; one eigenvalue weighs 1/D.
     width, height
-        Characters.
+        Size in characters.
     unicode
         Whether block characters can be shown.
     """
@@ -66,19 +66,19 @@ def line_plot(
     height: int,
     marks: tuple[str, str],
 ) -> str:
-    """A loss over a line, and its model where that lies within the picture.
+    """Plot a loss along a line, and its quadratic model where that lies within the range.
 
     Parameters
     ----------
     s, loss, model
-        The line; None where there is no loss.
+        Points of the line, losses (None where there is none) and values of the model.
     width, height
-        Characters.
+        Size in characters.
     marks
-        Of the loss and of the model.
+        The characters of the loss and of the model.
     """
-    known = [value for value in loss if value is not None] or model
-    low, high = min(known), max(known)
+    finite = [value for value in loss if value is not None] or model
+    low, high = min(finite), max(finite)
     margin = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
     inside = [value for value in model if low - margin <= value <= high + margin]
     low, high = min([low, *inside]), max([high, *inside])
@@ -100,7 +100,7 @@ def line_plot(
 
 
 def _interpolated(s: Sequence[float], values: Sequence[float | None], at: float) -> float | None:
-    """Linear between points; None where one beside is missing."""
+    """Interpolate linearly between points; None where a neighbour is missing."""
     index = min(max(bisect.bisect_right(s, at) - 1, 0), len(s) - 2)
     left, right = values[index], values[index + 1]
     share = (at - s[index]) / (s[index + 1] - s[index])
@@ -118,19 +118,19 @@ def shade_map(
     height: int,
     unicode: bool,
 ) -> str:
-    """A loss over a plane, darker where it is larger: a to the right, b upwards, ten steps of its logarithm.
+    """Plot a loss over a plane, darker where its logarithm is larger: a to the right, b upwards.
 
     Parameters
     ----------
     loss
         [a][b]; None is left blank.
     """
-    known = [value for row in loss for value in row if value is not None]
-    if not known:
+    finite = [value for row in loss for value in row if value is not None]
+    if not finite:
         return ""
-    least = min(known)
+    least = min(finite)
     # Three decades below the largest excess are told apart.
-    largest = max(known) - least or 1.0
+    largest = max(finite) - least or 1.0
     shades = "·░▒▓█" if unicode else ".-=*#"
     columns = max(min(width - 12, 2 * len(a)), 2)
     rows = min(height, len(b))
@@ -150,13 +150,13 @@ def shade_map(
 
 
 def _resampled(values: list[float], columns: int) -> list[float]:
-    """The largest value in each of `columns` equal parts, so that no narrow peak is lost."""
+    """Return the maximum in each of `columns` equal parts, which keeps narrow peaks."""
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
     return [max(values[low : max(high, low + 1)] or [values[-1]]) for low, high in itertools.pairwise(edges)]
 
 
 def _axis(low: float, high: float, columns: int) -> str:
-    """Both ends and the middle."""
+    """Return an axis labelled at both ends and the middle."""
     left, middle, right = f"{low:.3g}", f"{0.5 * (low + high):.3g}", f"{high:.3g}"
     gap = columns - len(left) - len(middle) - len(right)
     return left + " " * (gap // 2) + middle + " " * (gap - gap // 2) + right

@@ -1,4 +1,4 @@
-"""The problem that a command line names: its specification, its files, and how products are computed."""
+"""The problem of a command line: its specification, its files, and the way products are computed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def locate(request: Request, argument: str | None) -> tuple[Any, Any, Path]:
-    """Where the specification was found, the specification with the command line over it, and the checkpoint."""
+    """Return the source of the specification, the specification with overrides, and the checkpoint's path."""
     from curvcli.loading.checkpoints import orbax
     from curvcli.loading.resolve import checkpoint_path
     from curvcli.loading.spec.files import find_spec, merge
 
-    given = None if argument is None else checkpoint_path(argument, None, Path.cwd())
-    found = find_spec(given, request.spec["spec"], orbax.read_metadata)
+    checkpoint = None if argument is None else checkpoint_path(argument, None, Path.cwd())
+    source = find_spec(checkpoint, request.spec["spec"], orbax.read_metadata)
     overrides = request.overrides()
     # Files given on the command line are relative to the current folder, those in curv.toml to it.
     for table, key in (("model", "target"), ("loss", "name")):
         overrides[table][key] = absolute_target(overrides[table][key])
     overrides["data"]["path"] = absolute_source(overrides["data"]["path"])
-    spec = merge(found, overrides)
-    return found, spec, given or checkpoint_path(None, spec, found.base, found.passed_over)
+    spec = merge(source, overrides)
+    return source, spec, checkpoint or checkpoint_path(None, spec, source.base, source.passed_over)
 
 
 def load(
@@ -46,16 +46,16 @@ def load(
     forms: dict[str, Any] | None = None,
     way: Any = None,
 ) -> Loaded:
-    """The problem that a command line names, planned.
+    """Load the problem of a command line, and plan its products.
 
     Parameters
     ----------
     way
-        How products are computed where no --plan says it.
+        The way products are computed, if --plan is not given.
     timing
-        Whether ways of computing products may be timed, where the settings speak of products at all.
+        Whether ways of computing products may be timed, for settings that concern products.
     forms
-        Functions of each form of problem loaded before: problems of one form share them, and all that is compiled.
+        Functions of the problems loaded before, by form. Problems of one form share them and the compiled programs.
     """
     from curvcli.analyses.common.machine import check_sums
     from curvcli.devices import several_processes
@@ -65,14 +65,14 @@ def load(
     if target.failure is not None:
         raise target.failure
     check_sums()
-    found, spec, path = locate(request, target.argument)
+    source, spec, path = locate(request, target.argument)
     overridden = request.overridden() | ({"checkpoint.path": "flag"} if target.argument else {})
     try:
         loaded = load_problem(
-            spec, found, path, settings, step=target.step, trust=_trusted(request, found), overridden=overridden
+            spec, source, path, settings, step=target.step, trust=_trusted(request, source), overridden=overridden
         )
     except CurvError as error:
-        provenance.add_origin(error, found.origin, settings_from(spec, found, overridden))
+        provenance.add_origin(error, source.origin, settings_from(spec, source, overridden))
         raise
     origins = {**loaded.settings_from, **provenance.of_settings(request, settings)}
     loaded = replace(loaded, settings_from=origins)
@@ -81,41 +81,41 @@ def load(
         loaded = replace(loaded, warnings=[*loaded.warnings, line])
     problem = loaded.problem
     if forms is not None:
-        problem = replace(problem, **forms.setdefault(form(loaded, found.base), functions_of(problem)))
+        problem = replace(problem, **forms.setdefault(form(loaded, source.base), functions_of(problem)))
     if several_processes():
         distributed.check_equal(facts(loaded, settings))
         timing = "never"
     if isinstance(settings, AnalysisSettings):
-        given = way if settings.plan is None else read_way(Path(settings.plan))
+        chosen = way if settings.plan is None else read_way(Path(settings.plan))
         store = None if request.output["no_cache"] or several_processes() else remembered(loaded, settings)
-        return with_plan(replace(loaded, problem=problem), settings, given=given, store=store, timing=timing)
+        return with_plan(replace(loaded, problem=problem), settings, way=chosen, store=store, timing=timing)
     return replace(loaded, problem=problem)
 
 
 def named_specification(path: Path) -> Any:
-    """The specification that a path leads to: a curv.toml, or a checkpoint that carries one.
+    """Return the specification at a path: a curv.toml, or that of a checkpoint.
 
     Raises
     ------
     NotFoundError
-        There is none.
+        The path has no specification.
     """
     from curvcli.loading.checkpoints import orbax
     from curvcli.loading.spec.files import carried_spec, find_spec
 
     if path.suffix == ".toml":
         return replace(find_spec(None, path), trusted=False)
-    found = carried_spec(path, orbax.read_metadata) if path.exists() else None
-    if found is None:
+    specification = carried_spec(path, orbax.read_metadata) if path.exists() else None
+    if specification is None:
         raise NotFoundError(f"no curv.toml at {path}", "give the path of a curv.toml, or of a checkpoint with one")
-    return found
+    return specification
 
 
-def _trusted(request: Request, found: Any) -> bool:
-    """Whether the code that a specification names may run; `--trust` is remembered."""
+def _trusted(request: Request, source: Any) -> bool:
+    """Whether the code that a specification names may run; `--trust` is stored."""
     if not request.spec["trust"]:
-        return trust.is_trusted(found)
-    if not (found.trusted or request.output["no_cache"] or trust.is_trusted(found)) and trust.code_of(found):
+        return trust.is_trusted(source)
+    if not (source.trusted or request.output["no_cache"] or trust.is_trusted(source)) and trust.code_of(source):
         with contextlib.suppress(OutputError, OSError):  # it holds for this run all the same
-            trust.trust(found)
+            trust.trust(source)
     return True

@@ -1,4 +1,4 @@
-"""Reports as text for people: a headline, a table, a small picture; one screen."""
+"""Rendering of reports as text: a headline, a table and a small plot, on one screen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COVERED = ("spectrum", "trace")
 
 
 def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO) -> str:
-    """The summary of a report, or of another record that has a view, for the stream that it will be written to."""
+    """Render a report, or another record that has a view, for the stream that it will be written to."""
     dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
     styled = stream.isatty() and not dumb
     width = min(columns(stream), WIDEST)
@@ -32,14 +32,14 @@ def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO)
         color_system="auto" if styled else None,
     )  # fmt: skip
     with console.capture() as captured:
-        shown = printable_values(report)
-        headline, *rest = _view(report).view(shown, width, "utf" in stream.encoding.lower())
-        console.print(Group(_scoped(headline, shown), *rest))
+        clean = printable_values(report)
+        headline, *rest = _view(report).view(clean, width, "utf" in stream.encoding.lower())
+        console.print(Group(_scoped(headline, clean), *rest))
     return captured.get().rstrip("\n")
 
 
 def _scoped(headline: Any, report: Any) -> Any:
-    """`… (of these 100 examples)`, where the headline's numbers have no error of the examples left out."""
+    """Add `(of these 100 examples)` to a headline whose numbers have no error of the examples left out."""
     scope = report.problem.data.scope if isinstance(report, Report) else ""
     if not scope or _view(report).COVERS_ALL_EXAMPLES:
         return headline
@@ -47,7 +47,7 @@ def _scoped(headline: Any, report: Any) -> Any:
 
 
 def columns(stream: TextIO) -> int:
-    """Of the stream's terminal, which need not be that of stdin or stderr; else of $COLUMNS, else 80."""
+    """Return the width of the stream's terminal, else $COLUMNS, else 80."""
     with contextlib.suppress(OSError, ValueError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     given = os.environ.get("COLUMNS", "")
@@ -55,5 +55,5 @@ def columns(stream: TextIO) -> int:
 
 
 def _view(report: Any) -> Any:
-    """The module `cli/views/NAME.py`, for a report or a record of the schema `curv.NAME/1`."""
+    """Return the module `cli/views/NAME.py` for a report or record of the schema `curv.NAME/1`."""
     return importlib.import_module(f"curvcli.cli.views.{analysis_of(report.schema_name)}")

@@ -1,4 +1,4 @@
-"""What a command has to say of each checkpoint, where it belongs: stdout, or a file; and the process's exit code."""
+"""Replies of a command for its checkpoints: output on stdout or in a file, and the exit code of the process."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from curvcli.schema.report import ErrorRecord
 
 @dataclass(frozen=True)
 class Target:
-    """One checkpoint of a command line, at one step.
+    """A checkpoint of a command line, at one step.
 
     Parameters
     ----------
     argument
-        As typed; None for the one of curv.toml.
+        The argument of the command line; None for the checkpoint of curv.toml.
     step
-        None: the latest, or there are no steps.
+        The step; None for the latest, or for a checkpoint without steps.
     name
-        What an error record calls the checkpoint.
+        The name of the checkpoint in an error record.
     failure
-        Why its steps could not be listed.
+        The error if its steps could not be listed.
     """
 
     argument: str | None
@@ -40,14 +40,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a command has to say of one target.
+    """The reply of a command for one target.
 
     Parameters
     ----------
     line
-        As JSON.
+        The reply as JSON.
     text
-        The same for people, written for a stream; None where stderr has said it.
+        Returns the reply as text for a stream; None where it was written to stderr.
     code
         The exit code.
     """
@@ -58,7 +58,7 @@ class Reply:
 
 
 def answer_each(request: Request, settings: Any, targets: Iterable[Target], answer: Callable[[Target], Reply]) -> int:
-    """Every target's reply where it belongs; with several targets a failing one does not stop the others."""
+    """Write the reply of every target; with several targets a failure does not stop the others."""
     options = request.output
     file, kind = options["output"], options["format"]
     if file in output.STDOUT:
@@ -92,7 +92,7 @@ def answer_each(request: Request, settings: Any, targets: Iterable[Target], answ
 
 
 def _say(reply: Reply, stdout: TextIO, reports: files.ReportFile | None, *, as_text: bool) -> None:
-    """A reply where it belongs."""
+    """Write a reply to stdout or the file."""
     if reports is not None:
         reports.add(reply.line)
     if as_text and reply.text is not None:
@@ -102,15 +102,19 @@ def _say(reply: Reply, stdout: TextIO, reports: files.ReportFile | None, *, as_t
 
 
 def _tried(answer: Callable[[Target], Reply], target: Target, *, debug: bool) -> Reply:
-    """The reply, or an error record."""
+    """Return the reply, or an error record."""
     try:
         return answer(target)
     except DistributedError:  # nobody is there to go on with
         raise
     except (Exception, SystemExit) as error:
-        told = console.as_told(error)
-        console.report_error(told, debug=debug)
+        failure = console.as_curv_error(error)
+        console.report_error(failure, debug=debug)
         record = ErrorRecord(
-            checkpoint=target.name, step=target.step, error=told.message, hint=told.hint, exit_code=told.exit_code
+            checkpoint=target.name,
+            step=target.step,
+            error=failure.message,
+            hint=failure.hint,
+            exit_code=failure.exit_code,
         )
-        return Reply(record.to_json(), None, told.exit_code)
+        return Reply(record.to_json(), None, failure.exit_code)

@@ -1,4 +1,4 @@
-"""`curv init`: a specification, evaluated before it is written."""
+"""The specification that `curv init` writes after it was evaluated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_spec(request: Request) -> int:
-    """`curv init`: evaluate the loss with the specification given, then write it."""
+    """Evaluate the loss with the specification of a command line, then write it as curv.toml."""
     import tomli_w
 
     if len(request.checkpoints) != 1:
@@ -43,8 +43,8 @@ def write_spec(request: Request) -> int:
         loaded = load(request, settings, target)
         tell_settings(request, loaded, set())
         value, _ = finite_objective(loaded.problem)
-        found, _, path = locate(request, target.argument)
-        document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
+        source, _, path = locate(request, target.argument)
+        document = relative_to(loaded.spec, checkpoint=path, base=source.base, folder=file.resolve().parent)
         if settings.pin:
             _pin(document, loaded, path, settings)
         files.write_file(file, tomli_w.dumps(document))
@@ -61,7 +61,7 @@ def write_spec(request: Request) -> int:
 
 
 def _pin(document: dict[str, dict[str, Any]], loaded: Loaded, checkpoint: Path, settings: Any) -> None:
-    """Put the digests of what was read into the tables of a curv.toml."""
+    """Add the digests of checkpoint and data to the tables of a curv.toml."""
     from curvcli.loading.checkpoints.reading import checkpoint_steps
 
     if settings.num_examples is not None:

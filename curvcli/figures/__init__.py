@@ -1,5 +1,5 @@
-"""Reports as pictures.
+"""Pictures of reports.
 
-An analysis's own file says what is to be seen, as values (`picture.py`); `paint.py` draws that with matplotlib, and
-`page.py` makes of it a page that stands alone.
+The module of an analysis describes its picture by the values of `picture.py`. `paint.py` draws them with matplotlib,
+and `page.py` writes them as a self-contained page.
 """

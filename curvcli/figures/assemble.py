@@ -1,4 +1,4 @@
-"""Reports of one analysis become a picture."""
+"""Assembly of a picture from reports of one analysis."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from curvcli.schema.report import analysis_of
 
 
 def analysis(report: AnyReport) -> str:
-    """The command that wrote a report."""
+    """Return the command that wrote a report."""
     return analysis_of(report.schema_name)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def wanted_images(reports: Sequence[AnyReport]) -> list[tuple[str, int]]:
-    """Inputs that a picture would show: (`data` or `test`, row); none of reports that differ in data."""
+    """Return the inputs that a picture shows, as (`data` or `test`, row); none where the reports differ in data."""
     if len({one.problem.data.sha256 for one in reports}) > 1:
         return []
     figures = [(report, _figure(analysis(report))) for report in reports]
@@ -33,19 +33,19 @@ def picture(
     images: Mapping[tuple[str, int], Image] | None = None,
     learning_rate: float | None = None,
 ) -> Picture:
-    """All that is to be seen of reports of one analysis: laid over each other, or, of a run, over its steps.
+    """Assemble the picture of reports of one analysis: overlaid, or over the steps of a run.
 
     Parameters
     ----------
     images
-        Inputs that are images, by where they stand in the data.
+        Inputs that are images, by source and row.
     learning_rate
-        Of the run, for 2/lr; where None, what each analysis was told.
+        Learning rate of the run, for 2/lr; None: that of each report's settings.
 
     Raises
     ------
     UsageError
-        They are of several analyses.
+        The reports belong to several analyses.
     """
     kinds = list(dict.fromkeys(map(analysis, reports)))
     if len(kinds) > 1:
@@ -54,17 +54,17 @@ def picture(
         )  # fmt: skip
     figure = _figure(kinds[0])
     if run.is_run(reports):
-        ordered = sorted(reports, key=lambda one: one.problem.checkpoint.step or 0)
+        ordered = sorted(reports, key=lambda report: report.problem.checkpoint.step or 0)
         parts, title = run.parts(ordered, learning_rate), f"{figure.TITLE} over a training run"
     else:
         parts = figure.parts(reports, images) if images else figure.parts(reports)
         title = figure.TITLE
-    matrices = {one.matrix for one in reports}
+    matrices = {report.matrix for report in reports}
     if len(matrices) == 1 and reports[0].matrix and figure.NAMES_MATRIX:
         title = f"{title}: {matrix(reports[0].matrix)}"
     if part := scope(reports):
         title = f"{title}, {'with intervals for all examples' if figure.COVERS_ALL_EXAMPLES else part}"
-    warnings = list(dict.fromkeys(warning for one in reports for warning in one.warnings))
+    warnings = list(dict.fromkeys(warning for report in reports for warning in report.warnings))
     parts, left_out = fitted(parts)
     about_all = [cut(line, 200) for line in [*about(reports), left_out] if line]
     return printable(Picture(cut(title), about_all, parts, alarm(reports), warnings))

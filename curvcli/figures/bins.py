@@ -1,4 +1,4 @@
-"""Eigenvalues counted between values of λ that are near each other around zero and far apart beyond."""
+"""Counts of eigenvalues in bins that are equally wide on a symlog axis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curvcli.schema.spectrum import SpectrumResult
 
 
 def forward(value: float, threshold: float) -> float:
-    """Where a value stands on an axis that is linear within the threshold, logarithmic beyond.
+    """Return the coordinate of a value on an axis that is linear within the threshold, logarithmic beyond.
 
     >>> forward(0.05, 0.1), forward(-10.0, 0.1)
     (0.5, -3.0)
@@ -19,7 +19,7 @@ def forward(value: float, threshold: float) -> float:
 
 
 def backward(place: float, threshold: float) -> float:
-    """The value that stands there.
+    """Return the value at a coordinate: the inverse of `forward`.
 
     >>> backward(0.5, 0.1), backward(-3.0, 0.1)
     (0.05, -10.0)
@@ -29,13 +29,13 @@ def backward(place: float, threshold: float) -> float:
 
 
 def edges(low: float, high: float, threshold: float, count: int) -> list[float]:
-    """Edges of `count` bins, equally wide on such an axis."""
+    """Return the edges of `count` bins that are equally wide on a symlog axis."""
     start, end = forward(low, threshold), forward(high, threshold)
     return [backward(start + (end - start) * index / count, threshold) for index in range(count + 1)]
 
 
 def counted(result: SpectrumResult, bins: list[float]) -> list[list[float]]:
-    """[probe][bin], the eigenvalues between neighbouring edges by each probe's quadrature; dense: all of them, once."""
+    """Count eigenvalues in bins, [probe][bin], by each probe's quadrature; for dense results there is one row."""
     rows = []
     for nodes, weights in zip(result.nodes, result.weights, strict=True):
         row = [0.0] * (len(bins) - 1)

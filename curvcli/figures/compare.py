@@ -1,4 +1,4 @@
-"""Matrices side by side."""
+"""The picture of `curv compare`: matrices side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[CompareReport]) -> list[Panel | Table]:
-    """Distances, top eigenvalues, eigenspaces, traces, angles between steps."""
+    """Return the panels: distances, top eigenvalues, eigenspaces, traces, angles between steps."""
     panels: list[Panel | Table] = []
     for report, name in zip(reports, labels(reports), strict=True):
         of = f" ({name})" if name else ""
@@ -40,7 +40,7 @@ def _table(
     return [[diagonal if a == b else cells.get((a, b)) for b in names] for a in names]
 
 
-def _written(rows: list[list[float | None]]) -> list[list[str]]:
+def _cell_texts(rows: list[list[float | None]]) -> list[list[str]]:
     return [["" if one is None else f"{one:.3g}" for one in row] for row in rows]
 
 
@@ -53,22 +53,22 @@ def _grid(
     labels: tuple[str, str],
     scale: Literal["linear", "log"] = "linear",
 ) -> Panel:
-    said = [matrix(one) for one in names]
+    labelled = [matrix(name) for name in names]
     places = list(range(len(names)))
-    signed = any(one is not None and one < 0 for row in rows for one in row)
+    signed = any(value is not None and value < 0 for row in rows for value in row)
     return Panel(
-        title, words, Axis(labels[1], names=said), Axis(labels[0], names=said),
-        mesh=Mesh(places, places, rows, label, "diverging" if signed else scale, written=_written(rows)),
+        title, words, Axis(labels[1], names=labelled), Axis(labels[0], names=labelled),
+        mesh=Mesh(places, places, rows, label, "diverging" if signed else scale, written=_cell_texts(rows)),
     )  # fmt: skip
 
 
 def _distances(result: CompareResult, of: str) -> Panel:
     cells = {}
-    for one in result.distances:
-        if one.relative_to_a is not None:
-            cells[one.a, one.b] = one.relative_to_a.value
-        if one.relative_to_b is not None:
-            cells[one.b, one.a] = one.relative_to_b.value
+    for distance in result.distances:
+        if distance.relative_to_a is not None:
+            cells[distance.a, distance.b] = distance.relative_to_a.value
+        if distance.relative_to_b is not None:
+            cells[distance.b, distance.a] = distance.relative_to_b.value
     return _grid(
         f"Relative distances{of}", "‖A − B‖_F/‖A‖_F, A by row and B by column. The report has their intervals.",
         result.matrices, _table(result.matrices, cells, None), "‖A − B‖/‖A‖", ("A", "B"), scale="log",
@@ -89,12 +89,12 @@ def _alignment(result: CompareResult, of: str) -> Panel:
 def _top(result: CompareResult, of: str) -> Panel:
     series = [
         Series(
-            matrix(name), list(range(1, len(found) + 1)), [one.value for one in found], "line", colour=colour,
-            low=[one.value - one.residual for one in found], high=[one.value + one.residual for one in found],
+            matrix(name), list(range(1, len(pairs) + 1)), [pair.value for pair in pairs], "line", colour=colour,
+            low=[pair.value - pair.residual for pair in pairs], high=[pair.value + pair.residual for pair in pairs],
         )
-        for colour, (name, found) in enumerate(result.top_eigenvalues.items())
+        for colour, (name, pairs) in enumerate(result.top_eigenvalues.items())
     ]  # fmt: skip
-    values = [value for one in series for value in [*one.y, *(one.low or [])] if value is not None]
+    values = [value for curve in series for value in [*curve.y, *(curve.low or [])] if value is not None]
     return Panel(
         f"Top eigenvalues{of}", "The largest eigenvalues of each matrix with their residuals.",
         Axis("rank", whole=True), Axis("eigenvalue", ("log", "linear") if values and min(values) > 0 else ("linear",)),
@@ -104,14 +104,17 @@ def _top(result: CompareResult, of: str) -> Panel:
 
 def _overlaps(result: CompareResult, of: str) -> Panel:
     reference = result.matrices[0]
-    chosen = [one for one in result.overlaps if reference in (one.a, one.b)]
+    chosen = [overlap for overlap in result.overlaps if reference in (overlap.a, overlap.b)]
     series = [
         Series(
-            matrix(one.b if one.a == reference else one.a), list(range(1, len(one.subspaces) + 1)), one.subspaces,
-            "line", colour=colour,
+            matrix(overlap.b if overlap.a == reference else overlap.a),
+            list(range(1, len(overlap.subspaces) + 1)),
+            overlap.subspaces,
+            "line",
+            colour=colour,
         )
-        for colour, one in enumerate(chosen, 1)
-    ]  # fmt: skip
+        for colour, overlap in enumerate(chosen, 1)
+    ]
     return Panel(
         f"Top eigenspaces against those of the {matrix(reference)}{of}",
         "The mean squared cosine between the spans of the top j eigenvectors; a gap where a span is not determined.",
@@ -123,14 +126,20 @@ def _traces(result: CompareResult, of: str) -> Panel:
     names = list(result.traces)
     series = [
         Series(
-            label, [index + beside(which, 2) for index in range(len(names))], [found[one].value for one in names],
-            "bars", low=[found[one].interval[0] for one in names], high=[found[one].interval[1] for one in names],
+            label,
+            [index + beside(position, 2) for index in range(len(names))],
+            [estimates[name].value for name in names],
+            "bars",
+            low=[estimates[name].interval[0] for name in names],
+            high=[estimates[name].interval[1] for name in names],
         )
-        for which, (label, found) in enumerate((("trace", result.traces), ("Frobenius norm", result.frobenius_norms)))
-    ]  # fmt: skip
+        for position, (label, estimates) in enumerate(
+            (("trace", result.traces), ("Frobenius norm", result.frobenius_norms))
+        )
+    ]
     return Panel(
         f"Traces and norms{of}", "Trace and Frobenius norm of each matrix with their intervals.",
-        Axis("", names=[matrix(one) for one in names]), Axis("trace, ‖A‖_F"), series, sideways=True,
+        Axis("", names=[matrix(name) for name in names]), Axis("trace, ‖A‖_F"), series, sideways=True,
     )  # fmt: skip
 
 

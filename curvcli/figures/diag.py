@@ -1,4 +1,4 @@
-"""The diagonal and pruning saliencies by layer."""
+"""The picture of `curv diag`: the diagonal and the saliencies by layer."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[DiagReport]) -> list[Panel | Table]:
-    """Means with intervals, the range of the entries, saliencies, and what pruning did."""
-    found = list(dict.fromkeys(layer.name for report in reports for layer in report.result.layers))
+    """Return the panels: means with intervals, the range of the entries, saliencies, and the change by pruning."""
+    layers = list(dict.fromkeys(layer.name for report in reports for layer in report.result.layers))
     means, salient = [], []
     for colour, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
         name = label or matrix(report.matrix)
-        rows = [(found.index(one.name), one) for one in report.result.layers]
+        rows = [(layers.index(layer.name), layer) for layer in report.result.layers]
         at = [index + beside(colour, len(reports)) for index, _ in rows]
         means.append(
             Series(
-                name, at, [one.mean.value for _, one in rows], "bars", colour=colour,
-                low=[one.mean.interval[0] for _, one in rows], high=[one.mean.interval[1] for _, one in rows],
-                notes=[f"{one.dim:,} entries from {number(one.min)} to {number(one.max)}, standard error of one "
-                       f"{number(one.stderr)}" for _, one in rows],
+                name, at, [layer.mean.value for _, layer in rows], "bars", colour=colour,
+                low=[layer.mean.interval[0] for _, layer in rows], high=[layer.mean.interval[1] for _, layer in rows],
+                notes=[f"{layer.dim:,} entries from {number(layer.min)} to {number(layer.max)}, standard error of one "
+                       f"{number(layer.stderr)}" for _, layer in rows],
             )
         )  # fmt: skip
         if report.result.saliency:
-            tops = [(found.index(one.name), one) for one in report.result.saliency if one.name in found]
+            tops = [(layers.index(layer.name), layer) for layer in report.result.saliency if layer.name in layers]
             salient.append(
                 Series(
                     name, [index + beside(colour, len(reports)) for index, _ in tops],
-                    [one.mean for _, one in tops], "bars", colour=colour,
-                    low=[one.mean - one.stderr / one.dim for _, one in tops],
-                    high=[one.mean + one.stderr / one.dim for _, one in tops],
-                    notes=[f"{one.dim:,} weights, together {number(one.total)}" for _, one in tops],
+                    [layer.mean for _, layer in tops], "bars", colour=colour,
+                    low=[layer.mean - layer.stderr / layer.dim for _, layer in tops],
+                    high=[layer.mean + layer.stderr / layer.dim for _, layer in tops],
+                    notes=[f"{layer.dim:,} weights, together {number(layer.total)}" for _, layer in tops],
                 )
             )  # fmt: skip
-    names = Axis("", names=found)
+    names = Axis("", names=layers)
     panels: list[Panel | Table] = [
         Panel("Mean diagonal entry of each layer", "The mean of each layer's diagonal entries with its interval.",
               names, Axis("mean entry"), means, sideways=True)
@@ -57,12 +57,12 @@ def parts(reports: Sequence[DiagReport]) -> list[Panel | Table]:
                   "what J gains, to second order, when a weight is zeroed.", names, Axis("mean saliency"), salient,
                   sideways=True)
         )  # fmt: skip
-    panels += [_pruned(one.result.prune) for one in reports if one.result.prune is not None]
+    panels += [_pruned(report.result.prune) for report in reports if report.result.prune is not None]
     return panels
 
 
 def _pruned(prune: Pruning) -> Panel:
-    """What zeroing weights was to do to J, and did."""
+    """Return the table of predicted and actual changes of J by zeroing weights."""
     names = ["true change of J", "by the quadratic", "by the diagonal", "by magnitude, true"]
     diagonal = prune.predicted_by_diagonal
     values = [prune.actual, prune.predicted_by_quadratic, diagonal.value, prune.magnitude_actual]

@@ -1,4 +1,4 @@
-"""Curvature and loss along directions."""
+"""The picture of `curv direction`: curvature and loss along directions."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[DirectionReport]) -> list[Panel | Table]:
-    """The true loss against its quadratic model, a panel for each direction."""
+    """Return a panel for each direction with the true loss and its quadratic model."""
     return [*directions(reports)]

@@ -1,4 +1,4 @@
-"""Extreme eigenvalues with their residuals."""
+"""The picture of `curv eigs`: extreme eigenvalues with their residuals."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
-    """Stems, and how much of the gradient lies along each vector."""
+    """Return the panels: eigenvalues as stems, and the gradient's share along each eigenvector."""
     series, shares = [], []
     for colour, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
         name, pairs = label or matrix(report.matrix), report.result.eigenvalues
         at = list(range(1, len(pairs) + 1))
         series.append(
             Series(
-                name, at, [one.value for one in pairs], "stems", colour=colour,
-                low=[one.interval[0] for one in pairs], high=[one.interval[1] for one in pairs],
-                notes=[f"± {one.residual:.1g}" + ("" if one.converged else ", not converged") for one in pairs],
+                name, at, [pair.value for pair in pairs], "stems", colour=colour,
+                low=[pair.interval[0] for pair in pairs], high=[pair.interval[1] for pair in pairs],
+                notes=[f"± {pair.residual:.1g}" + ("" if pair.converged else ", not converged") for pair in pairs],
             )
         )  # fmt: skip
-        known = [one.gradient_cosine_squared for one in pairs]
-        if any(value is not None for value in known):
-            shares.append(Series(name, at, known, "stems", colour=colour))
-    values = [value for one in series for value in one.y if value is not None]
+        cosines = [pair.gradient_cosine_squared for pair in pairs]
+        if any(value is not None for value in cosines):
+            shares.append(Series(name, at, cosines, "stems", colour=colour))
+    values = [value for curve in series for value in curve.y if value is not None]
     scales = ("linear", "log") if min(values) > 0 else ("linear", "symlog")
     threshold = linear_within(1e-6 * max(map(abs, values)))
     first = reports[0].result
-    errors = any(pair.data_stderr is not None for one in reports for pair in one.result.eigenvalues)
+    errors = any(pair.data_stderr is not None for report in reports for pair in report.result.eigenvalues)
     bars = "the intervals for all examples" if errors else "± the residual"
     panels: list[Panel | Table] = [
         Panel(
@@ -53,13 +53,13 @@ def parts(reports: Sequence[EigsReport]) -> list[Panel | Table]:
     ]
     if shares:
         overlap = first.gradient_overlap
-        seen = [value for one in shares for value in one.y]
+        heights = [value for curve in shares for value in curve.y]
         panels.append(
             Panel(
                 "The gradient along the eigenvectors",
                 "The share of ‖∇J‖² along each vector."
                 + ("" if overlap is None or len(reports) > 1 else f" Together they hold {overlap:.3g} of it."),
-                Axis("rank", whole=True), Axis("share of the squared gradient", log_where_positive(seen, "linear")),
+                Axis("rank", whole=True), Axis("share of the squared gradient", log_where_positive(heights, "linear")),
                 shares,
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every number of a report that has an uncertainty, as a table."""
+"""The table of all uncertain numbers of a report."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MOST = 400
 
 
 def table(reports: Sequence[AnyReport]) -> Table:
-    """By name, with the interval and what it says."""
+    """Return the table of uncertain numbers with their intervals."""
     rows = []
     for report, name in zip(reports, labels(reports), strict=True):
-        for path, found in numbers(report.result):
-            value = "not resolved" if found.value is None else f"{found.value:.8g}"
+        for path, estimate in numbers(report.result):
+            value = "not resolved" if estimate.value is None else f"{estimate.value:.8g}"
             part = report.problem.data.subsampled
-            of = "interval for all examples" if found.data_stderr is not None else report.problem.data.scope
-            said = _uncertainty(found) + (f"; {of}" if part else "")
-            interval = f"[{found.interval[0]:.8g}, {found.interval[1]:.8g}]"
-            rows.append([*([name] if len(reports) > 1 else []), path, value, interval, said])
+            of = "interval for all examples" if estimate.data_stderr is not None else report.problem.data.scope
+            meaning = _uncertainty(estimate) + (f"; {of}" if part else "")
+            interval = f"[{estimate.interval[0]:.8g}, {estimate.interval[1]:.8g}]"
+            rows.append([*([name] if len(reports) > 1 else []), path, value, interval, meaning])
     heads = [*(["report"] if len(reports) > 1 else []), "number", "value", "interval", "what it says"]
     return Table("Numbers", "Every number of the report with its uncertainty.", heads, rows[:MOST])
 
@@ -39,16 +39,16 @@ def _uncertainty(found: Interval) -> str:
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Interval]]:
-    """The uncertain numbers inside a result, by where they stand."""
+    """Iterate over the uncertain numbers of a result and their paths."""
     if isinstance(value, Interval):
         yield path, value
     elif isinstance(value, Strict):
         for name in type(value).model_fields:
             yield from numbers(getattr(value, name), f"{path}.{name}" if path else name)
     elif isinstance(value, dict):
-        for name, one in value.items():
-            yield from numbers(one, f"{path}.{name}")
+        for name, entry in value.items():
+            yield from numbers(entry, f"{path}.{name}")
     elif isinstance(value, list):
-        for index, one in enumerate(value):
-            if isinstance(one, Strict | dict):
-                yield from numbers(one, f"{path}[{getattr(one, 'name', index)}]")
+        for index, entry in enumerate(value):
+            if isinstance(entry, Strict | dict):
+                yield from numbers(entry, f"{path}[{getattr(entry, 'name', index)}]")

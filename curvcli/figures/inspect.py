@@ -1,4 +1,4 @@
-"""What curv sees of a model and its data."""
+"""The picture of `curv inspect`: parameters, classes and arrays."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[InspectReport]) -> list[Panel | Table]:
-    """Parameters of each layer, examples of each class, arrays."""
-    made: list[Panel | Table] = []
+    """Return the panels: parameters of each layer, examples of each class, arrays."""
+    panels: list[Panel | Table] = []
     for report, name in zip(reports, labels(reports), strict=True):
         result, of = report.result, f" ({name})" if name else ""
-        layers, sizes = list(result.layers), [float(one) for one in result.layers.values()]
-        made.append(
+        layers, sizes = list(result.layers), [float(size) for size in result.layers.values()]
+        panels.append(
             Panel(f"Parameters of each layer{of}", f"{report.problem.num_params:,} parameters are differentiated.",
                   Axis("", names=layers), Axis("parameters", ("linear", "log")),
                   [Series("parameters", list(range(len(layers))), sizes, "bars")],
@@ -33,12 +33,12 @@ def parts(reports: Sequence[InspectReport]) -> list[Panel | Table]:
         )  # fmt: skip
         if result.data.classes:
             classes = result.data.classes
-            made.append(
+            panels.append(
                 Panel(f"Examples of each class{of}", "Labels in the data.", Axis("class", whole=True),
                       Axis("examples"), [Series("examples", list(range(len(classes))), classes, "stems")])
             )  # fmt: skip
-        rows = [[one.name, " × ".join(map(str, one.shape)), one.stored_dtype, number(one.norm),
-                 "yes" if one.differentiated else "held fixed"] for one in result.parameters]  # fmt: skip
-        made.append(Table(f"Arrays{of}", "The arrays of the checkpoint.",
+        rows = [[array.name, " × ".join(map(str, array.shape)), array.stored_dtype, number(array.norm),
+                 "yes" if array.differentiated else "held fixed"] for array in result.parameters]  # fmt: skip
+        panels.append(Table(f"Arrays{of}", "The arrays of the checkpoint.",
                           ["array", "shape", "dtype", "norm", "differentiated"], rows))  # fmt: skip
-    return made
+    return panels

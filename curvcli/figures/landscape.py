@@ -1,4 +1,4 @@
-"""The loss on a line or a plane."""
+"""The picture of `curv landscape`: the loss on a line or a plane."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = 10
 
 
 def parts(reports: Sequence[LandscapeReport]) -> list[Panel | Table]:
-    """A profile with its barrier, or contours of the loss and of its model."""
+    """Return the panels: a profile with its barrier, or contours of the loss and of its quadratic model."""
     return [
         _line(one.result, name) if one.result.b is None else _plane(one.result, name)
         for one, name in zip(reports, labels(reports), strict=True)
@@ -33,19 +33,19 @@ def parts(reports: Sequence[LandscapeReport]) -> list[Panel | Table]:
 def _line(result: LandscapeResult, name: str) -> Panel:
     loss: Any = result.loss
     quadratic: Any = result.quadratic
-    said = "There is no barrier in the range."
+    words = "There is no barrier in the range."
     rules = [Rule(0.0, "these weights")] if result.a[0] < 0 < result.a[-1] else []
     if result.barrier is not None:
-        said = (
+        words = (
             f"The barrier is {number(result.barrier)} above the straight line between the losses of both ends, "
             f"{number(result.barrier_above_higher_end)} above the higher of them."
         )
         rules.append(Rule(1.0, "the other end"))
         if result.barrier and result.barrier_at is not None:
             rules.append(Rule(result.barrier_at, f"barrier {number(result.barrier)}"))
-    said += about_statistics(result.batch_stats)
+    words += about_statistics(result.batch_stats)
     return profile(
-        f"Along {result.directions[0].direction}" + (f" ({name})" if name else ""), said, result.a, loss, quadratic,
+        f"Along {result.directions[0].direction}" + (f" ({name})" if name else ""), words, result.a, loss, quadratic,
         result.noise, "a, in multiples of the vector", rules,
     )  # fmt: skip
 
@@ -54,16 +54,16 @@ def _plane(result: LandscapeResult, name: str) -> Panel:
     loss: Any = result.loss
     model: Any = result.quadratic
     assert result.b is not None
-    known = [value for row in loss for value in row if value is not None]
-    positive = bool(known) and min(known) > 0
+    values = [value for row in loss for value in row if value is not None]
+    positive = bool(values) and min(values) > 0
     # Equal ratios where the loss is positive: both the valley and its walls have lines.
     levels: list[float] = []
-    if known and max(known) > min(known):
-        low, high = min(known), max(known)
+    if values and max(values) > min(values):
+        low, high = min(values), max(values)
         for index in range(1, LEVELS):
             share = index / LEVELS
             levels.append(low * (high / low) ** share if positive else low + (high - low) * share)
-    first, second = (one.direction for one in result.directions)
+    first, second = (line.direction for line in result.directions)
     cosine = "" if result.cosine is None else f" The directions' cosine is {result.cosine:.2g}."
     return Panel(
         "Loss and quadratic model" + (f" ({name})" if name else ""),
@@ -78,5 +78,5 @@ def _plane(result: LandscapeResult, name: str) -> Panel:
 
 
 def _turned(rows: list[list[Any]]) -> list[list[Any]]:
-    """[a][b] as [b][a]."""
+    """Transpose [a][b] to [b][a]."""
     return [list(column) for column in zip(*rows, strict=True)]

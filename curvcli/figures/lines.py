@@ -1,4 +1,4 @@
-"""The loss along lines, beside its quadratic model."""
+"""Panels of the loss along lines with its quadratic model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curvcli.schema.lines import BATCH_STATS
 
 
 def about_statistics(kind: str | None) -> str:
-    """A sentence on the batch statistics of a picture, empty where the network has none."""
+    """Return a sentence on the batch statistics; empty where the network has none."""
     if kind is None:
         return ""
     model = "" if kind == "fixed" else "; the quadratic model has them held fixed"
@@ -19,7 +19,7 @@ def about_statistics(kind: str | None) -> str:
 
 
 def directions(reports: Sequence[DirectionReport]) -> list[Panel]:
-    """A panel for each direction."""
+    """Return a panel for each direction."""
     panels = []
     for report, name in zip(reports, labels(reports), strict=True):
         result = report.result
@@ -28,24 +28,29 @@ def directions(reports: Sequence[DirectionReport]) -> list[Panel]:
     return panels
 
 
-def _direction(one: DirectionResult, name: str) -> Panel:
+def _direction(result: DirectionResult, name: str) -> Panel:
     regions = []
-    if one.model_radius:
-        edge = " (the range ends there)" if one.model_radius_censored else ""
-        regions = [Region(-one.model_radius, one.model_radius, f"the model is within 10 %{edge}")]
-    radius = "" if one.batch_stats in ("interpolate", "recompute") else (
-        "It fails before the first point." if one.model_radius is None else
-        f"Up to |s| = {number(one.model_radius)} the model is within 10 % of what it predicts."
+    if result.model_radius:
+        edge = " (the range ends there)" if result.model_radius_censored else ""
+        regions = [Region(-result.model_radius, result.model_radius, f"the model is within 10 %{edge}")]
+    radius = "" if result.batch_stats in ("interpolate", "recompute") else (
+        "It fails before the first point." if result.model_radius is None else
+        f"Up to |s| = {number(result.model_radius)} the model is within 10 % of what it predicts."
     )  # fmt: skip
-    rules = [] if one.quadratic_minimum is None else [Rule(one.quadratic_minimum, "least of the model")]
-    low, high = one.profile.s[0], one.profile.s[-1]
+    rules = [] if result.quadratic_minimum is None else [Rule(result.quadratic_minimum, "least of the model")]
+    low, high = result.profile.s[0], result.profile.s[-1]
     return profile(
-        f"Along {one.direction}" + (f" ({name})" if name else ""),
-        f"The unit vector's slope is {number(one.slope)}, its curvature vᵀAv {number(one.rayleigh_quotient)}. {radius}"
-        + about_statistics(one.batch_stats),
-        one.profile.s, one.profile.loss, one.profile.quadratic, one.noise, "s, in multiples of the vector",
-        [rule for rule in rules if low <= rule.value <= high], regions,
-    )  # fmt: skip
+        f"Along {result.direction}" + (f" ({name})" if name else ""),
+        f"The unit vector's slope is {number(result.slope)}, its curvature vᵀAv "
+        f"{number(result.rayleigh_quotient)}. {radius}" + about_statistics(result.batch_stats),
+        result.profile.s,
+        result.profile.loss,
+        result.profile.quadratic,
+        result.noise,
+        "s, in multiples of the vector",
+        [rule for rule in rules if low <= rule.value <= high],
+        regions,
+    )
 
 
 def profile(
@@ -59,14 +64,14 @@ def profile(
     rules: Sequence[Rule] = (),
     regions: Sequence[Region] = (),
 ) -> Panel:
-    """A loss and its model; the picture is as high as the loss needs, however far the model goes."""
-    known = [value for value in loss if value is not None] or list(model)
-    margin = 0.15 * (max(known) - min(known)) or 0.1 * abs(known[0]) or 1.0
-    inside = [one for one in model if min(known) - 2 * margin <= one <= max(known) + 2 * margin]
-    limits = min([*known, *inside]) - 0.3 * margin, max([*known, *inside]) + 0.3 * margin
-    low, high = ([None if one is None else one + sign * (noise or 0.0) for one in loss] for sign in (-1, 1))
-    scales = ("linear", "log") if min(known) > 0 else ("linear",)
-    limits = (max(limits[0], 0.5 * min(known)), limits[1]) if min(known) > 0 else limits
+    """Return the panel of a loss and its quadratic model; the range of the axis is that of the loss."""
+    finite = [value for value in loss if value is not None] or list(model)
+    margin = 0.15 * (max(finite) - min(finite)) or 0.1 * abs(finite[0]) or 1.0
+    inside = [value for value in model if min(finite) - 2 * margin <= value <= max(finite) + 2 * margin]
+    limits = min([*finite, *inside]) - 0.3 * margin, max([*finite, *inside]) + 0.3 * margin
+    low, high = ([None if value is None else value + sign * (noise or 0.0) for value in loss] for sign in (-1, 1))
+    scales = ("linear", "log") if min(finite) > 0 else ("linear",)
+    limits = (max(limits[0], 0.5 * min(finite)), limits[1]) if min(finite) > 0 else limits
     return Panel(
         title, words, Axis(label), Axis("loss J", scales, limits=limits),
         [Series("loss", s, loss, colour=0, low=low if noise else None, high=high if noise else None),

@@ -1,4 +1,4 @@
-"""A picture as a page that stands alone: it asks nothing of the network, and what it shows can be read without eyes."""
+"""A picture as a self-contained page: it loads nothing from the network and is readable by screen readers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCALE_NAMES = {"linear": "linear", "log": "logarithmic", "symlog": "logarithmic 
 
 
 def write(picture: Picture, reports: Sequence[AnyReport]) -> bytes:
-    """The page: panels with their switches, tables, every number with its interval, and the reports themselves."""
+    """Write the page: panels with their switches, tables, every number with its interval, and the reports."""
     resources = files("curvcli.figures")
     style = resources.joinpath("page.css").read_text(encoding="utf-8")
     lines = [line.strip() for line in resources.joinpath("page.js").read_text(encoding="utf-8").splitlines()]
@@ -34,13 +34,13 @@ def write(picture: Picture, reports: Sequence[AnyReport]) -> bytes:
     )
     about = "".join(f"<p class=about>{escape(line)}</p>" for line in picture.about if line)
     alarm = f"<p class=alarm role=alert>{escape(picture.alarm)}</p>" if picture.alarm else ""
-    warnings = "".join(f"<li>{escape(one)}</li>" for one in picture.warnings)
+    warnings = "".join(f"<li>{escape(warning)}</li>" for warning in picture.warnings)
     noted = f"<section><h2>Warnings</h2><ul>{warnings}</ul></section>" if warnings else ""
     embedded = "".join(
-        f'<script type="application/json" class="report">{_json(json.loads(one.to_json()))}</script>\n'
-        for one in reports
+        f'<script type="application/json" class="report">{_json(json.loads(report.to_json()))}</script>\n'
+        for report in reports
     )
-    data = _json([_read(part) for part in picture.parts])
+    data = _json([_point_values(part) for part in picture.parts])
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -70,13 +70,13 @@ report is part of this page. <button type="button" id="save">Save the report</bu
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Encode JSON such that it cannot end its script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _colours() -> str:
-    """The variables that pictures and page share, for light and for dark."""
+    """Return the CSS variables of colours that pictures and page share, for the light and the dark theme."""
     light = {"ink": LIGHT.ink, "faint": "#6b6b6b", "grid": LIGHT.grid, "paper": LIGHT.paper, "alarm": "#b00000"}
     dark = {"ink": "#ececec", "faint": "#a8a8a8", "grid": "#3a3a3a", "paper": "#161616", "alarm": "#ff8080"}
     light |= {f"series-{index}": colour for index, colour in enumerate(LIGHT.series)}
@@ -93,7 +93,7 @@ def _colours() -> str:
 
 
 def _panel(panel: Panel, index: int) -> str:
-    """A picture with its title, words, switches, and its values as a table."""
+    """Return a panel with its title, description, switches, and its values as a table."""
     name = f"panel-{index}"
     buttons = "".join(
         f'<button type="button" class="scale" data-axis="{axis}" aria-pressed="false">{axis}: '
@@ -105,8 +105,8 @@ def _panel(panel: Panel, index: int) -> str:
         buttons += "".join(
             f'<button type="button" class="series" data-series="{k}" aria-pressed="true">'
             f'<span class="swatch" style="background:var(--series-{_colour(panel, k) % len(DARK)})"></span>'
-            f"{escape(one.name)}</button>"
-            for k, one in enumerate(panel.series)
+            f"{escape(series.name)}</button>"
+            for k, series in enumerate(panel.series)
         )
     pictures = "".join(vector.variants(panel, name))
     return f"""<section class="panel" id="{name}">
@@ -126,7 +126,7 @@ def _colour(panel: Panel, index: int) -> int:
 
 
 def _table(table: Table, *, folded: bool = False) -> str:
-    """Rows, with inputs drawn where they are images."""
+    """Return a table; inputs that are images are drawn."""
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in table.heads)
     pictured = any(table.images)
     rows = []
@@ -145,41 +145,56 @@ def _table(table: Table, *, folded: bool = False) -> str:
 
 
 def _image(image: Image) -> str:
-    """Pixels for the page's script to draw; grey values are bytes in hexadecimal."""
+    """Return a canvas with its pixels as hexadecimal bytes, which the page's script draws."""
     flat: list[float] = []
     colours = isinstance(image.pixels[0][0], Sequence)
     for row in image.pixels:
         for pixel in row:
             flat += pixel if isinstance(pixel, Sequence) else [pixel]
-    values = "".join(f"{round(255 * min(max(one, 0.0), 1.0)):02x}" for one in flat)
+    values = "".join(f"{round(255 * min(max(value, 0.0), 1.0)):02x}" for value in flat)
     return (
         f'<canvas width="{len(image.pixels[0])}" height="{len(image.pixels)}" data-channels="{3 if colours else 1}" '
         f'data-pixels="{values}" role="img" aria-label="{escape(image.name)}"></canvas>'
     )
 
 
-def _read(part: Panel | Table) -> Any:
-    """What can be read off a panel by its points."""
+def _point_values(part: Panel | Table) -> Any:
+    """Return the values of a panel's points."""
     if isinstance(part, Table):
         return None
     mesh = part.mesh
-    every = slice(None, None, max(1, -(-max((len(one.x) for one in part.series), default=0) // MOST_POINTS)))
+    every = slice(None, None, max(1, -(-max((len(series.x) for series in part.series), default=0) // MOST_POINTS)))
     return {
-        "x": part.x.label, "y": part.y.label, "sideways": part.sideways, "names": list(part.x.names),
+        "x": part.x.label,
+        "y": part.y.label,
+        "sideways": part.sideways,
+        "names": list(part.x.names),
         "series": [
-            {"name": one.name, "x": _round(one.x, every), "y": _round(one.y, every), "low": _round(one.low, every),
-             "high": _round(one.high, every), "notes": list(one.notes[every]) if one.notes else None}
-            for one in part.series
+            {
+                "name": series.name,
+                "x": _round(series.x, every),
+                "y": _round(series.y, every),
+                "low": _round(series.low, every),
+                "high": _round(series.high, every),
+                "notes": list(series.notes[every]) if series.notes else None,
+            }
+            for series in part.series
         ],
-        "mesh": None if mesh is None else {
-            "label": mesh.label, "x": _round(mesh.x), "y": _round(mesh.y), "z": [_round(row) for row in mesh.z],
-            "xNames": list(part.x.names), "yNames": list(part.y.names),
+        "mesh": None
+        if mesh is None
+        else {
+            "label": mesh.label,
+            "x": _round(mesh.x),
+            "y": _round(mesh.y),
+            "z": [_round(row) for row in mesh.z],
+            "xNames": list(part.x.names),
+            "yNames": list(part.y.names),
         },
-    }  # fmt: skip
+    }
 
 
 def _round(values: Sequence[float | None] | None, every: slice = slice(None)) -> list[float | None] | None:
-    """Four digits: more cannot be seen, and the report has them all."""
+    """Round to four digits; the report has all of them."""
     if values is None:
         return None
     return [None if one is None or not math.isfinite(one) else float(f"{one:.4g}") for one in values[every]]

@@ -1,4 +1,4 @@
-"""Pictures drawn with matplotlib: panels on axes, whole pictures as png, svg or pdf."""
+"""Drawing with matplotlib: panels on axes, whole pictures as png, svg or pdf."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST_NAMES = 24
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours. Series are told apart by colours that the colour-blind can tell apart too (Wong 2011)."""
+    """Colours of a theme; those of series can be distinguished by the colour-blind (Wong 2011)."""
 
     ink: str = "#1c1c1c"
     faint: str = "#8a8a8a"
@@ -45,7 +45,7 @@ class Theme:
     )  # fmt: skip
 
     def colour(self, index: int) -> str:
-        """Of a series."""
+        """Return the colour of a series."""
         return self.series[index % len(self.series)]
 
 
@@ -60,23 +60,23 @@ SETTINGS: Any = {
 
 @contextlib.contextmanager
 def quiet_about_glyphs() -> Iterator[None]:
-    """Names in scripts that the font does not have are boxes in png and pdf: svg and page have the text."""
+    """Suppress warnings of glyphs that the font lacks: png and pdf show boxes, svg and page have the text."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         yield
 
 
 def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) -> bytes:
-    """The whole picture as one file: panels below each other, from four on in two columns."""
+    """Draw the whole picture as one file: panels below each other, from four on in two columns."""
     with rc_context(SETTINGS), quiet_about_glyphs():
         columns = 1 if len(picture.parts) < 4 else 2
         rows = [list(picture.parts[start : start + columns]) for start in range(0, len(picture.parts), columns)]
-        heights = [max(part_height(one) for one in row) for row in rows]
+        heights = [max(part_height(part) for part in row) for row in rows]
         head = 0.42 + 0.2 * len(picture.about) + (0.25 if picture.alarm else 0)
         figure = Figure(figsize=(WIDTH * columns, sum(heights) + head), facecolor=LIGHT.paper, layout="constrained")
         FigureCanvasAgg(figure)
-        made: Any = figure.subfigures(2, 1, height_ratios=[head, sum(heights)])
-        upper, lower = made
+        halves: Any = figure.subfigures(2, 1, height_ratios=[head, sum(heights)])
+        upper, lower = halves
         _head(upper, picture, head)
         grid = lower.add_gridspec(len(rows), columns, height_ratios=heights)
         for i, row in enumerate(rows):
@@ -96,7 +96,7 @@ def write(picture: Picture, kind: Literal["png", "svg", "pdf"], dpi: int = 150) 
 
 
 def _words(axes: Axes, part: Panel | Table, width: int) -> None:
-    """The title, and what the part shows.
+    """Draw the title and the description of a part.
 
     However long a text is, the axes stay as wide as they are: the layout asks titles for their height alone, and other
     texts for nothing. Two empty lines keep room for the title in bold.
@@ -110,13 +110,13 @@ def _words(axes: Axes, part: Panel | Table, width: int) -> None:
 
 
 def part_height(part: Panel | Table) -> float:
-    """Inches that a part needs, its title and words included."""
+    """Return the height of a part in inches, with its title and description."""
     words = 0.13 * (len(part.words) // 110 + 1)
     return words + (0.8 + row_height(part) * (len(part.rows) + 1) if isinstance(part, Table) else panel_height(part))
 
 
 def panel_height(part: Panel) -> float:
-    """Inches that a panel needs without them."""
+    """Return the height of a panel in inches, without title and description."""
     if part.sideways:
         return max(2.2, 1.3 + 0.24 * len(part.x.names))
     if part.mesh is not None and part.y.names:
@@ -125,12 +125,12 @@ def panel_height(part: Panel) -> float:
 
 
 def row_height(part: Table) -> float:
-    """Inches of a table's row: more where it has images."""
+    """Return the height of a table's row in inches, larger with images."""
     return 0.5 if any(part.images) else 0.22
 
 
 def _head(figure: Any, picture: Picture, height: float) -> None:
-    """Title, what was analysed, and what is wrong."""
+    """Draw the title, the description of the problem, and the alarm."""
     down = 0.3
     figure.text(0.02, 1 - down / height, picture.title, color=LIGHT.ink, fontsize=13, fontweight="bold")
     for line in picture.about:
@@ -150,7 +150,7 @@ def panel(
     legend
         Whether series are named in the picture; a page names them beside it.
     x, y
-        Scales other than the first.
+        Scales of the axes; default: the first of each.
     """
     across, up = (part.y, part.x) if part.sideways else (part.x, part.y)
     first, second = (
@@ -169,7 +169,7 @@ def panel(
     _scale(axes, "y", up, second, theme)
     for region in part.regions:
         axes.axvspan(region.low, region.high, color=theme.colour(2), alpha=0.1, linewidth=0, label=region.label)
-    bars = sum(one.style == "bars" for one in part.series)
+    bars = sum(curve.style == "bars" for curve in part.series)
     scale = second if not part.sideways else first
     # What a logarithmic axis shows nothing of comes last: limits are then known.
     for index, series in sorted(enumerate(part.series), key=lambda one: not _is_seen(one[1], first, second, part)):
@@ -181,9 +181,9 @@ def panel(
     for index, rule in enumerate(part.rules):
         _rule(axes, rule, index, theme)
     if legend and (len(part.series) > 1 or part.regions):
-        shown = axes.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor=theme.grid, labelcolor=theme.ink)
-        shown.get_frame().set_facecolor(theme.paper)
-        shown.set_in_layout(False)
+        box = axes.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor=theme.grid, labelcolor=theme.ink)
+        box.get_frame().set_facecolor(theme.paper)
+        box.set_in_layout(False)
 
 
 def _is_seen(series: Series, across: Scale, up: Scale, part: Panel) -> bool:
@@ -194,7 +194,7 @@ def _is_seen(series: Series, across: Scale, up: Scale, part: Panel) -> bool:
 
 
 def _rule(axes: Axes, rule: Rule, index: int, theme: Theme) -> None:
-    """A line across, named where there is room: towards the middle of the panel."""
+    """Draw a line across the panel, labelled on the side of the middle, where there is room."""
     upright = rule.of == "x"
     (axes.axvline if upright else axes.axhline)(rule.value, color=theme.faint, linewidth=0.9, linestyle=(0, (4, 3)))
     if not rule.label:
@@ -220,11 +220,11 @@ def _limits(axes: Axes, part: Panel) -> None:
         axes.invert_yaxis()
 
 
-def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme: Theme) -> None:
-    """Scale, label and ticks of an axis."""
-    (axes.set_xlabel if which == "x" else axes.set_ylabel)(axis.label, color=theme.ink)
-    set_scale = axes.set_xscale if which == "x" else axes.set_yscale
-    target = axes.xaxis if which == "x" else axes.yaxis
+def _scale(axes: Axes, letter: Literal["x", "y"], axis: Axis, scale: Scale, theme: Theme) -> None:
+    """Set scale, label and ticks of an axis."""
+    (axes.set_xlabel if letter == "x" else axes.set_ylabel)(axis.label, color=theme.ink)
+    set_scale = axes.set_xscale if letter == "x" else axes.set_yscale
+    target = axes.xaxis if letter == "x" else axes.yaxis
     if scale == "symlog":
         set_scale("symlog", linthresh=axis.threshold)
         target.set_major_locator(Apart(base=10, linthresh=axis.threshold))
@@ -232,11 +232,11 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
     elif scale == "log":
         set_scale("log", nonpositive="clip")
     if axis.names:
-        turned = which == "x" and max(map(len, axis.names)) > 5
+        turned = letter == "x" and max(map(len, axis.names)) > 5
         labels = shortened(axis.names)
-        every = -(-len(labels) // MOST_NAMES) if which == "x" else 1
+        every = -(-len(labels) // MOST_NAMES) if letter == "x" else 1
         target.set_ticks(range(0, len(labels), every), labels=labels[::every], rotation=45 if turned else 0,
-                         ha="right" if turned or which == "y" else "center", fontsize=8)  # fmt: skip
+                         ha="right" if turned or letter == "y" else "center", fontsize=8)  # fmt: skip
         return
     if scale == "log":
         target.set_major_locator(LogTicks())
@@ -247,7 +247,7 @@ def _scale(axes: Axes, which: Literal["x", "y"], axis: Axis, scale: Scale, theme
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Long names without their middle, as long as it takes to tell them apart.
+    """Shorten long names in the middle, as far as they stay distinct.
 
     >>> shortened([f"encoder/blocks_{block}/attention/query/kernel" for block in (1, 12)])
     ['encoder/blocks_1/at…tion/query/kernel', 'encoder/blocks_12/a…tion/query/kernel']
@@ -260,52 +260,52 @@ def shortened(names: Sequence[str]) -> list[str]:
 
 
 def _series(
-    axes: Axes, one: Series, colour: str, bars: int, sideways: bool, *, log: bool, floor: tuple[float, float] | None
+    axes: Axes, series: Series, colour: str, bars: int, sideways: bool, *, log: bool, floor: tuple[float, float] | None
 ) -> list[Any]:
-    """Draw a series; what was drawn."""
-    x, y = _array(one.x), _array(one.y)
-    low, high = (None if side is None else _array(side) for side in (one.low, one.high))
-    made: list[Any] = []
-    if one.style == "band" and low is not None and high is not None:
-        return [axes.fill_between(x, low, high, color=colour, alpha=0.45, linewidth=0.8, label=one.name)]
-    if one.style in ("line", "dashed"):
+    """Draw a series, and return its artists."""
+    x, y = _array(series.x), _array(series.y)
+    low, high = (None if side is None else _array(side) for side in (series.low, series.high))
+    artists: list[Any] = []
+    if series.style == "band" and low is not None and high is not None:
+        return [axes.fill_between(x, low, high, color=colour, alpha=0.45, linewidth=0.8, label=series.name)]
+    if series.style in ("line", "dashed"):
         if low is not None and high is not None and np.any(high > low):
             under = np.maximum(low, floor[0]) if log and floor else low
             every = slice(None, None, max(len(x) // 200, 1))
-            made.append(
+            artists.append(
                 axes.fill_between(x[every], under[every], np.maximum(high, under)[every], color=colour, alpha=0.22,
                                   linewidth=0)
             )  # fmt: skip
-        few = one.style == "line" and len(x) <= 30
-        made += axes.plot(
-            x, y, color=colour, linewidth=1.5, linestyle="--" if one.style == "dashed" else "-", label=one.name,
+        few = series.style == "line" and len(x) <= 30
+        artists += axes.plot(
+            x, y, color=colour, linewidth=1.5, linestyle="--" if series.style == "dashed" else "-", label=series.name,
             marker="o" if few else None, markersize=3.5,
         )  # fmt: skip
-        return made
+        return artists
     if low is not None and high is not None and np.any(high > low):
         errors = np.maximum(np.stack([y - low, high - y]), 0)
-        drawn = axes.errorbar(
+        marks = axes.errorbar(
             *((y, x) if sideways else (x, y)), xerr=errors if sideways else None, yerr=None if sideways else errors,
             fmt="none", ecolor=colour, elinewidth=1.0, capsize=2 if len(x) <= 40 else 0,
             zorder=3,
         )  # fmt: skip
-        made += [*drawn.lines[1], *drawn.lines[2]]
-        if one.style == "bars":
-            for artist in made:
+        artists += [*marks.lines[1], *marks.lines[2]]
+        if series.style == "bars":
+            for artist in artists:
                 artist.set_color("#444444" if colour != "#5b5b5b" else colour)
-    if one.style == "bars":
+    if series.style == "bars":
         size = 0.8 / bars * 0.9
-        drawn = (axes.barh if sideways else axes.bar)(
-            x, np.nan_to_num(y), size, color=colour, alpha=0.75, label=one.name
+        marks = (axes.barh if sideways else axes.bar)(
+            x, np.nan_to_num(y), size, color=colour, alpha=0.75, label=series.name
         )
-        made += list(drawn)
-    elif one.style == "stems":
+        artists += list(marks)
+    elif series.style == "stems":
         bottom = 0.0 if not log else (floor[0] if floor else 0.5 * float(np.min(y[y > 0], initial=np.inf)))
-        made.append(axes.vlines(x, bottom, y, color=colour, linewidth=0.9, alpha=0.7))
-        made += axes.plot(x, y, "o", color=colour, markersize=3.2, label=one.name)
+        artists.append(axes.vlines(x, bottom, y, color=colour, linewidth=0.9, alpha=0.7))
+        artists += axes.plot(x, y, "o", color=colour, markersize=3.2, label=series.name)
     else:
-        made += axes.plot(x, y, "o", color=colour, markersize=4, label=one.name)
-    return made
+        artists += axes.plot(x, y, "o", color=colour, markersize=4, label=series.name)
+    return artists
 
 
 def _array(values: Sequence[float | None]) -> np.ndarray:
@@ -313,7 +313,7 @@ def _array(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _mesh(axes: Axes, mesh: Mesh, theme: Theme) -> None:
-    """Colours, lines of equal value, numbers in cells, and the scale beside them."""
+    """Draw a mesh: colours, contours, numbers in cells, and the colour bar."""
     z = np.ma.masked_invalid(np.array([_array(row) for row in mesh.z]))
     low, high = (float(z.min()), float(z.max())) if z.count() else (0.0, 1.0)
     if mesh.scale == "diverging":
@@ -327,23 +327,23 @@ def _mesh(axes: Axes, mesh: Mesh, theme: Theme) -> None:
     edges = [_edges(side, count) for side, count in zip((mesh.x, mesh.y), (z.shape[1], z.shape[0]), strict=True)]
     # With fewer than 50 colours the scale beside it is drawn, not a picture of it.
     colours = colormaps[palette].resampled(48)
-    drawn = axes.pcolormesh(*edges, z, norm=norm, cmap=colours, rasterized=z.size > 4000)
+    cells = axes.pcolormesh(*edges, z, norm=norm, cmap=colours, rasterized=z.size > 4000)
     if mesh.contours:
         finite = np.ma.filled(z, np.nan)
-        levels = sorted({one for one in mesh.contours if low < one < high})
+        levels = sorted({level for level in mesh.contours if low < level < high})
         if levels and min(z.shape) > 1:
             axes.contour(mesh.x, mesh.y, finite, levels, colors="white", linewidths=0.9)
             if mesh.model is not None:
                 model = np.array([_array(row) for row in mesh.model])
-                inside = [one for one in levels if np.nanmin(model) < one < np.nanmax(model)]
+                inside = [level for level in levels if np.nanmin(model) < level < np.nanmax(model)]
                 if inside:
                     axes.contour(mesh.x, mesh.y, model, inside, colors="#ffb000", linewidths=1.0, linestyles="dashed")
     for j, row in enumerate(mesh.written or []):
         for i, text in enumerate(row):
             if text and z[j, i] is not np.ma.masked:
-                light = sum(_luminance(drawn.to_rgba(z[j, i]))) > 0.55
+                light = sum(_luminance(cells.to_rgba(z[j, i]))) > 0.55
                 axes.text(i, j, text, ha="center", va="center", fontsize=7.5, color="#1b1b1b" if light else "#fafafa")
-    bar = axes.figure.colorbar(drawn, ax=axes, pad=0.02)
+    bar = axes.figure.colorbar(cells, ax=axes, pad=0.02)
     bar.set_label(mesh.label, color=theme.ink)
     bar.ax.tick_params(colors=theme.ink, which="both")
     if mesh.scale == "log":
@@ -356,7 +356,7 @@ def _luminance(colour: Any) -> tuple[float, float, float]:
 
 
 def _edges(places: Sequence[float], count: int) -> list[float]:
-    """Edges of cells: as given, or halfway between places.
+    """Return the edges of cells: the places themselves, or halfway between them.
 
     >>> _edges([0.0, 1.0, 3.0], 3), _edges([0.0, 1.0], 1)
     ([-0.5, 0.5, 2.0, 4.0], [0.0, 1.0])
@@ -365,12 +365,12 @@ def _edges(places: Sequence[float], count: int) -> list[float]:
         return list(places)
     if count == 1:
         return [places[0] - 0.5, places[0] + 0.5]
-    middle = [0.5 * (one + other) for one, other in pairwise(places)]
+    middle = [0.5 * (left + right) for left, right in pairwise(places)]
     return [1.5 * places[0] - 0.5 * places[1], *middle, 1.5 * places[-1] - 0.5 * places[-2]]
 
 
 def table(axes: Axes, part: Table) -> None:
-    """Texts in columns, with images before them."""
+    """Draw a table: texts in columns, with images before them."""
     axes.set_axis_off()
     longest = [max(map(len, column)) for column in zip(part.heads, *part.rows, strict=True)]
     most = next((size for size in range(max(longest), 8, -1) if sum(min(one, size) for one in longest) <= 150), 8)
@@ -391,9 +391,9 @@ def table(axes: Axes, part: Table) -> None:
         image = part.images[index - 1] if pictured and index > 0 else None
         if image is not None:
             pixels = np.array(image.pixels)
-            drawn = OffsetImage(pixels, zoom=0.92 * step / pixels.shape[0], cmap="gray", norm=Normalize(0, 1),
+            thumbnail = OffsetImage(pixels, zoom=0.92 * step / pixels.shape[0], cmap="gray", norm=Normalize(0, 1),
                                 interpolation="nearest", dpi_cor=True)  # fmt: skip
             axes.add_artist(
-                AnnotationBbox(drawn, (0, 1), xycoords="axes fraction", xybox=(0.5 * step, down[1]),
+                AnnotationBbox(thumbnail, (0, 1), xycoords="axes fraction", xybox=(0.5 * step, down[1]),
                                boxcoords="offset points", frameon=False, pad=0)
             )  # fmt: skip

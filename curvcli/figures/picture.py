@@ -1,4 +1,4 @@
-"""What a picture shows, before anything is drawn: panels of series, and tables."""
+"""The content of a picture as values: panels of series, and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNPRINTABLE = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 @dataclass(frozen=True)
 class Series:
-    """Something that a reader can point at, or hide.
+    """A series of a panel: a curve, band, bars, stems or points.
 
     Parameters
     ----------
@@ -25,11 +25,11 @@ class Series:
     low, high
         [n], the interval of each y: a band under lines, else bars.
     style
-        band: the interval alone is drawn.
+        With `band` the interval alone is drawn.
     colour
-        Which of the colours; series that belong together share one. None: one of its own.
+        Index of the colour; series that belong together share one. None: the index of the series.
     notes
-        [n], what else is to be said of each point.
+        [n], a remark on each point.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the x axis, shaded."""
+    """A shaded interval of the x axis."""
 
     low: float
     high: float
@@ -62,18 +62,18 @@ class Region:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Values over a rectangle as colours, z[j][i] at (x[i], y[j]).
+    """A mesh: values over a rectangle as colours, z[j][i] at (x[i], y[j]).
 
     Parameters
     ----------
     scale
-        Of the colours; diverging: white at zero.
+        Scale of the colours; `diverging` is white at zero.
     contours
-        Levels of z that are drawn as lines.
+        Levels of z with contour lines.
     model
-        [j][i], drawn as dashed lines at the same levels.
+        [j][i], drawn as dashed contours at the same levels.
     written
-        [j][i], texts for the cells.
+        [j][i], texts in the cells.
     """
 
     x: Sequence[float]
@@ -88,16 +88,16 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis; the first of its scales is the one that is shown, the others a page can switch to.
+    """An axis; the first scale is shown, and a page can switch to the others.
 
     Parameters
     ----------
     threshold
-        Of symlog: the scale is linear within ± this.
+        A symlog scale is linear within ± this.
     names
-        Of the places 0, 1, …, for axes that count things.
+        Labels of the places 0, 1, … on a categorical axis.
     whole
-        Whether only whole numbers are marked.
+        Whether ticks are at integers only.
     """
 
     label: str
@@ -110,14 +110,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
+    """A panel: one pair of axes.
 
     Parameters
     ----------
     words
-        What it shows, in sentences, for those who cannot see it and those who want to know.
+        Description in sentences, for screen readers too.
     sideways
-        Whether x runs downwards and y to the right, as suits bars with names.
+        Whether x runs downwards and y to the right, as in bar charts with names.
     """
 
     title: str
@@ -141,7 +141,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts, and an image before a row where there is one."""
+    """A table: rows of texts, each with an optional image."""
 
     title: str
     words: str
@@ -152,14 +152,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that is shown of a report, or of several.
+    """The picture of one report or several.
 
     Parameters
     ----------
     about
-        Lines under the title: what was analysed.
+        Lines under the title that describe the problem.
     alarm
-        Why the numbers are not to be relied on; empty where nothing is wrong.
+        The reason why the numbers are unreliable; empty where there is none.
     """
 
     title: str
@@ -170,7 +170,7 @@ class Picture:
 
 
 def linear_within(*sizes: float) -> float:
-    """A threshold for symlog: the largest of these, or 1 where all are zero or too small to be divided by.
+    """Return a threshold for symlog: the largest argument, or 1 where all are zero or too small to be divided by.
 
     >>> linear_within(1e-6, 1e-3), linear_within(0.0, 1e-310)
     (0.001, 1.0)
@@ -180,7 +180,7 @@ def linear_within(*sizes: float) -> float:
 
 
 def log_where_positive(values: Iterable[float | None], first: Scale = "log") -> tuple[Scale, ...]:
-    """Both scales, `first` first, where any value can be seen on a logarithmic one; else the linear one alone.
+    """Return both scales, `first` first, where any value is positive; else the linear one alone.
 
     >>> log_where_positive([0.0, 2.0]), log_where_positive([0.0, None])
     (('log', 'linear'), ('linear',))
@@ -191,7 +191,7 @@ def log_where_positive(values: Iterable[float | None], first: Scale = "log") -> 
 
 
 def printable(part: Any) -> Any:
-    """The same with every text such as XML and fonts can hold: control characters and bytes of no encoding become �.
+    """Replace characters in all texts that XML cannot hold: control characters and undecodable bytes become �.
 
     >>> printable(Rule(1.0, "a\\x1b\\udcffb")).label
     'a��b'
@@ -201,12 +201,12 @@ def printable(part: Any) -> Any:
     if isinstance(part, list | tuple):
         return type(part)(map(printable, part))
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{one.name: printable(getattr(part, one.name)) for one in fields(part)})
+        return replace(part, **{entry.name: printable(getattr(part, entry.name)) for entry in fields(part)})
     return part
 
 
 def beside(index: int, count: int) -> float:
-    """Where the bars of one of `count` series stand, from the place that they share.
+    """Return the offset of the bars of series `index` of `count` from their common place.
 
     >>> beside(0, 1), beside(0, 2), beside(1, 2)
     (0.0, -0.2, 0.2)

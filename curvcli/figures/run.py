@@ -1,4 +1,4 @@
-"""A training run: reports of several steps as curves over them, and spectra as a map."""
+"""The picture of a training run: curves over the steps of several reports, and a map of spectra."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ ROWS = 90
 """Bins of the map of densities."""
 
 FAINTEST = 0.02
-"""Eigenvalues in a bin that are still drawn."""
+"""Least number of eigenvalues in a bin that is drawn."""
 
 
 def is_run(reports: Sequence[AnyReport]) -> bool:
-    """Whether these are reports of one matrix at different steps of one model."""
-    steps = [one.problem.checkpoint.step for one in reports]
-    kinds = {(one.matrix, one.problem.model, one.problem.loss, one.environment.dtype) for one in reports}
+    """Whether reports are of one matrix at different steps of one model."""
+    steps = [report.problem.checkpoint.step for report in reports]
+    kinds = {(report.matrix, report.problem.model, report.problem.loss, report.environment.dtype) for report in reports}
     return len(reports) >= FEWEST and None not in steps and len(set(steps)) == len(steps) and len(kinds) == 1
 
 
 def parts(reports: Sequence[AnyReport], learning_rate: float | None) -> list[Panel | Table]:
-    """The map of densities where the reports have any; every number of the results that changes, over the steps."""
-    steps = [float(one.problem.checkpoint.step or 0) for one in reports]
+    """Return the panels: a map of densities where the reports have any, and every number over the steps."""
+    steps = [float(report.problem.checkpoint.step or 0) for report in reports]
     panels: list[Panel | Table] = []
-    if all(isinstance(one, SpectrumReport) for one in reports):
+    if all(isinstance(report, SpectrumReport) for report in reports):
         panels.append(_map(steps, reports, learning_rate))
-    loss = [one.problem.loss_value for one in reports]
+    loss = [report.problem.loss_value for report in reports]
     panels.append(
         Panel("Loss", "J at each step.", _steps(), Axis("loss J", _scales(loss)), [Series("loss", steps, loss)])
     )
-    found: dict[str, list[Interval | None]] = {}
+    curves: dict[str, list[Interval | None]] = {}
     for index, report in enumerate(reports):
         for name, value in _numbers(report.result):
-            found.setdefault(name, [None] * len(reports))[index] = value
-    if "lambda_max" in found:
-        panels.append(_sharpness(steps, found, _rates(reports, learning_rate)))
-    panels += [_over(steps, name, values) for name, values in found.items() if not name.startswith("lambda_")]
-    layers = [getattr(one.result, "layers", None) for one in reports]
-    if all(isinstance(one, list) and one and hasattr(one[0], "trace") for one in layers):
+            curves.setdefault(name, [None] * len(reports))[index] = value
+    if "lambda_max" in curves:
+        panels.append(_sharpness(steps, curves, _rates(reports, learning_rate)))
+    panels += [_over(steps, name, values) for name, values in curves.items() if not name.startswith("lambda_")]
+    layers = [getattr(report.result, "layers", None) for report in reports]
+    if all(isinstance(entries, list) and entries and hasattr(entries[0], "trace") for entries in layers):
         panels.append(_layers(steps, layers))
     return panels
 
@@ -60,26 +60,26 @@ def _scales(values: Sequence[float | None]) -> Any:
 
 
 def _numbers(result: Any) -> list[tuple[str, Interval]]:
-    """The uncertain numbers that a result has one of."""
+    """Return the scalar uncertain numbers of a result by name."""
     fields = type(result).model_fields
     return [(name, value) for name in fields if isinstance(value := getattr(result, name), Estimate | Eigenvalue)]
 
 
-def _rates(reports: Sequence[AnyReport], given: float | None) -> list[float | None]:
-    """Of each step: what was given, else what the analysis was told."""
-    return [given or getattr(one.settings, "learning_rate", None) for one in reports]
+def _rates(reports: Sequence[AnyReport], learning_rate: float | None) -> list[float | None]:
+    """Return the learning rate of each step: the argument, else that of the report's settings."""
+    return [learning_rate or getattr(report.settings, "learning_rate", None) for report in reports]
 
 
-def _sharpness(steps: list[float], found: dict[str, list[Interval | None]], rates: list[float | None]) -> Panel:
+def _sharpness(steps: list[float], curves: dict[str, list[Interval | None]], rates: list[float | None]) -> Panel:
     series = []
-    for colour, name in enumerate(one for one in ("lambda_max", "lambda_min") if one in found):
-        series.append(_series(_written(name), steps, found[name], colour))
-    part = any(one is not None and one.data_stderr is not None for one in found["lambda_max"])
+    for colour, name in enumerate(name for name in ("lambda_max", "lambda_min") if name in curves):
+        series.append(_series(_spelled(name), steps, curves[name], colour))
+    part = any(estimate is not None and estimate.data_stderr is not None for estimate in curves["lambda_max"])
     words = "λ_max and λ_min at each step, with their " + ("intervals for all examples." if part else "residuals.")
     if any(rates):
-        series.append(Series("2/lr", steps, [2 / one if one else None for one in rates], "dashed", colour=2))
+        series.append(Series("2/lr", steps, [2 / rate if rate else None for rate in rates], "dashed", colour=2))
         words += " Gradient descent is unstable where λ_max is above 2/lr."
-    values = [value for one in series for value in [*one.y, *(one.low or [])] if value is not None]
+    values = [value for curve in series for value in [*curve.y, *(curve.low or [])] if value is not None]
     threshold = linear_within(1e-4 * max(map(abs, values)))
     return Panel(
         "Sharpness", words, _steps(), Axis("eigenvalue λ", ("symlog", "linear"), threshold), series
@@ -87,34 +87,38 @@ def _sharpness(steps: list[float], found: dict[str, list[Interval | None]], rate
 
 
 def _over(steps: list[float], name: str, values: list[Interval | None]) -> Panel:
-    series = _series(_written(name), steps, values, 0)
+    series = _series(_spelled(name), steps, values, 0)
     ends = [value for one in (series.y, series.low or []) for value in one]
-    title = _written(name)[0].upper() + _written(name)[1:]
-    left = sum(one is not None and one.value is None for one in values)
-    said = f" At {left} of {len(values)} steps it is not resolved: the interval alone is drawn." if left else ""
+    title = _spelled(name)[0].upper() + _spelled(name)[1:]
+    unresolved = sum(one is not None and one.value is None for one in values)
+    note = (
+        f" At {unresolved} of {len(values)} steps it is not resolved: the interval alone is drawn."
+        if unresolved
+        else ""
+    )
     return Panel(
-        title, f"{title} at each step with its interval.{said}", _steps(), Axis(_written(name), _scales(ends)), [series]
+        title, f"{title} at each step with its interval.{note}", _steps(), Axis(_spelled(name), _scales(ends)), [series]
     )
 
 
 def _series(label: str, steps: list[float], values: list[Interval | None], colour: int) -> Series:
     return Series(
-        label, steps, [one and one.value for one in values], colour=colour,
-        low=[one and one.interval[0] for one in values], high=[one and one.interval[1] for one in values],
+        label, steps, [value and value.value for value in values], colour=colour,
+        low=[value and value.interval[0] for value in values], high=[value and value.interval[1] for value in values],
     )  # fmt: skip
 
 
-def _written(name: str) -> str:
+def _spelled(name: str) -> str:
     return {"lambda_max": "λ_max", "lambda_min": "λ_min", "frobenius_norm": "Frobenius norm"}.get(
         name, name.replace("_", " ")
     )
 
 
 def _layers(steps: list[float], layers: list[Any]) -> Panel:
-    names = list(dict.fromkeys(one.name for found in layers for one in found))
-    by_name = [{one.name: one.trace for one in found} for found in layers]
+    names = list(dict.fromkeys(entry.name for found in layers for entry in found))
+    by_name = [{entry.name: entry.trace for entry in found} for found in layers]
     series = [_series(name, steps, [found.get(name) for found in by_name], colour) for colour, name in enumerate(names)]
-    ends = [value for one in series for value in [*one.y, *(one.low or [])]]
+    ends = [value for entry in series for value in [*entry.y, *(entry.low or [])]]
     return Panel(
         "Trace of each layer", "Each layer's part of the trace at each step.", _steps(), Axis("trace", _scales(ends)),
         series,
@@ -122,21 +126,21 @@ def _layers(steps: list[float], layers: list[Any]) -> Panel:
 
 
 def _map(steps: list[float], reports: Sequence[Any], learning_rate: float | None) -> Panel:
-    """Eigenvalues of each step, counted between the lines of a symlog axis, which all steps share."""
-    results = [one.result for one in reports]
-    top = max(one.lambda_max.value for one in results)
-    bottom = min(one.lambda_min.value for one in results)
+    """Return the map of eigenvalues: counts at each step in bins of a common symlog axis."""
+    results = [report.result for report in reports]
+    top = max(result.lambda_max.value for result in results)
+    bottom = min(result.lambda_min.value for result in results)
     size = max(abs(top), abs(bottom))
-    threshold = linear_within(*(one.near_zero_tolerance for one in results), 1e-4 * size)
+    threshold = linear_within(*(result.near_zero_tolerance for result in results), 1e-4 * size)
     rates = _rates(reports, learning_rate)
     # 2/lr is shown where it is near enough to say something.
-    highest = max([1.3 * size, *(2.4 / one for one in rates if one and 2 / one < 100 * size)])
+    highest = max([1.3 * size, *(2.4 / rate for rate in rates if rate and 2 / rate < 100 * size)])
     edges = bins.edges(min(1.3 * bottom, -threshold), highest, threshold, ROWS)
-    columns = [_mean(bins.counted(one, edges)) for one in results]
+    columns = [_mean(bins.counted(result, edges)) for result in results]
     at = list(range(len(steps)))
-    series = [Series("λ_max", at, [one.lambda_max.value for one in results], colour=1)]
+    series = [Series("λ_max", at, [result.lambda_max.value for result in results], colour=1)]
     if any(rates):
-        series.append(Series("2/lr", at, [2 / one if one else None for one in rates], "dashed", colour=3))
+        series.append(Series("2/lr", at, [2 / rate if rate else None for rate in rates], "dashed", colour=3))
     return Panel(
         f"Spectra of the {matrix(reports[0].matrix)} over the run",
         f"Colours say how many eigenvalues lie in each of {ROWS} bins at each step, smoothed over three; within "
@@ -145,12 +149,12 @@ def _map(steps: list[float], reports: Sequence[Any], learning_rate: float | None
         Axis("training step", names=[f"{step:g}" for step in steps]),
         Axis("eigenvalue λ", ("symlog",), threshold, limits=(edges[0], edges[-1])),
         series,
-        mesh=Mesh(at, edges, [[one[row] for one in columns] for row in range(ROWS)], "eigenvalues", "log"),
+        mesh=Mesh(at, edges, [[column[row] for column in columns] for row in range(ROWS)], "eigenvalues", "log"),
     )
 
 
 def _mean(rows: list[list[float]]) -> list[float | None]:
-    """Over the probes, and over neighbouring bins, so that single nodes are no stripes; None where nothing is."""
+    """Average over probes and neighbouring bins, which smooths single nodes; None where a bin is empty."""
     means = [0.0, *(sum(column) / len(rows) for column in zip(*rows, strict=True)), 0.0]
     smooth = [0.25 * a + 0.5 * b + 0.25 * c for a, b, c in zip(means, means[1:], means[2:], strict=False)]
-    return [one if one > FAINTEST else None for one in smooth]
+    return [mean if mean > FAINTEST else None for mean in smooth]

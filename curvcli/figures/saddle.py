@@ -1,4 +1,4 @@
-"""What kind of point this is: both ends of the spectrum against what gradient descent bears."""
+"""The picture of `curv saddle`: both ends of the spectrum and the stability of gradient descent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[SaddleReport]) -> list[Panel | Table]:
-    """Eigenvalues at both ends, 2/lr, the tolerance; the factors of gradient descent; the counts."""
+    """Return the panels: eigenvalues at both ends, 2/lr, the tolerance; factors of gradient descent; counts."""
     names = [name or "eigenvalues" for name in labels(reports)]
     panels: list[Panel | Table] = [_ends(reports, names)]
     if any(mode.rate is not None for one in reports for mode in one.result.gradient_descent.modes):
@@ -34,16 +34,16 @@ def _ends(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
         modes = report.result.gradient_descent.modes
         series.append(
             Series(
-                name, list(range(1, len(modes) + 1)), [one.eigenvalue for one in modes], "stems", colour=colour,
-                low=[one.eigenvalue - one.residual for one in modes],
-                high=[one.eigenvalue + one.residual for one in modes],
+                name, list(range(1, len(modes) + 1)), [mode.eigenvalue for mode in modes], "stems", colour=colour,
+                low=[mode.eigenvalue - mode.residual for mode in modes],
+                high=[mode.eigenvalue + mode.residual for mode in modes],
             )
         )  # fmt: skip
-    rates = {rate for one in reports if (rate := one.result.gradient_descent.learning_rate)}
+    rates = {rate for report in reports if (rate := report.result.gradient_descent.learning_rate)}
     rules += [Rule(2 / rate, f"2/lr at lr {rate:g}", "y") for rate in sorted(rates)]
     result = reports[0].result
-    tolerance = max(one.result.tolerance for one in reports)
-    words = [f"{name}: {_verdict(one.result)}" for name, one in zip(names, reports, strict=True)]
+    tolerance = max(report.result.tolerance for report in reports)
+    words = [f"{name}: {_verdict(report.result)}" for name, report in zip(names, reports, strict=True)]
     return Panel(
         "Both ends of the Hessian's spectrum",
         (_verdict(result) if len(reports) == 1 else " ".join(words))
@@ -64,15 +64,15 @@ def _verdict(result: SaddleResult) -> str:
 def _factors(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
     series = []
     for colour, (report, name) in enumerate(zip(reports, names, strict=True)):
-        modes = [one for one in report.result.gradient_descent.modes if one.rate is not None]
+        modes = [mode for mode in report.result.gradient_descent.modes if mode.rate is not None]
         series.append(
             Series(
-                name, [one.eigenvalue for one in modes], [one.rate for one in modes], "points", colour=colour,
-                notes=["grows" if one.rate and one.rate > 1 else "" if one.steps_to_halve is None
-                       else f"halves in {one.steps_to_halve:.3g} steps" for one in modes],
+                name, [mode.eigenvalue for mode in modes], [mode.rate for mode in modes], "points", colour=colour,
+                notes=["grows" if mode.rate and mode.rate > 1 else "" if mode.steps_to_halve is None
+                       else f"halves in {mode.steps_to_halve:.3g} steps" for mode in modes],
             )
         )  # fmt: skip
-    threshold = linear_within(*(one.result.tolerance for one in reports))
+    threshold = linear_within(*(report.result.tolerance for report in reports))
     return Panel(
         "What a step of gradient descent does to each",
         "The factor |1 − lr·λ| of a step along each eigenvector: above 1 it grows.",
@@ -86,13 +86,19 @@ def _factors(reports: Sequence[SaddleReport], names: list[str]) -> Panel:
 def _verdicts(reports: Sequence[SaddleReport], names: list[str]) -> Table:
     rows = []
     for name, report in zip(names, reports, strict=True):
-        one = report.result
+        result = report.result
         rows.append(
-            [name if len(reports) > 1 else "this point", one.classification.replace("-", " "),
-             number(one.gradient_norm),
-             eigenvalue(one.lambda_min), eigenvalue(one.lambda_max), count(one.index), count(one.null_space),
-             number(one.max_stable_learning_rate)]
-        )  # fmt: skip
+            [
+                name if len(reports) > 1 else "this point",
+                result.classification.replace("-", " "),
+                number(result.gradient_norm),
+                eigenvalue(result.lambda_min),
+                eigenvalue(result.lambda_max),
+                count(result.index),
+                count(result.null_space),
+                number(result.max_stable_learning_rate),
+            ]
+        )
     return Table(
         "Evidence", "The class, the extremes with residuals, how many eigenvalues are negative and zero, 2/λ_max.",
         ["point", "class", "‖∇J‖", "λ_min", "λ_max", "negative", "zero", "2/λ_max"], rows,

@@ -1,4 +1,4 @@
-"""The spectral density, counts of eigenvalues, and the cumulative density."""
+"""The picture of `curv spectrum`: spectral density, counts of eigenvalues, and cumulative density."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ BINS, FAINTEST, VISIBLE = 90, 1e-2, 5e-3
 
 
 def parts(reports: Sequence[SpectrumReport]) -> list[Panel | Table]:
-    """Bulk and outliers: the density on a logarithmic scale, and counts on an axis that resolves what is near zero."""
+    """Return the panels: density on a logarithmic scale, counts on a symlog axis, and cumulative density."""
     names = labels(reports)
     kept = [(report.result, name or matrix(report.matrix)) for report, name in zip(reports, names, strict=True)]
-    edges = max(max(abs(one.lambda_max.value), abs(one.lambda_min.value)) for one, _ in kept)
+    edges = max(max(abs(result.lambda_max.value), abs(result.lambda_min.value)) for result, _ in kept)
     # Eigenvalues between ± this are told apart on a linear scale; below it they are rounding.
-    threshold = linear_within(*(one.near_zero_tolerance for one, _ in kept), 1e-6 * edges)
+    threshold = linear_within(*(result.near_zero_tolerance for result, _ in kept), 1e-6 * edges)
     return [_density(kept), _counts(kept, threshold), _cumulative(kept, threshold)]
 
 
-def _density(kept: list[tuple[SpectrumResult, str]]) -> Panel:
-    """Eigenvalues per unit of λ, smoothed."""
+def _density(resolved: list[tuple[SpectrumResult, str]]) -> Panel:
+    """Return the panel of the smoothed density: eigenvalues per unit of λ."""
     series, floors = [], []
-    for colour, (result, name) in enumerate(kept):
+    for colour, (result, name) in enumerate(resolved):
         density, dim = result.density, result.dim
         # One eigenvalue alone makes a bump of height 1/(σ√2π): what lies far below it is the Gaussian's tail.
         if density.sigma > 0:
             floors.append(0.03 / (density.sigma * math.sqrt(2 * math.pi)))
-        value = [dim * one for one in density.value]
-        margin = [1.96 * dim * one for one in density.stderr]
+        value = [dim * height for height in density.value]
+        margin = [1.96 * dim * height for height in density.stderr]
         band = any(margin)
         series.append(
             Series(
                 name, density.grid, value, colour=colour,
-                low=[max(one - by, 0.0) for one, by in zip(value, margin, strict=True)] if band else None,
-                high=[one + by for one, by in zip(value, margin, strict=True)] if band else None,
+                low=[max(height - by, 0.0) for height, by in zip(value, margin, strict=True)] if band else None,
+                high=[height + by for height, by in zip(value, margin, strict=True)] if band else None,
             )
         )  # fmt: skip
     floor = min(floors, default=0.0)
-    top = max(max(value for value in one.y if value is not None) for one in series)
-    sigma = ", ".join(dict.fromkeys(number(result.density.sigma) for result, _ in kept))
-    method = "from all of them" if _exact(kept) else "by stochastic Lanczos quadrature"
+    top = max(max(value for value in curve.y if value is not None) for curve in series)
+    sigma = ", ".join(dict.fromkeys(number(result.density.sigma) for result, _ in resolved))
+    method = "from all of them" if _exact(resolved) else "by stochastic Lanczos quadrature"
     return Panel(
         "Spectral density",
         f"How many eigenvalues there are for a unit of λ, {method}, smoothed by a Gaussian of width σ = {sigma}"
-        + (", the band ± 1.96 standard errors" if any(one.low for one in series) else "")
+        + (", the band ± 1.96 standard errors" if any(curve.low for curve in series) else "")
         + ". "
-        + " ".join(_extremes(result, name, many=len(kept) > 1) for result, name in kept),
+        + " ".join(_extremes(result, name, many=len(resolved) > 1) for result, name in resolved),
         Axis("eigenvalue λ"),
         Axis(
             "eigenvalues per unit of λ",
@@ -69,10 +69,10 @@ def _density(kept: list[tuple[SpectrumResult, str]]) -> Panel:
             limits=(floor, 2.0 * top) if 0 < floor < top else None,
         ),
         series,
-        [Rule(one.value, name) for result, _ in kept[:1] for one, name in (
+        [Rule(extreme.value, name) for result, _ in resolved[:1] for extreme, name in (
             (result.lambda_max, f"λ_max {number(result.lambda_max.value)}"),
             (result.lambda_min, f"λ_min {number(result.lambda_min.value)}"),
-        )] if len(kept) == 1 else [],
+        )] if len(resolved) == 1 else [],
     )  # fmt: skip
 
 
@@ -86,47 +86,48 @@ def _extremes(result: SpectrumResult, name: str, *, many: bool) -> str:
     return f"{name}: {said}" if many else said
 
 
-def _counts(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
-    """How many eigenvalues there are of each size: the way to see the bulk beside the outliers."""
-    low = min(min(row[0] for row in one.nodes) for one, _ in kept)
-    high = max(max(row[-1] for row in one.nodes) for one, _ in kept)
+def _counts(resolved: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
+    """Return the panel of counts of eigenvalues by size, which shows the bulk beside the outliers."""
+    low = min(min(row[0] for row in result.nodes) for result, _ in resolved)
+    high = max(max(row[-1] for row in result.nodes) for result, _ in resolved)
     edges = bins.edges(min(1.2 * low, -threshold), max(1.2 * high, threshold), threshold, BINS)
     centres = [
         bins.backward(0.5 * (bins.forward(a, threshold) + bins.forward(b, threshold)), threshold)
         for a, b in pairwise(edges)
     ]
     series = []
-    for colour, (result, name) in enumerate(kept):
+    for colour, (result, name) in enumerate(resolved):
         rows = bins.counted(result, edges)
         means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-        shown = [index for index, mean in enumerate(means) if mean > FAINTEST]
-        errors = [0.0 if result.method == "dense" else _error([row[i] for row in rows]) for i in shown]
+        visible = [index for index, mean in enumerate(means) if mean > FAINTEST]
+        errors = [0.0 if result.method == "dense" else _error([row[i] for row in rows]) for i in visible]
         series.append(
             Series(
-                name, [centres[i] for i in shown], [means[i] for i in shown], "stems", colour=colour,
-                low=[max(means[i] - 1.96 * error, 0.3 * FAINTEST) for i, error in zip(shown, errors, strict=True)],
-                high=[means[i] + 1.96 * error for i, error in zip(shown, errors, strict=True)],
-                notes=[f"λ from {number(edges[i])} to {number(edges[i + 1])}" for i in shown],
+                name, [centres[i] for i in visible], [means[i] for i in visible], "stems", colour=colour,
+                low=[max(means[i] - 1.96 * error, 0.3 * FAINTEST) for i, error in zip(visible, errors, strict=True)],
+                high=[means[i] + 1.96 * error for i, error in zip(visible, errors, strict=True)],
+                notes=[f"λ from {number(edges[i])} to {number(edges[i + 1])}" for i in visible],
             )
         )  # fmt: skip
-    said = "" if _exact(kept) else ", by the probes alone; the bars are ± 1.96 standard errors"
+    origin = "" if _exact(resolved) else ", by the probes alone; the bars are ± 1.96 standard errors"
     return Panel(
         "How many eigenvalues of which size",
-        f"Eigenvalues counted in {BINS} bins without any smoothing{said}. The axis is linear within ±{threshold:.1g}, "
+        f"Eigenvalues counted in {BINS} bins without any smoothing{origin}. The axis is linear within "
+        f"±{threshold:.1g}, "
         "logarithmic beyond, which shows bulk and outliers.",
         Axis("eigenvalue λ", ("symlog",), threshold),
         Axis(
             "eigenvalues in a bin",
             ("log",),
-            limits=(0.5 if _exact(kept) else 0.5 * FAINTEST, 3.0 * max(one.dim for one, _ in kept)),
+            limits=(0.5 if _exact(resolved) else 0.5 * FAINTEST, 3.0 * max(result.dim for result, _ in resolved)),
         ),
         series,
     )
 
 
 def _stairs(curve: Cumulative) -> tuple[list[float], list[float], list[float]]:
-    """Corners of the band: between two points the share is at least what it is at the left one, at most what it is at
-    the right one. Steps that cannot be seen are left out."""
+    """Return the corners of the band: between two points the share is at least the lower bound at the left one, and at
+    most the upper bound at the right one. Steps too small to be seen are left out."""
     points: list[tuple[float, float, float]] = []
     for i, at in enumerate(curve.grid):
         last = i + 1 == len(curve.grid)
@@ -142,20 +143,20 @@ def _stairs(curve: Cumulative) -> tuple[list[float], list[float], list[float]]:
 
 
 def _error(counts: list[float]) -> float:
-    """The standard error of a bin's mean over the probes, no less than theory has it for as many eigenvalues.
+    """Return the standard error of a bin's mean over the probes, at least its theoretical value.
 
-    A random unit vector sees each eigenvalue with a weight χ²₁/D nearly, of variance 2: few probes that happen to agree
-    say less than this.
+    The weight of each eigenvalue in a random unit vector is nearly χ²₁/D, of relative variance 2. With few probes the
+    empirical error can be smaller by chance.
     """
     mean, number = sum(counts) / len(counts), len(counts)
     theory = math.sqrt(2 * max(mean, 1.0) / number)
     return max(theory, stdev(counts) / math.sqrt(number) if number > 1 else 0.0)
 
 
-def _cumulative(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
-    """Bounds on the share of eigenvalues up to λ."""
+def _cumulative(resolved: list[tuple[SpectrumResult, str]], threshold: float) -> Panel:
+    """Return the panel of bounds on the share of eigenvalues up to λ."""
     series = []
-    for colour, (result, name) in enumerate(kept):
+    for colour, (result, name) in enumerate(resolved):
         curve = result.cumulative
         x, low, high = _stairs(curve)
         middle = [0.5 * (a + b) for a, b in zip(low, high, strict=True)]
@@ -165,7 +166,7 @@ def _cumulative(kept: list[tuple[SpectrumResult, str]], threshold: float) -> Pan
         "The share of eigenvalues up to λ lies within the band: "
         + (
             "exact at the points of its grid."
-            if _exact(kept)
+            if _exact(resolved)
             else "bounds by Chebyshev, Markov and Stieltjes, widened for sampling."
         ),
         Axis("eigenvalue λ", ("symlog", "linear"), threshold),

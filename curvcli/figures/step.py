@@ -1,4 +1,4 @@
-"""A second-order step, previewed and judged."""
+"""The picture of `curv step`: a second-order step and its quadratic model."""
 
 from __future__ import annotations
 
@@ -20,81 +20,88 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[StepReport]) -> list[Panel | Table]:
-    """J over the steps made, the λ tried, the iterations of the solve; what the step came to."""
+    """Return the panels: J over the steps, the λ tried, the iterations of the solve, and a table of the step."""
     names = [name or report.result.method for name, report in zip(labels(reports), reports, strict=True)]
     results = [report.result for report in reports]
     panels: list[Panel | Table] = []
-    if any(one.steps for one in results):
-        panels += _made(results, names)
-    if any(len(one.trials) > 1 for one in results):
+    if any(result.steps for result in results):
+        panels += _progress(results, names)
+    if any(len(result.trials) > 1 for result in results):
         panels.append(_trials(results, names))
-    if any(len(one.cg) > 1 for one in results):
+    if any(len(result.cg) > 1 for result in results):
         panels += _solves(results, names)
     return [*panels, _facts(results, names)]
 
 
-def _made(results: list[StepResult], names: list[str]) -> list[Panel]:
+def _progress(results: list[StepResult], names: list[str]) -> list[Panel]:
     losses, dampings = [], []
-    for colour, (one, name) in enumerate(zip(results, names, strict=True)):
-        at = [record.step - 1 for record in one.steps]
+    for colour, (result, name) in enumerate(zip(results, names, strict=True)):
+        at = [record.step - 1 for record in result.steps]
         losses.append(
-            Series(name, [*at, len(at)], [*(record.loss for record in one.steps), one.final_loss], colour=colour,
-                   notes=[*("" if record.accepted else "the next step was not made" for record in one.steps), ""])
+            Series(name, [*at, len(at)], [*(record.loss for record in result.steps), result.final_loss], colour=colour,
+                   notes=[*("" if record.accepted else "the next step was not made" for record in result.steps), ""])
         )  # fmt: skip
-        dampings.append(Series(name, [record.step for record in one.steps], [r.damping for r in one.steps],
-                               colour=colour, notes=[f"ρ {number(r.reduction_ratio)}" for r in one.steps]))  # fmt: skip
-    positive = all(value is None or value > 0 for one in losses for value in one.y)
+        dampings.append(
+            Series(
+                name,
+                [record.step for record in result.steps],
+                [r.damping for r in result.steps],
+                colour=colour,
+                notes=[f"ρ {number(r.reduction_ratio)}" for r in result.steps],
+            )
+        )
+    positive = all(value is None or value > 0 for curve in losses for value in curve.y)
     panels = [
         Panel("The loss over the steps", "J before each step, and after the last.", Axis("steps made", whole=True),
               Axis("loss J", ("log", "linear") if positive else ("linear",)), losses)
     ]  # fmt: skip
-    if any(len(set(one.y)) > 1 for one in dampings):
-        seen = [value for one in dampings for value in one.y]
+    if any(len(set(curve.y)) > 1 for curve in dampings):
+        values = [value for curve in dampings for value in curve.y]
         panels.append(
             Panel("Damping over the steps", "λ of each step, by the Levenberg–Marquardt rule.",
-                  Axis("step", whole=True), Axis("λ", log_where_positive(seen)), dampings)
+                  Axis("step", whole=True), Axis("λ", log_where_positive(values)), dampings)
         )  # fmt: skip
     return panels
 
 
 def _trials(results: list[StepResult], names: list[str]) -> Panel:
     series = []
-    for one, name in zip(results, names, strict=True):
-        tried = sorted(one.trials, key=lambda trial: trial.damping)
+    for result, name in zip(results, names, strict=True):
+        tried = sorted(result.trials, key=lambda trial: trial.damping)
         at = [trial.damping for trial in tried]
         series += [
             Series(f"{name}: J falls by", at, [trial.actual_decrease for trial in tried], "line",
                    notes=[f"ρ {number(trial.reduction_ratio)}" for trial in tried]),
             Series(f"{name}: Q falls by", at, [trial.predicted_decrease for trial in tried], "dashed"),
         ]  # fmt: skip
-    seen = [value for one in series for value in one.x]
+    values = [value for curve in series for value in curve.x]
     return Panel(
         "What each λ would do", "How far J falls, and how far the quadratic model says it would, for each λ tried.",
-        Axis("damping λ", log_where_positive(seen)), Axis("decrease", ("linear",)), series,
+        Axis("damping λ", log_where_positive(values)), Axis("decrease", ("linear",)), series,
         [Rule(results[0].damping, "chosen")] if len(results) == 1 and results[0].damping > 0 else [],
     )  # fmt: skip
 
 
 def _solves(results: list[StepResult], names: list[str]) -> list[Panel]:
     quadratic, residual = [], []
-    for colour, (one, name) in enumerate(zip(results, names, strict=True)):
-        at = [float(step.iteration) for step in one.cg]
-        quadratic.append(Series(f"{name}: Q", at, [step.quadratic for step in one.cg], "line", colour=colour))
-        seen = [step for step in one.cg if step.loss is not None]
-        if seen:
-            start = one.steps[0].loss if one.steps else None
+    for colour, (result, name) in enumerate(zip(results, names, strict=True)):
+        at = [float(step.iteration) for step in result.cg]
+        quadratic.append(Series(f"{name}: Q", at, [step.quadratic for step in result.cg], "line", colour=colour))
+        evaluated = [step for step in result.cg if step.loss is not None]
+        if evaluated:
+            start = result.steps[0].loss if result.steps else None
             if start is not None:
                 quadratic.append(
-                    Series(f"{name}: J − J(w)", [float(step.iteration) for step in seen],
-                           [step.loss - start for step in seen if step.loss is not None], "points", colour=colour)
+                    Series(f"{name}: J − J(w)", [float(step.iteration) for step in evaluated],
+                           [step.loss - start for step in evaluated if step.loss is not None], "points", colour=colour)
                 )  # fmt: skip
-        residual.append(Series(name, at, [step.residual for step in one.cg], "line", colour=colour))
-    left = [value for one in residual for value in one.y]
+        residual.append(Series(name, at, [step.residual for step in result.cg], "line", colour=colour))
+    residuals = [value for curve in residual for value in curve.y]
     return [
         Panel("The solve", "The quadratic model at each iteration of conjugate gradients.",
               Axis("iteration", whole=True), Axis("Q − Q(0)"), quadratic),
         Panel("Residual of the solve", "‖(C + λI)δ + ∇J‖/‖∇J‖ at each iteration.", Axis("iteration", whole=True),
-              Axis("relative residual", log_where_positive(left)), residual),
+              Axis("relative residual", log_where_positive(residuals)), residual),
     ]  # fmt: skip
 
 

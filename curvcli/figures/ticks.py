@@ -1,4 +1,4 @@
-"""Where ticks stand, and how their numbers are written."""
+"""Tick locators and formatters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ STEPS = [1, 2, 2.5, 5, 10]
 
 
 class Ticks(Formatter):
-    """Numbers at ticks, with as many digits as tell them apart."""
+    """A formatter that writes as many digits as distinguish the ticks."""
 
     def __init__(self, *, powers: bool) -> None:
         self._powers, self._digits = powers, 6
 
     def set_locs(self, locs: Any) -> None:
-        """Where the ticks are."""
+        """Set the positions of the ticks."""
         self._digits = next(
             (digits for digits in range(6, 16) if len({f"{one:.{digits}g}" for one in locs}) == len(set(locs))), 16
         )
@@ -29,23 +29,26 @@ class Ticks(Formatter):
 
 
 class Apart(SymmetricalLogLocator):
-    """Ticks at powers of ten, none of which covers another's number."""
+    """A locator of ticks at powers of ten whose labels do not overlap."""
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
-        """At most nine, zero among them where it is seen."""
+        """Return at most nine ticks, with zero where it is visible."""
         low, high = min(vmin, vmax), max(vmin, vmax)
         threshold = float(self._linthresh)  # pyright: ignore[reportAttributeAccessIssue]
         first = math.ceil(math.log10(threshold) - 1e-9)
         powers = [10.0**k for k in range(first, 40) if 10.0**k <= max(abs(low), abs(high))]
-        ticks = [*(-one for one in reversed(powers)), 0.0, *powers]
-        seen = [one for one in ticks if low <= one <= high]
-        beyond = [one for one in seen if one != 0]
+        ticks = [*(-tick for tick in reversed(powers)), 0.0, *powers]
+        visible = [tick for tick in ticks if low <= tick <= high]
+        beyond = [tick for tick in visible if tick != 0]
         step = max(1, math.ceil(len(beyond) / 8))
-        kept = [one for one in beyond if (round(math.log10(abs(one))) - round(math.log10(powers[-1]))) % step == 0]
+        spaced = [tick for tick in beyond if (round(math.log10(abs(tick))) - round(math.log10(powers[-1]))) % step == 0]
         # Beside zero a tick needs as much room as between two others.
         room = 1 if step > 1 or len(beyond) > 4 else 0
         return np.array(
-            [*(one for one in kept if abs(one) > threshold * 10 ** (room - 0.5)), *(one for one in seen if one == 0)]
+            [
+                *(tick for tick in spaced if abs(tick) > threshold * 10 ** (room - 0.5)),
+                *(tick for tick in visible if tick == 0),
+            ]
         )
 
 
@@ -53,7 +56,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def tick(value: float, *, powers: bool, digits: int = 6) -> str:
-    """A number at a tick.
+    """Format the number at a tick.
 
     >>> tick(0.001, powers=True), tick(-100.0, powers=True), tick(0.25, powers=False), tick(4e-05, powers=False)
     ('10⁻³', '−10²', '0.25', '4·10⁻⁵')
@@ -68,10 +71,10 @@ def tick(value: float, *, powers: bool, digits: int = 6) -> str:
 
 
 class LogTicks(LogLocator):
-    """Powers of ten; where there are too few, 2 and 5 of each; over less than half a decade, as on a linear scale."""
+    """A locator of powers of ten, with 2 and 5 of each where they are few; linear over less than half a decade."""
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
-        """Between the limits."""
+        """Return the ticks between the limits."""
         low, high = sorted((vmin, vmax))
         if low <= 0 or high / low > 100:
             return np.asarray(LogLocator(base=10, numticks=8).tick_values(vmin, vmax))

@@ -1,4 +1,4 @@
-"""Which layers carry the curvature."""
+"""The picture of `curv trace`: the trace by layer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHOWS_IMAGES = False
 
 
 def parts(reports: Sequence[TraceReport]) -> list[Panel | Table]:
-    """Every layer's trace with its interval, and its mean eigenvalue."""
-    found = list(dict.fromkeys(layer.name for report in reports for layer in report.result.layers))
+    """Return the panels: every layer's trace with its interval, and its mean eigenvalue."""
+    names = list(dict.fromkeys(layer.name for report in reports for layer in report.result.layers))
     panels: list[Panel | Table] = []
-    if not found:
-        return [_whole(reports)]
+    if not names:
+        return [_whole_matrix(reports)]
     for title, words, label, per_weight in (
         ("Trace of each layer", "The part of the trace that belongs to each layer.", "trace", False),
         ("Mean curvature of each layer", "Each layer's trace divided by how many weights it has.",
@@ -33,24 +33,27 @@ def parts(reports: Sequence[TraceReport]) -> list[Panel | Table]:
         series = []
         for colour, (report, name) in enumerate(zip(reports, labels(reports), strict=True)):
             by_name = {layer.name: layer for layer in report.result.layers}
-            layers = [by_name.get(one) for one in found]
+            layers = [by_name.get(name) for name in names]
             sizes = [layer.dim if layer and per_weight else 1 for layer in layers]
-            at = [index + beside(colour, len(reports)) for index in range(len(found))]
+            at = [index + beside(colour, len(reports)) for index in range(len(names))]
 
             def scaled(values: list[float | None], sizes: list[int] = sizes) -> list[float | None]:
-                return [None if one is None else one / size for one, size in zip(values, sizes, strict=True)]
+                return [None if value is None else value / size for value, size in zip(values, sizes, strict=True)]
 
             series.append(
                 Series(
-                    name or matrix(report.matrix), at, scaled([one and one.trace.value for one in layers]), "bars",
-                    low=scaled([one and one.trace.interval[0] for one in layers]),
-                    high=scaled([one and one.trace.interval[1] for one in layers]),
+                    name or matrix(report.matrix),
+                    at,
+                    scaled([layer and layer.trace.value for layer in layers]),
+                    "bars",
+                    low=scaled([layer and layer.trace.interval[0] for layer in layers]),
+                    high=scaled([layer and layer.trace.interval[1] for layer in layers]),
                     colour=colour,
                     notes=[f"{layer.dim:,} weights" if layer else "" for layer in layers],
                 )
-            )  # fmt: skip
+            )
         panels.append(
-            Panel(title, f"{words} {_sum(reports)}", Axis("", names=found), _axis(label, series), series, sideways=True)
+            Panel(title, f"{words} {_sum(reports)}", Axis("", names=names), _axis(label, series), series, sideways=True)
         )
     return panels
 
@@ -70,8 +73,8 @@ def _sum(reports: Sequence[TraceReport]) -> str:
     return f"The whole trace is {number(trace.value)}, in [{number(low)}, {number(high)}] ({trace.confidence:.0%})."
 
 
-def _whole(reports: Sequence[TraceReport]) -> Panel:
-    """Of the whole matrix alone, where there are no layers."""
+def _whole_matrix(reports: Sequence[TraceReport]) -> Panel:
+    """Return the panel of the whole matrix, for reports without layers."""
     names = [name or matrix(report.matrix) for report, name in zip(reports, labels(reports), strict=True)]
     traces = [report.result.trace for report in reports]
     series = Series(

@@ -1,4 +1,4 @@
-"""A panel as SVG for a page: no metadata, no references outside itself, colours that follow the page's."""
+"""A panel as SVG for a page: without metadata or external references, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ VARIABLES = {
 
 
 def variants(panel: Panel, prefix: str) -> list[str]:
-    """The panel with each pair of its scales, the first one shown and the others hidden."""
+    """Return the panel for each pair of its scales; all but the first are hidden."""
     pairs = list(itertools.product(panel.x.scales, panel.y.scales))
     return [_svg(panel, f"{prefix}-{index}", *pair, hidden=index > 0) for index, pair in enumerate(pairs)]
 
 
 def _svg(panel: Panel, name: str, x: Scale, y: Scale, *, hidden: bool) -> str:
-    """One of them. `data-geometry` says where values lie, in its own units."""
+    """Return the panel for one pair of scales; `data-geometry` maps values to its coordinates."""
     with rc_context(paint.SETTINGS | {"svg.hashsalt": name}), paint.quiet_about_glyphs():
         # Titles and words are the page's; the height is that of a picture without them.
         figure = Figure(figsize=(paint.WIDTH, paint.panel_height(panel)), layout="constrained", facecolor="none")
@@ -65,7 +65,7 @@ def _svg(panel: Panel, name: str, x: Scale, y: Scale, *, hidden: bool) -> str:
         del root.attrib[size]
     if hidden:
         root.set("class", "hidden")
-    return _written(root)
+    return _serialised(root)
 
 
 def _side(start: float, end: float, limits: tuple[float, float], scale: Scale, axis: Axis) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def _side(start: float, end: float, limits: tuple[float, float], scale: Scale, a
 
 
 def _clean(root: ET.Element) -> None:
-    """Markers drawn where they stand, no names but those of series and clips, nothing that tells of the maker."""
-    shapes = {f"#{one.get('id')}": one for one in root.iter(f"{SVG}path") if one.get("id")}
+    """Draw markers in place, and remove metadata and all names but those of series and clips."""
+    shapes = {f"#{element.get('id')}": element for element in root.iter(f"{SVG}path") if element.get("id")}
     for parent in list(root.iter()):
         for index, child in enumerate(list(parent)):
             if child.tag == f"{SVG}use":
@@ -85,30 +85,32 @@ def _clean(root: ET.Element) -> None:
         for child in list(parent):
             tag = child.tag.removeprefix(SVG)
             empty = tag == "g" and not len(child) and not (child.text or "").strip()
-            gone = tag in ("metadata", "title", "style") or (tag == "defs" and child.find(f"{SVG}clipPath") is None)
-            if gone or empty:
+            superfluous = tag in ("metadata", "title", "style") or (
+                tag == "defs" and child.find(f"{SVG}clipPath") is None
+            )
+            if superfluous or empty:
                 parent.remove(child)
-    for one in root.iter():
-        name = one.get("id", "")
-        if one.tag != f"{SVG}clipPath":
-            one.attrib.pop("id", None)
+    for element in root.iter():
+        name = element.get("id", "")
+        if element.tag != f"{SVG}clipPath":
+            element.attrib.pop("id", None)
         if name.startswith("series-"):
-            one.set("class", name)
-        if "style" in one.attrib:
-            one.set("style", _styled(one.attrib["style"]))
+            element.set("class", name)
+        if "style" in element.attrib:
+            element.set("style", _styled(element.attrib["style"]))
         for attribute in ("d", "x", "y", "width", "height", "transform"):
-            if attribute in one.attrib:
-                one.set(attribute, _shortened(one.attrib[attribute]))
-        if one.get("transform", "").startswith("rotate(-0 "):
-            del one.attrib["transform"]
+            if attribute in element.attrib:
+                element.set(attribute, _shortened(element.attrib[attribute]))
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
     _flatten(root)
     _join(root)
 
 
-def _marker(shape: ET.Element, used: ET.Element) -> ET.Element:
-    """A marker drawn where it is used."""
-    path, x, y = shape.get("d", ""), float(used.get("x", 0)), float(used.get("y", 0))
-    style = ";".join(part for part in (shape.get("style"), used.get("style")) if part)
+def _marker(shape: ET.Element, use: ET.Element) -> ET.Element:
+    """Return a marker as a shape at the place of its use."""
+    path, x, y = shape.get("d", ""), float(use.get("x", 0)), float(use.get("y", 0))
+    style = ";".join(part for part in (shape.get("style"), use.get("style")) if part)
     if "C" in path:  # all that are round are circles, and begin at their lowest point
         radius = abs(float(path.split()[2]))
         return ET.Element(f"{SVG}circle", {"cx": f"{x:.2f}", "cy": f"{y:.2f}", "r": f"{radius:.2f}", "style": style})
@@ -119,19 +121,21 @@ def _marker(shape: ET.Element, used: ET.Element) -> ET.Element:
 
 
 def _join(root: ET.Element) -> None:
-    """Neighbouring paths of one look as one path; a look that all of a group share is the group's."""
+    """Join neighbouring paths of one style, and move a style that a group shares to the group."""
     for parent in [root, *root.iter(f"{SVG}g")]:
-        kept: ET.Element | None = None
+        joined: ET.Element | None = None
         for child in list(parent):
             looks = {name: value for name, value in child.attrib.items() if name != "d"}
             if child.tag == f"{SVG}path" and "transform" not in looks:
-                if kept is not None and looks == {name: value for name, value in kept.attrib.items() if name != "d"}:
-                    kept.set("d", f"{kept.get('d', '').strip()} {child.get('d', '').strip()}")
+                if joined is not None and looks == {
+                    name: value for name, value in joined.attrib.items() if name != "d"
+                }:
+                    joined.set("d", f"{joined.get('d', '').strip()} {child.get('d', '').strip()}")
                     parent.remove(child)
                     continue
-                kept = child
+                joined = child
             else:
-                kept = None
+                joined = None
         styles = {child.get("style") for child in parent}
         if parent.tag == f"{SVG}g" and len(parent) > 1 and len(styles) == 1 and "style" not in parent.attrib:
             parent.set("style", styles.pop() or "")
@@ -140,20 +144,20 @@ def _join(root: ET.Element) -> None:
 
 
 def _flatten(parent: ET.Element) -> None:
-    """Groups that say nothing give their place to what they hold; what has neither colour nor line goes."""
-    kept: list[ET.Element] = []
+    """Replace groups without attributes by their children, and remove invisible paths."""
+    children: list[ET.Element] = []
     for child in list(parent):
         _flatten(child)
         invisible = child.tag == f"{SVG}path" and child.get("style") == "fill:none"
         if child.tag == f"{SVG}g" and not child.attrib:
-            kept += list(child)
+            children += list(child)
         elif not invisible and not (child.tag == f"{SVG}g" and not len(child)):
-            kept.append(child)
-    parent[:] = kept
+            children.append(child)
+    parent[:] = children
 
 
 def _shortened(text: str) -> str:
-    """A tenth of a point is finer than a screen; spaces only where numbers would run together."""
+    """Round numbers to a tenth of a point, and drop spaces that do not separate numbers."""
     text = re.sub(r"(\.\d)\d+", r"\1", text)
     text = re.sub(r"\.0\b", "", text)
     return re.sub(r"\s*([MLCQzZ])\s*", r"\1", re.sub(r"\s+", " ", text)).strip()
@@ -167,8 +171,8 @@ def _styled(style: str) -> str:
     return ";".join(f"{name}:{value}" for name, value in said.items())
 
 
-def _written(root: ET.Element) -> str:
-    """As text, its names without namespaces, as HTML has them; what is written in it stays as it is."""
+def _serialised(root: ET.Element) -> str:
+    """Serialise without namespaces, as in HTML; texts stay as they are."""
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {name.rpartition("}")[2]: _coloured(value) for name, value in element.attrib.items()}
@@ -179,7 +183,7 @@ def _written(root: ET.Element) -> str:
 
 
 def _coloured(value: str) -> str:
-    """The value of an attribute with the page's variables for colours."""
+    """Replace colours in an attribute by the page's variables."""
     for colour, variable in VARIABLES.items():
         value = value.replace(colour, variable)
     return value

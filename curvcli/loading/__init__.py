@@ -1,1 +1,1 @@
-"""Files become a problem: checkpoint, data, model and loss, each mismatch named."""
+"""Loading of a problem from files: checkpoint, data, model and loss, with an error for each mismatch."""

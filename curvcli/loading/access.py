@@ -1,4 +1,4 @@
-"""Files that others wrote: they may be missing, forbidden, or not what they are taken for."""
+"""Access to files of other programs, which may be missing, unreadable or of another format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curvcli.errors import CurvError, DataError, MemoryLimitError, NotFoundError
 
 
 def is_there(path: Path, *, file: bool = False) -> bool:
-    """Whether something, or a file, has this path; True too where that may not be known: reading it tells then."""
+    """Whether a path, or a file, exists; True as well where that cannot be known, so that reading raises the error."""
     try:
         mode = path.stat().st_mode
     except PermissionError:
@@ -23,12 +23,12 @@ def is_there(path: Path, *, file: bool = False) -> bool:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn whatever a decoder raises about a foreign file into an error that names the file.
+    """Translate any exception of a decoder into an error that names the file.
 
     Raises
     ------
     PermissionDeniedError, NotFoundError, MemoryLimitError, DataError
-        In place of what was raised inside.
+        In place of the exception raised inside.
     """
     try:
         yield

@@ -1,5 +1,5 @@
-"""Directions that come from outside the problem: the way to another checkpoint, a saved array, the tangent of a
-transformation. Whatever does not fit the weights is named."""
+"""Directions from files and the user's code: the difference to another checkpoint, a saved array, the tangent of a
+transformation. Errors name what does not fit the weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Leaves = dict[str, Any]
 
 
 class Outside(NamedTuple):
-    """What comes from outside the problem, by the text that asks for it."""
+    """Directions and batch statistics from outside the problem, by the text of `--along`."""
 
     vectors: dict[str, Params]  # float64, of the differentiated parameters' shapes
     statistics: dict[str, Leaves]  # other checkpoints' batch statistics by path, float64: those of their own runs
@@ -36,19 +36,19 @@ class Outside(NamedTuple):
 
 
 def read_directions(along: list[str], loaded: Loaded) -> Outside:
-    """The directions that come from files or the user's code.
+    """Read the directions that come from files or the user's code.
 
     Parameters
     ----------
     along
-        All that is asked for; what the problem itself defines is passed over.
+        The texts of `--along`; directions that the problem defines are ignored.
 
     Raises
     ------
     NotFoundError
-        A file is not there.
+        A file is missing.
     DataError
-        An array is missing, misshapen or not finite, or the vector is zero.
+        An array is missing, not finite or of another shape, or the vector is zero.
     SpecError
         The user's transformation fails, or is not the identity at s = 0.
     """
@@ -65,7 +65,7 @@ def read_directions(along: list[str], loaded: Loaded) -> Outside:
 
 
 def _checked(text: str, leaves: Leaves, params: Params) -> Params:
-    """The leaves of the differentiated parameters, all there, of their shapes, finite, not all zero."""
+    """Check that a direction has an array for each parameter, of its shape, finite, and not all zero."""
     vector = {}
     for name, weight in params.items():
         if name not in leaves:
@@ -89,7 +89,7 @@ def _checked(text: str, leaves: Leaves, params: Params) -> Params:
 
 
 def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
-    """The difference of another checkpoint's parameters and these; its batch statistics, where it has all of them."""
+    """Return the difference to another checkpoint's parameters, and record its batch statistics if complete."""
     path, step = argument, None
     head, separator, tail = argument.rpartition("@")
     if separator and _is_count(tail) and not is_there(Path(argument)):
@@ -97,17 +97,17 @@ def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
     chosen = loaded.spec.checkpoint.params
     tree = load_checkpoint(checkpoint_path(path, None, Path.cwd()), step=step, params=chosen).tree
     params, rest = find_params(tree, chosen)
-    other = {**flatten_tree(rest), **flatten_tree(params)}
+    theirs = {**flatten_tree(rest), **flatten_tree(params)}
     for collection in rest.values():  # as the paths of an nnx model have it
-        other.update(flatten_tree(collection))
-    held, ours = flatten_tree(loaded.problem.frozen["collections"]), loaded.problem.statistics
+        theirs.update(flatten_tree(collection))
+    fixed, ours = flatten_tree(loaded.problem.frozen["collections"]), loaded.problem.statistics
     names = () if ours is None else ours.names
-    if names and all(name in other and np.shape(other[name]) == held[name].shape for name in names):
+    if names and all(name in theirs and np.shape(theirs[name]) == fixed[name].shape for name in names):
         outside.statistics[f"checkpoint:{argument}"] = {
-            name: np.asarray(other[name]).astype(np.float64) for name in names
+            name: np.asarray(theirs[name]).astype(np.float64) for name in names
         }
     changed = [
-        name for name, leaf in held.items() if name not in names and name in other and not _equal(other[name], leaf)
+        name for name, leaf in fixed.items() if name not in names and name in theirs and not _equal(theirs[name], leaf)
     ]
     if changed:
         outside.warnings.append(
@@ -115,16 +115,16 @@ def _to_checkpoint(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
             "values: the loss at s = 1 is not the one that the other checkpoint has by itself"
         )
     return {
-        name: np.asarray(other[name]).astype(np.float64) - np.asarray(weight, np.float64)
-        if np.shape(other[name]) == weight.shape
-        else other[name]
+        name: np.asarray(theirs[name]).astype(np.float64) - np.asarray(weight, np.float64)
+        if np.shape(theirs[name]) == weight.shape
+        else theirs[name]
         for name, weight in loaded.problem.params.items()
-        if name in other
+        if name in theirs
     }
 
 
 def _is_count(text: str) -> bool:
-    """Whether it is a whole number, and not one that no file has rows or steps for."""
+    """Whether a text is a whole number of plausible size for rows or steps."""
     return text.isdecimal() and len(text) < 20
 
 
@@ -133,7 +133,7 @@ def _equal(theirs: Any, ours: Any) -> bool:
 
 
 def _saved(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
-    """Arrays by parameter path, as `curv diag --arrays` writes them, or a row of those of `--vectors`."""
+    """Read arrays by parameter path, as `curv diag --arrays` writes them, or a row of those of `--vectors`."""
     path, row = argument, None
     head, separator, tail = argument.rpartition("#")
     if separator and _is_count(tail) and not is_there(Path(argument)):
@@ -157,12 +157,12 @@ def _saved(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz or .safetensors file.
+    """Read all arrays of an .npz or .safetensors file.
 
     Raises
     ------
     NotFoundError, PermissionDeniedError, DataError
-        It is not there, may not be read, or is no such file.
+        The file is missing, may not be read, or has another format.
     """
     if not is_there(path, file=True):
         raise NotFoundError(f"no array file {path}", "give an .npz or .safetensors file with arrays by parameter path")
@@ -177,7 +177,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tangent(argument: str, loaded: Loaded, outside: Outside) -> Leaves:
-    """d/ds T(params, s) at s = 0, T being the user's."""
+    """Return d/ds T(params, s) at s = 0 of the user's transformation T."""
     transform = Targets(Path.cwd(), True, "the command line").load(argument)
     if not callable(transform):
         raise SpecError(f"tangent:{argument} is no function", "it should be T(params, s) -> params")

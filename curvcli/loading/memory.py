@@ -1,4 +1,4 @@
-"""A network, a loss, data and weights that a Python program holds already become a problem."""
+"""Loading of a problem from Python objects: network, loss, data and weights."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ PLACE = "memory"
 
 @dataclass(frozen=True)
 class Objects:
-    """Stands where `Targets` import by name: the objects themselves, by their names in the specification."""
+    """The objects by their names in the specification, in place of `Targets`, which imports them by name."""
 
     named: dict[str, Any]
     base: Path = field(default_factory=Path.cwd)
 
     def load(self, target: str) -> Any:
-        """The object of that name."""
+        """Return the object of this name."""
         return self.named[target]
 
 
 @dataclass(frozen=True)
 class Held:
-    """All of an objective but its weights."""
+    """An objective without weights: specification, objects and data."""
 
     spec: ProblemSpec
     objects: Objects
     data: Dataset
 
     def at(self, variables: Any, step: int | None, settings: DataSettings) -> Loaded:
-        """The problem at these weights.
+        """Return the problem at these weights.
 
         Raises
         ------
@@ -74,7 +74,7 @@ def hold(
     likelihood: str | Callable[..., Any] | None,
     ignore_label: int | None,
 ) -> Held:
-    """Take these objects at the names of a specification, and check the data.
+    """Build an objective from objects, and check the data.
 
     Raises
     ------
@@ -86,24 +86,24 @@ def hold(
     if isinstance(data, Iterator):
         data = list(data)  # they are read again where an analysis takes some of them
     if isinstance(data, Mapping) and not {"inputs", "targets"} <= set(data):
-        there = ", ".join(map(repr, data))
-        raise SpecError(f"the data have arrays {there}", "name them inputs, targets and, where there is one, mask")
-    named: dict[str, Any] = {f"{PLACE}:data": lambda: data}
+        names = ", ".join(map(repr, data))
+        raise SpecError(f"the data have arrays {names}", "name them inputs, targets and, where there is one, mask")
+    by_name: dict[str, Any] = {f"{PLACE}:data": lambda: data}
 
-    def called(what: str, given: Any) -> Any:
-        """The name of a function; names of the table of losses are names already."""
-        if given is None or isinstance(given, str):
-            return given
-        name = f"{PLACE}:{getattr(given, '__name__', what)}"
-        if named.get(name, given) is not given:  # two functions of one name, as two lambdas are
-            name = f"{name} ({what})"
-        named[name] = given
+    def called(role: str, value: Any) -> Any:
+        """Return the name of a function in the specification; a name of a loss stays as it is."""
+        if value is None or isinstance(value, str):
+            return value
+        name = f"{PLACE}:{getattr(value, '__name__', role)}"
+        if by_name.get(name, value) is not value:  # two functions of one name, as two lambdas are
+            name = f"{name} ({role})"
+        by_name[name] = value
         return name
 
     target = f"{PLACE}:{getattr(model, '__name__', type(model).__name__)}"
-    if target in named:
+    if target in by_name:
         target = f"{target} (model)"
-    named[target] = model
+    by_name[target] = model
     mask = "mask" if isinstance(data, Mapping) and "mask" in data else None
     try:
         spec = ProblemSpec(
@@ -118,7 +118,7 @@ def hold(
         raise UsageError(refusal(error), "see help(curvcli.Objective)") from error
     if isinstance(loss, str) and ":" in loss:
         raise SpecError(f"{loss!r}: in Python give the loss itself", "pass the function, or the name of a known loss")
-    objects = Objects(named)
+    objects = Objects(by_name)
     return Held(spec, objects, _read(spec, objects, None))
 
 
@@ -127,7 +127,7 @@ def _read(spec: ProblemSpec, objects: Objects, count: int | None) -> Dataset:
 
 
 def refusal(error: ValidationError) -> str:
-    """The first argument that is wrong, and why."""
+    """Describe the first invalid argument."""
     first = error.errors()[0]
     said = first["msg"].replace("Value error, ", "")
     return ": ".join(part for part in (".".join(map(str, first["loc"])), said) if part)
@@ -141,7 +141,7 @@ def _traced(what: str) -> CurvError:
 
 
 def _as_tree(variables: Any) -> dict[str, Any]:
-    """A model's variables as nested dicts of numpy arrays with string keys."""
+    """Convert a model's variables to nested dicts of numpy arrays with string keys."""
     from flax import nnx
     from flax.core import meta
 
@@ -157,22 +157,22 @@ def _as_tree(variables: Any) -> dict[str, Any]:
 
 
 def _strings(node: Mapping[Any, Any], parent: str = "") -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    strings: dict[str, Any] = {}
     for key, value in node.items():
         path = f"{parent}{key}"
         if isinstance(value, Tracer):
             raise _traced("weights")
         if isinstance(value, Mapping):
-            made[str(key)] = _strings(value, f"{path}/")
+            strings[str(key)] = _strings(value, f"{path}/")
         elif isinstance(value, list | tuple):
-            made[str(key)] = _strings(dict(enumerate(value)), f"{path}/")
+            strings[str(key)] = _strings(dict(enumerate(value)), f"{path}/")
         elif value is not None:
             # Random streams of nnx have keys, which are no weights and which no array holds.
             if hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
                 continue
-            made[str(key)] = np.asarray(value)
-            if made[str(key)].dtype.kind in "OSU":
+            strings[str(key)] = np.asarray(value)
+            if strings[str(key)].dtype.kind in "OSU":
                 raise SpecError(
                     f"{path} is a {type(value).__name__}, no array", "give dicts, lists and tuples of arrays alone"
                 )
-    return made
+    return strings

@@ -1,1 +1,1 @@
-"""What the command line and the Python interface share: inputs, plans, monitors, reports, files and state."""
+"""Services shared by the command line and the Python interface: inputs, plans, monitors, reports, files and state."""

@@ -1,7 +1,7 @@
-"""What curv keeps between runs, in a folder of the user's own.
+"""The cache folder, which belongs to the user and is kept between runs.
 
-An entry is a file that appears whole. Whatever is wrong with it, or with the folder (read-only, full, something else in
-its place), an entry is then computed anew: nothing is reported, and nothing waits.
+An entry is a file that is written atomically. Whatever is wrong with it, or with the folder (read-only, full, something
+else in its place), the entry is computed anew: nothing is reported, and nothing waits.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def folder(name: str) -> Path | None:
-    """A folder of the cache, which only its user can enter; None if it cannot be had."""
+    """Return a folder of the cache, accessible to its user alone; None if it cannot be made."""
     base = os.environ.get("CURV_CACHE_DIR")
     with contextlib.suppress(OSError, RuntimeError):  # the latter: there is no home folder
         root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curv"
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = root / name
-        found.mkdir(mode=0o700, exist_ok=True)
-        if found.stat().st_uid == os.getuid():  # a compiled program is code: never take another user's
-            return found
+        path = root / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_uid == os.getuid():  # a compiled program is code: never take another user's
+            return path
     return None
 
 
@@ -129,7 +129,7 @@ class Programs:
 
 
 def enable_compilation_cache(jax: Any) -> None:
-    """Keep compiled programs between runs; without it if the folder cannot be had."""
+    """Keep compiled programs between runs, where the cache folder can be made."""
     from curvcli.jax_internals import keep_programs
 
     path = folder(f"jax-{jax.__version__}")

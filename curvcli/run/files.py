@@ -1,4 +1,4 @@
-"""Files that a run writes: reports and arrays, written atomically."""
+"""The output files of a run: reports and arrays, written atomically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SURROGATES = "backslashreplace"
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; see `opened`.
+    """Write a file atomically; see `opened`.
 
     Raises
     ------
@@ -33,23 +33,23 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to be written whole or not at all: what is there is replaced when the block ends without an error.
+    """Open a file that is written atomically: the old content is replaced when the block ends without an error.
 
-    A link's target is replaced and the link kept; a device or FIFO is written to, never renamed over.
+    Of a link the target is replaced. A device or FIFO is written to directly.
 
     Raises
     ------
     OutputError
         The folder is missing or not writable, or the disk is full.
     """
-    with _told(path), path.open("wb") if _is_special(path) else atomic.replacing(path) as stream:
+    with _named_errors(path), path.open("wb") if _is_special(path) else atomic.replacing(path) as stream:
         yield stream
 
 
 class ReportFile:
-    """A file of reports, one a line: each is on the disk when `add` returns, and the file ends with a whole line.
+    """A file of reports, one a line: each is on the disk when `add` returns, and the last line is complete.
 
-    What the file held before is replaced by the first line. A device or FIFO stays open until the block ends.
+    The first line replaces the old content. A device or FIFO stays open until the block ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +64,7 @@ class ReportFile:
             self._stream.close()
 
     def add(self, line: str) -> None:
-        """One report more.
+        """Append a report.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class ReportFile:
             It could not be written; the lines before it are still there.
         """
         data = _encoded(line + "\n")
-        with _told(self._path):
+        with _named_errors(self._path):
             if self._stream is None:
                 special = _is_special(self._path)
                 if not special:
@@ -85,7 +85,7 @@ class ReportFile:
 
 
 def _append(stream: FileIO, data: bytes) -> None:
-    """Write all of it; of a file on a disk, all or nothing."""
+    """Append data to a stream; an incomplete write to a file on a disk is undone."""
     state = os.fstat(stream.fileno())
     regular = stat.S_ISREG(state.st_mode)
     try:
@@ -105,8 +105,8 @@ def _encoded(text: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the system refuses, as an error that names the file. A closed pipe stays a BrokenPipeError."""
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the system into an error that names the file; a BrokenPipeError is passed on."""
     try:
         yield
     except BrokenPipeError:
@@ -119,7 +119,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Say before the work, not after it, that a report cannot be written there.
+    """Check before the computation that a report can be written to a path.
 
     Raises
     ------
@@ -140,26 +140,26 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} could not be written: its folder is not writable", "write it elsewhere: -o FILE")
 
 
-def check_distinct(written: dict[str, Path]) -> None:
-    """Say before the work that a file would replace what is read, now or later, or another file that is written.
+def check_distinct(paths: dict[str, Path]) -> None:
+    """Check before the computation that no output file replaces an input or another output file.
 
     Parameters
     ----------
-    written
-        By the option that names it.
+    paths
+        The output files by the options that name them.
 
     Raises
     ------
     UsageError
-        It would.
+        Two options name the same file, or an output is an input.
     """
-    for option, path in written.items():
+    for option, path in paths.items():
         will_write(path, option)
     places: dict[str, str] = {}
-    for option, path in written.items():
-        other = places.setdefault(os.path.realpath(path), option)
-        if other != option and not _is_special(path):
-            raise UsageError(f"{other} and {option} name the same file", "give each a file of its own")
+    for option, path in paths.items():
+        earlier = places.setdefault(os.path.realpath(path), option)
+        if earlier != option and not _is_special(path):
+            raise UsageError(f"{earlier} and {option} name the same file", "give each a file of its own")
 
 
 ARRAY_FORMATS = (".npz", ".safetensors")
@@ -167,17 +167,17 @@ TABLE_FORMAT = ".parquet"
 
 
 def check_array_format(path: Path, *, tables: bool = False) -> None:
-    """Say before the work that a file of arrays cannot be written in this format.
+    """Check before the computation that a file of arrays can be written in the format of its name.
 
     Parameters
     ----------
     tables
-        Whether a table will do: one of the arrays in long form.
+        Whether a table may be written, which holds one array in long form.
 
     Raises
     ------
     UsageError
-        The name ends in none of the formats.
+        The suffix is not that of a format.
     SpecError
         The package for the format is missing.
     """
@@ -191,7 +191,7 @@ def check_array_format(path: Path, *, tables: bool = False) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, Any], axes: dict[str, list[str]]) -> None:
-    """Write arrays by name as .npz or .safetensors, whole or not at all; the one with named axes as a .parquet table.
+    """Write arrays by name atomically as .npz or .safetensors; the array with named axes as a .parquet table.
 
     Raises
     ------
@@ -212,7 +212,7 @@ def write_arrays(path: Path, arrays: dict[str, Any], axes: dict[str, list[str]])
 
 
 def _write_table(stream: BinaryIO, arrays: dict[str, Any], axes: dict[str, list[str]]) -> None:
-    """An array in long form: a row for each entry, its indices beside it; arrays of the same axes share the rows."""
+    """Write arrays in long form: a row for each entry with its indices; arrays with the same axes share the rows."""
     import numpy as np
     import pyarrow
     from pyarrow import parquet
@@ -226,5 +226,5 @@ def _write_table(stream: BinaryIO, arrays: dict[str, Any], axes: dict[str, list[
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a device or a pipe (which `/dev/fd/63` can be without resolving to a path)."""
+    """Whether a path is a device or a pipe (such as `/dev/fd/63`, which need not resolve to a path)."""
     return path.exists() and not stat.S_ISREG(path.stat().st_mode)

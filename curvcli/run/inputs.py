@@ -1,4 +1,4 @@
-"""What an analysis takes beside the problem, from files and the user's code: read here, handed over as values."""
+"""Further inputs of the analyses, read from files and the user's code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def answer_of(analysis: Analysis, loaded: Loaded, settings: Any, monitor: Any) -> Answer[Any]:
-    """The answer of an analysis, with what it takes beside the problem."""
+    """Run an analysis with its further inputs."""
     context, warnings = context_of(analysis, loaded, settings, monitor)
     answer = analysis.run(context, settings)
     answer.warnings[:0] = warnings
@@ -25,7 +25,7 @@ def answer_of(analysis: Analysis, loaded: Loaded, settings: Any, monitor: Any) -
 def context_of(
     analysis: Analysis, loaded: Loaded, settings: Any, monitor: Any = None
 ) -> tuple[Context[Any], list[str]]:
-    """What an analysis receives, and warnings about what was read for it."""
+    """Return the context of an analysis, and warnings about its further inputs."""
     from curvcli.analyses.common.context import Context
 
     inputs, warnings = (None, []) if analysis.inputs is None else globals()[analysis.inputs](loaded, settings)
@@ -33,7 +33,7 @@ def context_of(
 
 
 def lines(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
-    """The directions of `--along` that come from files or the user's code, with batch statistics there."""
+    """Read the directions of `--along` from files or the user's code, with the batch statistics at their ends."""
     from curvcli.analyses.lines.directions import Inputs
     from curvcli.loading.directions import read_directions
 
@@ -42,7 +42,7 @@ def lines(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
 
 
 def adam(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
-    """Adam as the checkpoint has it, with the constants given over those stored; None before its first step."""
+    """Read Adam's state from the checkpoint; constants in the settings override stored ones. None before a step."""
     from curvcli.analyses.saddle.descent import AdamState
     from curvcli.loading.checkpoints.optimizer import adam_of
 
@@ -51,7 +51,7 @@ def adam(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
 
 
 def influence(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
-    """Queries, groups, changes and functions of `curv influence`."""
+    """Read the queries, groups, changes and functions of `curv influence`."""
     from curvcli.analyses.influence.context import Given
     from curvcli.loading import influence as reading
     from curvcli.loading.directions import read_arrays
@@ -71,7 +71,7 @@ def influence(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
 
 
 def step(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
-    """The step before and the factors of `curv step`."""
+    """Read the previous step and the Kronecker factors of `curv step`."""
     from curvcli.analyses.step.analysis import Given
     from curvcli.loading.directions import read_arrays, read_directions
 
@@ -85,21 +85,21 @@ def step(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
 
 
 def network(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
-    """The shape of the outputs and the stored types of the parameters."""
+    """Return the shape of the outputs and the stored types of the parameters, for `curv inspect`."""
     from curvcli.analyses.inspect import Inputs
 
     return Inputs(loaded.outputs, loaded.stored_dtypes), []
 
 
 def images_of(report: Any, rows: list[tuple[str, int]], shape: tuple[int, ...] | None) -> tuple[dict[Any, Any], str]:
-    """Inputs that a picture of a report would show, by where they stand; and why there are none."""
+    """Read the input images that a picture of a report shows, by source and row; and the reason where none can be."""
     from curvcli.loading.data.images import read_images
 
     return read_images(report.problem, rows, shape)
 
 
 def scores_of(report: Any) -> Any:
-    """The influence report with its scores, where they are in a file that can still be read."""
+    """Return an influence report with the scores of its file, where that can still be read."""
     import numpy as np
 
     from curvcli.run.reports import LARGEST

@@ -10,14 +10,14 @@ REASONS = (None, "time limit", "interrupted")
 
 
 class Monitor:
-    """Ends a run at its deadline, and shows nothing.
+    """A monitor that ends a run at its deadline, and shows nothing.
 
     Parameters
     ----------
     time_limit
-        Seconds from now, or None.
+        Seconds until the deadline, or None.
     agreed
-        Of several processes, the largest of the numbers that they give: one that has to stop stops all.
+        Returns the maximum of a number over processes: if one has to stop, all stop.
     """
 
     def __init__(self, time_limit: float | None, agreed: Callable[[float], float] = lambda value: value) -> None:
@@ -26,11 +26,11 @@ class Monitor:
         self.reason: str | None = None
 
     def interrupted(self) -> bool:
-        """Whether the user asked for what was reached."""
+        """Whether the user asked for the intermediate result."""
         return False
 
     def stop(self) -> str | None:
-        """Why to stop, if there is a reason."""
+        """Return the reason to stop, or None."""
         reason = None
         if self.interrupted():
             reason = "interrupted"
@@ -40,7 +40,7 @@ class Monitor:
         return self.reason
 
     def progress(self, stage: str, done: int, planned: int | None, unit: str = "products") -> None:
-        """Note what is done of a stage."""
+        """Record the progress of a stage."""
 
     def known(self, text: str) -> None:
-        """Note what is known so far."""
+        """Record the intermediate result."""

@@ -1,4 +1,4 @@
-"""How products are computed, as files: what `--plan` names, and what was measured on this machine earlier."""
+"""Files that say how products are computed: those that `--plan` names, and earlier measurements on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RememberedWay:
     Parameters
     ----------
     about
-        All that the choice depends on: network, shapes, matrix, arithmetic, device, versions.
+        The values that the choice depends on: network, shapes, matrix, arithmetic, device, versions.
     """
 
     def __init__(self, about: dict[str, Any]) -> None:
@@ -37,20 +37,20 @@ class RememberedWay:
         self.path = None if plans is None else plans / f"{name}.json"
 
     def get(self) -> Way | None:
-        """The way, if one was measured; a damaged file counts as none."""
+        """Return the way if it was measured; a damaged file counts as none."""
         content = None if self.path is None else read_entry(self.path)
         with contextlib.suppress(ValueError):  # as pydantic's errors are
             return None if content is None else Way.model_validate_json(content)
         return None
 
     def put(self, way: Way) -> None:
-        """Remember it, if it can be written."""
+        """Store the way, if its file can be written."""
         if self.path is not None:
             write_entry(self.path, f"{way.model_dump_json()}\n".encode())
 
 
 def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
-    """Where the way for this problem is remembered."""
+    """Return the storage of the way for this problem."""
     import jax
 
     problem, spec = loaded.problem, loaded.spec
@@ -70,27 +70,27 @@ def remembered(loaded: Loaded, settings: Any) -> RememberedWay:
 
 
 def with_plan(
-    loaded: Loaded, settings: Any, *, given: Way | None = None, store: Any = None, timing: Timing = "never"
+    loaded: Loaded, settings: Any, *, way: Way | None = None, store: Any = None, timing: Timing = "never"
 ) -> Loaded:
-    """The problem with the way its products are computed, and warnings about that way.
+    """Return the problem with the way its products are computed, and warnings about that way.
 
     Parameters
     ----------
-    given
-        The way to use; None: chosen from sizes, or by time.
+    way
+        The way to use; None: chosen from sizes, or by timing.
     store
-        Where a way that was timed is remembered.
+        Storage of ways that were timed.
     timing
         Whether ways may be timed.
     """
     from curvcli.analyses.common.tuning import planned, remarks
 
-    problem = planned(loaded.problem, settings, given=given, store=store, timing=timing)
+    problem = planned(loaded.problem, settings, given=way, store=store, timing=timing)
     return replace(loaded, problem=problem, warnings=[*loaded.warnings, *remarks(problem, settings)])
 
 
 def form(loaded: Loaded, base: Path) -> str:
-    """What problems have in common that differ in the numbers of their weights alone.
+    """Return a key that is equal for problems that differ in the values of their weights alone.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def form(loaded: Loaded, base: Path) -> str:
 
 
 def read_way(path: Path) -> Way:
-    """What `--plan` names: a report of `curv inspect`, its `plan`, or the `way` of any report's cost.
+    """Read the file of `--plan`: a report of `curv inspect`, its `plan`, or the `way` of any report's cost.
 
     Raises
     ------
@@ -114,12 +114,12 @@ def read_way(path: Path) -> Way:
         The file cannot be read, or holds none of these.
     """
     try:
-        found = json.loads(register(path, "the plan").read_text())
+        values = json.loads(register(path, "the plan").read_text())
         for outer, inner in (("result", "plan"), ("cost", "way")):
-            if isinstance(found.get(outer), dict) and inner in found[outer]:
-                found = found[outer][inner]
+            if isinstance(values.get(outer), dict) and inner in values[outer]:
+                values = values[outer][inner]
                 break
-        return Way.model_validate(found)
+        return Way.model_validate(values)
     except OSError as error:
         raise UsageError(f"--plan {path}: {error.strerror}", "write one: curv inspect CKPT -o plan.json") from error
     except (ValueError, AttributeError, RecursionError) as error:  # pydantic's errors are ValueErrors

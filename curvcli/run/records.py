@@ -1,4 +1,4 @@
-"""A file that rows of arrays are appended to, each record with digests: what a killed run left half is dropped."""
+"""An append-only file of rows of arrays with a digest of each record; incomplete records are dropped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from curvcli.schema.state import FinishedRecord, RowsRecord
 
 MAGIC = b"curv"
 BEHIND = 4
-"""Records that may be waiting to be written: a disk that is slower than the run holds it up."""
+"""Maximum number of records waiting to be written; beyond it the run waits for the disk."""
 _HEAD = struct.Struct("<4sII")  # magic, length of the description, its CRC-32
 
 
@@ -31,7 +31,7 @@ _DESCRIPTION: TypeAdapter[RowsRecord | FinishedRecord] = TypeAdapter(RowsRecord 
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """A descriptor of a regular file of a state folder; a link is not followed, and a FIFO not waited for.
+    """Open a regular file of a state folder; links are not followed, and a FIFO does not block.
 
     Raises
     ------
@@ -50,8 +50,8 @@ def open_regular(path: Path, flags: int) -> int:
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
         os.close(descriptor)
-        what = "also has a name elsewhere" if stat.S_ISREG(state.st_mode) else "is not a regular file"
-        raise DataError(f"{path} {what}", hint)
+        reason = "also has a name elsewhere" if stat.S_ISREG(state.st_mode) else "is not a regular file"
+        raise DataError(f"{path} {reason}", hint)
     return descriptor
 
 
@@ -64,19 +64,18 @@ class _Record(NamedTuple):
 
 
 class Records:
-    """Rows of arrays by key, in a file: a `curvcli.journal.Store`.
+    """A `curvcli.journal.Store` in a file: rows of arrays by key.
 
-    A record is a description (keys, shape, dtype, the values' CRC-32), itself with a CRC-32, and the values. Records
-    are only appended. All from the first damaged description on are cut off; one whose values are damaged counts as
-    absent. What this process appends it does not find itself.
+    A record is a description (keys, shape, dtype, CRC-32 of the values) with a CRC-32 of its own, and the values.
+    Records are only appended. The file is truncated at the first damaged description. A record with damaged values
+    counts as absent. Records that this process appends are for later processes alone.
 
-    A thread of its own finds out the digests and writes, while the run goes on: a run that is killed may have the last
-    few to compute again.
+    A background thread computes the digests and writes. A run that is killed may lose the last few records.
 
     Parameters
     ----------
     path
-        The file; made if it is not there.
+        The file, which is created if missing.
 
     Raises
     ------
@@ -104,7 +103,7 @@ class Records:
             raise
 
     def _read(self) -> None:
-        """Find the records that are whole; what follows them is cut off."""
+        """Find the complete records, and truncate the file after them."""
         for record, end in self._descriptions():
             self._end = end
             if isinstance(record, FinishedRecord):
@@ -118,24 +117,24 @@ class Records:
             os.ftruncate(self._file, self._end)
 
     def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Any]:
-        """The oldest row under each key that was not taken yet, None where there is none."""
-        return [self._taken(key, self._finished if finished else len(self._records)) for key in keys]
+        """Return the oldest row under each key that has not been taken, None where there is none."""
+        return [self._oldest(key, self._finished if finished else len(self._records)) for key in keys]
 
     def holds(self, key: bytes) -> bool:
-        """Whether an earlier run kept anything under a key that was not taken yet."""
+        """Whether an earlier run stored a row under this key that has not been taken."""
         return bool(self._places.get(key))
 
     def exhausted(self) -> bool:
-        """Whether all rows were taken."""
+        """Whether all rows have been taken."""
         return not self._left
 
     def keep(self, keys: Iterable[bytes], rows: Any) -> None:
-        """Append rows as one record, before long.
+        """Append rows as one record, in the background.
 
         Raises
         ------
         OutputError
-            One could not be written; what was there before is still there.
+            A record could not be written; the earlier ones remain.
         """
         import numpy as np
 
@@ -156,14 +155,14 @@ class Records:
         )  # fmt: skip
 
     def finish(self) -> None:
-        """All that is there belongs to runs that came to their end."""
+        """Mark all records as those of finished runs."""
         self._wait(0)
         self._append({"size": 0}, memoryview(b""))
 
     def close(self) -> None:
-        """Nothing more is kept. A process that is killed loses nothing of what it kept.
+        """Finish writing and close the file.
 
-        The disk is not waited for: what a power cut takes is missed at the next opening, and computed again.
+        The data are not synchronised to the disk: records lost in a power cut are computed again.
         """
         try:
             self._wait(0)
@@ -172,7 +171,7 @@ class Records:
             os.close(self._file)
 
     def _wait(self, most: int) -> None:
-        """Until at most so many records are still to be written."""
+        """Wait until at most so many records are still to be written."""
         while len(self._written) > most:
             self._written.popleft().result()
 
@@ -180,9 +179,9 @@ class Records:
         text = json.dumps(description).encode()
         try:
             for part in (memoryview(_HEAD.pack(MAGIC, len(text), zlib.crc32(text)) + text), values):
-                written = 0
-                while written < len(part):
-                    written += os.write(self._file, part[written:])
+                count = 0
+                while count < len(part):
+                    count += os.write(self._file, part[count:])
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._end)
@@ -193,7 +192,7 @@ class Records:
         self._end += _HEAD.size + len(text) + len(values)
 
     def _descriptions(self) -> Iterator[tuple[RowsRecord | FinishedRecord, int]]:
-        """Every whole record's description, and where the record ends."""
+        """Iterate over the descriptions of complete records and the offsets where the records end."""
         offset, size = 0, os.fstat(self._file).st_size
         while len(head := os.pread(self._file, _HEAD.size, offset)) == _HEAD.size:
             magic, length, crc = _HEAD.unpack(head)
@@ -214,7 +213,7 @@ class Records:
                 return
             yield record, offset
 
-    def _taken(self, key: bytes, below: int) -> Any:
+    def _oldest(self, key: bytes, below: int) -> Any:
         places = self._places.get(key)
         while places and places[0][0] < below:
             record, row = places.popleft()
@@ -225,12 +224,12 @@ class Records:
         return None
 
     def _values(self, index: int) -> Any:
-        """The rows of a record, None if they are damaged; those of the last one asked for are held."""
+        """Return the rows of a record, None if they are damaged; the last one read is cached."""
         import numpy as np
 
         if self._last[0] != index:
             record = self._records[index]
             data = os.pread(self._file, record.size, record.offset)
-            whole = len(data) == record.size and zlib.crc32(data) == record.crc
-            self._last = index, np.frombuffer(data, record.dtype).reshape(record.shape) if whole else None
+            intact = len(data) == record.size and zlib.crc32(data) == record.crc
+            self._last = index, np.frombuffer(data, record.dtype).reshape(record.shape) if intact else None
         return self._last[1]

@@ -1,4 +1,4 @@
-"""What a report says of the problem, and of where the time went."""
+"""Reports: the problem, the answer and its cost."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Report[Any, Any])
 
 ARRAY_FILES = {"vectors": "arrays", "arrays": "arrays", "scores": "arrays", "save_factors": "factors"}
-"""Settings that name a file for arrays, and where the answer has these."""
+"""Settings that name a file for arrays, and the attribute of the answer with the arrays."""
 
 
 def what_was_read(loaded: Loaded) -> str:
-    """Checkpoint and data in a line."""
+    """Describe checkpoint and data in a line."""
     step = "" if loaded.checkpoint.step is None else f", step {loaded.checkpoint.step}"
     return (
         f"{loaded.checkpoint.path} ({loaded.checkpoint.format}{step}): {loaded.problem.dim} parameters; "
@@ -31,21 +31,21 @@ def what_was_read(loaded: Loaded) -> str:
 
 
 def profile(clock: Stopwatch, loading: float, seconds: float) -> Profile:
-    """Where the seconds went."""
+    """Return the seconds spent by stage."""
     parts = {name: clock.seconds[name] for name in ("products", "orthogonalisation")}
     rest = max(seconds - loading - clock.compiling - sum(parts.values()), 0.0)
     return Profile(load=loading, compile=clock.compiling, rest=rest, **parts)
 
 
 def warnings_of(loaded: Loaded, answer: Any, watch: Any) -> list[str]:
-    """What is to be known of the answer: of what was read, of what was found, and whether it ended early."""
+    """Return the warnings of a run: about its inputs, its answer, and an early end."""
     part = [_of_part(loaded.data)] if loaded.data.subsampled else []
     early = [] if watch.reason is None else [f"stopped early ({watch.reason}): the answer rests on what was reached"]
     return [*loaded.warnings, *part, *answer.warnings, *early]
 
 
 def _of_part(data: DataRecord) -> str:
-    """What the numbers of a part of the examples are numbers of."""
+    """Say what the numbers refer to where a part of the examples was used."""
     return (
         f"{data.counted} examples were used: a number with a data_stderr has an interval for all of them, as if those "
         f"used were drawn at random; every other number is {data.scope}"
@@ -54,8 +54,8 @@ def _of_part(data: DataRecord) -> str:
 
 def write_array_files(answer: Any, settings: Any) -> None:
     """Write the arrays of an answer where the settings name files for them."""
-    for name, held in ARRAY_FILES.items():
-        if (arrays := getattr(answer, held)) and getattr(settings, name, None):
+    for name, attribute in ARRAY_FILES.items():
+        if (arrays := getattr(answer, attribute)) and getattr(settings, name, None):
             files.write_arrays(Path(getattr(settings, name)), arrays, answer.axes)
 
 
@@ -72,7 +72,7 @@ def report_of(
     recalled: int = 0,
     profile: Profile | None = None,
 ) -> R:
-    """The report of an answer: what was asked of which problem, what was found, what it cost."""
+    """Build the report of an answer."""
     return kind(
         curv=__version__,
         problem=problem_record(loaded, answer.loss_value),
@@ -94,7 +94,7 @@ def report_of(
 
 
 def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
-    """What the report says of the problem."""
+    """Build the part of a report that describes the problem."""
     problem, spec = loaded.problem, loaded.spec
     coupled = problem.batches.coupled
     return ProblemRecord(
@@ -117,7 +117,7 @@ def problem_record(loaded: Loaded, loss_value: float) -> ProblemRecord:
 
 
 def facts(loaded: Loaded, settings: Any) -> dict[str, str]:
-    """What must be the same in all processes, by what it is called."""
+    """Return what must be equal in all processes, by name."""
     import jax
     import numpy
 

@@ -1,4 +1,4 @@
-"""Reports read back from files: for `curv diff` and `curv plot`."""
+"""Reading of report files, for `curv diff` and `curv plot`."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ DEEPEST = 100
 
 
 def read_one(path: Path) -> dict[str, Any]:
-    """The only report of a file: the fields that it has, as values of its schema.
+    """Read the only report of a file: the fields that it has, as values of its schema.
 
     Raises
     ------
     NotFoundError
-        There is no such file.
+        The file does not exist.
     DataError
-        It holds no report, or several.
+        The file holds no report, or several.
     """
-    found = _records(path)
-    if len(found) != 1:
-        raise DataError(f"{path} holds {len(found)} reports", f"take one of them out: sed -n 1p {path} > one.json")
-    return _checked(path, found[0]).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    records = _records(path)
+    if len(records) != 1:
+        raise DataError(f"{path} holds {len(records)} reports", f"take one of them out: sed -n 1p {path} > one.json")
+    return _checked(path, records[0]).model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def read_all(path: Path) -> tuple[list[Any], int]:
-    """Every report of a file, or of stdin for `-`; and how many checkpoints had none, but an error.
+    """Read every report of a file, or of stdin for `-`, and count the error records.
 
     Raises
     ------
     NotFoundError
-        There is no such file.
+        The file does not exist.
     DataError
-        It holds anything but reports.
+        The file holds something other than reports.
     """
-    found = _records(path)
-    if not found:
+    records = _records(path)
+    if not records:
         raise DataError(f"{path} holds no report", WRITTEN)
     failed = ErrorRecord.model_fields["schema_name"].default
-    kept = [one for one in found if not (isinstance(one, dict) and one.get("schema") == failed)]
-    return [_checked(path, one) for one in kept], len(found) - len(kept)
+    reports = [record for record in records if not (isinstance(record, dict) and record.get("schema") == failed)]
+    return [_checked(path, record) for record in reports], len(records) - len(reports)
 
 
 def _records(path: Path) -> list[Any]:
-    """JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
+    """Read JSON values: one a line, as curv writes them, or each over many lines, as jq prints them."""
     try:
         text = _text(path)
     except FileNotFoundError as error:
@@ -89,12 +89,12 @@ def _text(path: Path) -> str:
 
 
 def _is_shell_pipe(path: Path) -> bool:
-    """Whether it is stdin, or a pipe that the shell opened for the command: `<(…)`."""
+    """Whether a path is stdin, or a pipe that the shell opened for the command: `<(…)`."""
     return path in (Path("-"), Path("/dev/stdin")) or path.parent in (Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 def _checked(path: Path, report: Any) -> Any:
-    """The report as a value of its schema."""
+    """Validate a report against its schema."""
     name = str(report.get("schema", "")) if isinstance(report, dict) else ""
     analysis = ANALYSES.get(analysis_of(name))
     if analysis is None:

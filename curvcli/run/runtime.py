@@ -1,4 +1,4 @@
-"""JAX as this process uses it: configured before its first computation, and asked afterwards what it took."""
+"""Configuration of JAX for this process, and measurements of its compilation time and memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prepare_jax(dtype: str, threads: int | None, *, cache: bool) -> None:
 
 @contextlib.contextmanager
 def compile_clock(watch: Stopwatch) -> Iterator[None]:
-    """Seconds that XLA spends compiling, or reading what it compiled earlier, as JAX itself reports them."""
+    """Measure the seconds that XLA spends compiling or reading compiled programs, as JAX reports them."""
     from jax import monitoring
 
     active = [True]
@@ -51,7 +51,7 @@ def compile_clock(watch: Stopwatch) -> Iterator[None]:
 
 
 def peak_memory() -> int:
-    """Peak bytes of the device, or of the process where the device is the host."""
+    """Return the peak bytes of the device, or of the process where the device is the host."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -59,7 +59,7 @@ def peak_memory() -> int:
 
 
 def _peak_of_process() -> int:
-    """The most bytes that this process has held; `ru_maxrss` alone would keep the peak of the one that started it."""
+    """Return the peak bytes of this process; `ru_maxrss` alone would include the peak of the parent process."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
@@ -68,12 +68,12 @@ def _peak_of_process() -> int:
 
 
 def thread_count(given: int | None) -> int:
-    """CPU threads that products take: those given, else all cores that this process may use."""
+    """Return the number of CPU threads: the one given, else the number of cores that this process may use."""
     return given or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
 
 
 def environment(settings: Any) -> Environment:
-    """Where this process computes."""
+    """Describe the environment: version of JAX, device, dtype, threads, devices, processes."""
     import jax
 
     from curvcli.devices import mesh_of

@@ -1,4 +1,4 @@
-"""The folder of `--state` where several processes compute: the first reads and writes it, and tells the others."""
+"""The state folder of several processes: process 0 reads and writes it, and broadcasts the values."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Array = Any
 
 
 class SharedState:
-    """A `State` as every process has it.
+    """A `State` that all processes share.
 
     Parameters
     ----------
-    own
-        The first process's; None in the others.
+    first
+        The state of process 0; None in the others.
     """
 
-    def __init__(self, own: State | None) -> None:
-        self._own = own
-        way = None if own is None or own.way is None else own.way.model_dump()
-        said = json.loads(from_first(json.dumps([way, own and own.memory]).encode()))
-        self.way = None if said[0] is None else Way.model_validate(said[0])
-        self.memory: int | None = said[1]
+    def __init__(self, first: State | None) -> None:
+        self._own = first
+        way = None if first is None or first.way is None else first.way.model_dump()
+        values = json.loads(from_first(json.dumps([way, first and first.memory]).encode()))
+        self.way = None if values[0] is None else Way.model_validate(values[0])
+        self.memory: int | None = values[1]
         self.warnings: list[str] = []
 
     def open(self, loaded: Any, settings: Any, way: Way, memory: int, code: str) -> Journal:
-        """As `State.open`."""
+        """Open the journal of a problem; see `State.open`."""
         store = None
         if self._own is not None:
             store = self._own.open(loaded, settings, way, memory, code).store
@@ -43,25 +43,25 @@ class SharedState:
         return Journal(_SharedStore(store), loaded.problem)
 
     def finish(self) -> None:
-        """As `State.finish`."""
+        """Mark the run as finished; see `State.finish`."""
         if self._own is not None:
             self._own.finish()
 
 
 class _SharedStore:
-    """A store whose answers are the first process's."""
+    """A store that broadcasts the values of process 0."""
 
-    def __init__(self, own: Store | None) -> None:
-        self._own = own
+    def __init__(self, first: Store | None) -> None:
+        self._own = first
 
     def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Array]:
         import numpy as np
 
-        written = io.BytesIO()
+        buffer = io.BytesIO()
         if self._own is not None:
-            found = self._own.take(keys, finished=finished)
-            np.savez(written, **{str(i): row for i, row in enumerate(found) if row is not None})
-        with np.load(io.BytesIO(from_first(written.getvalue())), allow_pickle=False) as rows:
+            stored = self._own.take(keys, finished=finished)
+            np.savez(buffer, **{str(i): row for i, row in enumerate(stored) if row is not None})
+        with np.load(io.BytesIO(from_first(buffer.getvalue())), allow_pickle=False) as rows:
             return [rows.get(str(i)) for i in range(len(keys))]
 
     def holds(self, key: bytes) -> bool:
@@ -77,6 +77,6 @@ class _SharedStore:
 
 @contextlib.contextmanager
 def shared_state(folder: Path) -> Iterator[SharedState]:
-    """As `state`, whose errors the first process alone has."""
-    with state(folder) if is_first() else contextlib.nullcontext() as own:
-        yield SharedState(own)
+    """Open the state folder in process 0, which alone raises the errors of `state`."""
+    with state(folder) if is_first() else contextlib.nullcontext() as first:
+        yield SharedState(first)

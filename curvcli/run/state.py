@@ -1,6 +1,6 @@
-"""A folder that a run keeps what it computes in: killed at any moment, the same command goes on from there.
+"""The state folder of a run: after the run was killed, the same command continues from the stored values.
 
-`problem.json` says what it was computed from, `problem.copy.json` says it again, and `records` holds the values.
+`problem.json` describes the problem and settings, `problem.copy.json` is a copy of it, and `records` holds the values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROBLEM, RECORDS, LOCK = ("problem.json", "problem.copy.json"), "records", "lock"
 MARK = "This folder belongs to curv --state.\n"
-"""What the lock says: a folder without it is somebody else's, and nothing in it is touched."""
+"""Content of the lock. A folder without it does not belong to curv, and nothing in it is changed."""
 
 UNESSENTIAL = {
     "state", "time_limit", "max_memory", "plan", "skip_checks", "threads", "devices", "shard_params",
@@ -37,81 +37,81 @@ UNESSENTIAL = {
     "vectors", "arrays", "scores", "save", "escape", "save_factors",  # where to
     "probes", "steps", "tol", "rtol", "confidence", "samples", "queries", "top", "verify", "k", "cg_steps",  # how far
 }  # fmt: skip
-"""Settings that nothing kept depends on: values are found by what they are the answers to."""
+"""Settings that the stored values do not depend on, since values are looked up by their arguments."""
 
 DEVICES = "the number of devices"
 
 
 class State:
-    """An open and locked folder.
+    """An open and locked state folder.
 
     Parameters
     ----------
     folder
-        Where it is.
+        Its path.
 
     Attributes
     ----------
     way
-        How products were computed so far, which later ones must follow; None in a new folder.
+        The way products were computed so far, which later runs must follow; None in a new folder.
     memory
-        Bytes that the first run might take: blocks are cut by it, and with them the rounding.
+        The memory limit of the first run in bytes. It determines the size of blocks, and so the rounding.
     warnings
-        What the user should know.
+        Warnings for the user.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._records: Records | None = None
-        self._said = _said(folder)
-        self.way = None if self._said is None else self._said.way
-        self.memory: int | None = None if self._said is None else self._said.memory
+        self._description = _description(folder)
+        self.way = None if self._description is None else self._description.way
+        self.memory: int | None = None if self._description is None else self._description.memory
         self.warnings: list[str] = []
 
     def open(self, loaded: Loaded, settings: Any, way: Way, memory: int, code: str) -> Journal:
-        """What is there for this problem.
+        """Open the journal of a problem.
 
         Parameters
         ----------
         loaded, settings
-            What values are computed from: weights and data by their digests, the specification, the settings that
-            define numbers.
+            The values depend on the digests of weights and data, the specification, and the settings that define
+            numbers.
         way, memory
-            How products are computed, and the bytes that may be taken.
+            The way products are computed, and the memory limit in bytes.
         code
-            Digest of the model's, the loss's and the regulariser's computations.
+            Digest of the computations of model, loss and regulariser.
 
         Raises
         ------
         DataError
-            What is there was computed from something else.
+            The stored values belong to another problem or other settings.
         """
         needed, soft = _facts(loaded, settings, way, code)
         now = StateRecord(needed=json.loads(json.dumps(needed)), soft=soft, way=way, memory=memory)
         path = self._folder / RECORDS
-        if self._said is None:
+        if self._description is None:
             # Values of which nobody can say what they were computed from are none.
             path.unlink(missing_ok=True)
             text = json.dumps(now.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
             for name in PROBLEM:
                 files.write_file(self._folder / name, text)
         else:
-            self._compare(self._said, now)
+            self._compare(self._description, now)
         self._records = Records(path)
         return Journal(self._records, loaded.problem)
 
     @property
     def begun(self) -> bool:
-        """Whether it was opened for a problem."""
+        """Whether the journal of a problem has been opened."""
         return self._records is not None
 
     def finish(self) -> None:
-        """The run came to its end."""
+        """Mark the run as finished."""
         assert self._records is not None
         self._records.finish()
 
     def close(self) -> None:
-        """Nothing more will be kept."""
+        """Close the file of records."""
         if self._records is not None:
             self._records.close()
 
@@ -134,12 +134,12 @@ class State:
 
 @contextlib.contextmanager
 def state(folder: Path) -> Iterator[State]:
-    """The folder, made if need be, locked while it is in use.
+    """Open the state folder, created if missing, and lock it until the block ends.
 
     Parameters
     ----------
     folder
-        Its parent must exist. It is new or empty, or its file `lock` says that it is a state folder.
+        Its path. The parent must exist. It is new or empty, or its file `lock` marks it as a state folder.
 
     Raises
     ------
@@ -148,9 +148,9 @@ def state(folder: Path) -> Iterator[State]:
     StateLockedError
         Another process uses it.
     OutputError, PermissionDeniedError
-        It cannot be made or written.
+        It cannot be created or written.
     DataError
-        What it says of itself is damaged.
+        Its description is damaged.
     """
     sources.will_write(folder, "--state")
     new = not os.path.lexists(folder)
@@ -177,19 +177,19 @@ def state(folder: Path) -> Iterator[State]:
         for orphan in folder.glob(".curv-*.tmp"):  # of a process that was killed as it wrote one
             with contextlib.suppress(OSError):
                 orphan.unlink(missing_ok=True)
-        kept = State(folder)
+        current = State(folder)
         try:
-            yield kept
+            yield current
         finally:
-            kept.close()
-            if new and not kept.begun:  # nothing was computed: nothing is left behind
+            current.close()
+            if new and not current.begun:  # nothing was computed: nothing is left behind
                 with contextlib.suppress(OSError):
                     (folder / LOCK).unlink()
                     folder.rmdir()
 
 
 def _check_marked(folder: Path) -> None:
-    """Whether a folder is curv's: empty, marked by its lock, or described as the folders of earlier versions are.
+    """Check that a folder is empty, marked by its lock, or described as the folders of earlier versions are.
 
     Raises
     ------
@@ -198,18 +198,18 @@ def _check_marked(folder: Path) -> None:
     """
     with os.scandir(folder) as entries:
         names = {entry.name for entry in entries}
-    said = _text(folder / LOCK)
-    if not names or said == MARK or (names == {LOCK} and said == ""):
+    mark = _text(folder / LOCK)
+    if not names or mark == MARK or (names == {LOCK} and mark == ""):
         return
     with contextlib.suppress(DataError):
-        if _said(folder) is not None:
+        if _description(folder) is not None:
             return
-    shown = ", ".join(sorted(names)[:3])
-    raise UsageError(f"{folder} is not a state folder: it holds {shown}", "give a new name, or an empty folder")
+    examples = ", ".join(sorted(names)[:3])
+    raise UsageError(f"{folder} is not a state folder: it holds {examples}", "give a new name, or an empty folder")
 
 
 def _text(path: Path) -> str | None:
-    """The beginning of a regular file; None where there is none."""
+    """Read the beginning of a regular file; None where there is none."""
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY), encoding="utf-8", errors="replace") as stream:
             return stream.read(len(MARK) + 1)
@@ -217,8 +217,8 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _said(folder: Path) -> StateRecord | None:
-    """What a folder says it was computed from, by its first description that is whole; None where there is none."""
+def _description(folder: Path) -> StateRecord | None:
+    """Read the first complete description of a folder; None where there is none."""
     names = [name for name in PROBLEM if os.path.lexists(folder / name)]
     reasons = []
     for name in names:
@@ -240,7 +240,7 @@ def _said(folder: Path) -> StateRecord | None:
 
 
 def _facts(loaded: Loaded, settings: Any, way: Way, code: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What values depend on, and what only their rounding does."""
+    """Return what the values depend on, and what only their rounding depends on."""
     spec, machine = loaded.spec, environment(settings)
     needed = {
         "checkpoint": {"sha256": loaded.checkpoint.sha256, "step": loaded.checkpoint.step},
@@ -257,7 +257,7 @@ def _facts(loaded: Loaded, settings: Any, way: Way, code: str) -> tuple[dict[str
 
 
 def _differing(before: Any, now: Any, name: str = "") -> list[str]:
-    """Names of what differs, `data.path` for nested ones."""
+    """Return the names of entries that differ; nested ones as `data.path`."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         return [

@@ -1,4 +1,4 @@
-"""Which curv.toml files the user trusts: what they name and the code that this leads to, remembered by digest."""
+"""The curv.toml files that the user trusts, by a digest of their values and the code that they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CODE = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", 
 
 @dataclass(frozen=True)
 class Code:
-    """Code that a curv.toml names.
+    """A target in a curv.toml: code that it names.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Code:
     target
         `file.py:attr` or `pkg.mod:attr`.
     file
-        The file that the target leads to; None for a module that is not in the folder of the curv.toml.
+        The file of the target; None for a module that is not in the folder of the curv.toml.
     """
 
     setting: str
@@ -41,20 +41,20 @@ class Code:
     file: Path | None
 
 
-def code_of(found: Any) -> list[Code]:
-    """The code that a specification names, in the order of curv.toml."""
-    named = []
+def code_of(specification: Any) -> list[Code]:
+    """Return the targets that a specification names, in the order of curv.toml."""
+    codes = []
     for table, keys in CODE.items():
-        values = found.values.get(table, {})
+        values = specification.values.get(table, {})
         for key in keys if isinstance(values, dict) else ():
             module, separator, attribute = str(values.get(key, "")).rpartition(":")
             if separator and module and attribute and module != ZOO:
-                named.append(Code(f"{table}.{key}", values[key], _file_of(module, found.base)))
-    return named
+                codes.append(Code(f"{table}.{key}", values[key], _file_of(module, specification.base)))
+    return codes
 
 
 def _file_of(module: str, base: Path) -> Path | None:
-    """The file of `file.py` or `pkg.mod` in a folder."""
+    """Return the file of `file.py` or `pkg.mod` in a folder; None where there is none."""
     parts = module.split(".")
     candidates = [module] if module.endswith(".py") else [f"{'/'.join(parts)}.py", "/".join([*parts, "__init__.py"])]
     with contextlib.suppress(OSError, ValueError):
@@ -62,58 +62,58 @@ def _file_of(module: str, base: Path) -> Path | None:
     return None
 
 
-def digest(found: Any) -> str:
-    """SHA-256 of the values of a specification and of the files with the code that it names.
+def digest(specification: Any) -> str:
+    """Return the SHA-256 of the values of a specification and of the files with the code that it names.
 
-    Modules that this code imports in turn are not part of it.
+    Modules that this code imports are not included.
     """
-    hashed = hashlib.sha256(json.dumps(found.values, sort_keys=True, default=str).encode())
-    for code in code_of(found):
+    hashed = hashlib.sha256(json.dumps(specification.values, sort_keys=True, default=str).encode())
+    for code in code_of(specification):
         content = b"" if code.file is None else code.file.read_bytes()
         hashed.update(f"\0{code.setting}\0{len(content)}\0".encode() + content)
     return hashed.hexdigest()
 
 
-def is_trusted(found: Any) -> bool:
+def is_trusted(specification: Any) -> bool:
     """Whether the user named this specification, or trusts it as it is now."""
-    record = _record(found)
-    if found.trusted or record is None:
-        return bool(found.trusted)
+    record = _record(specification)
+    if specification.trusted or record is None:
+        return bool(specification.trusted)
     try:
-        return record.read_text(encoding="utf-8") == digest(found)
+        return record.read_text(encoding="utf-8") == digest(specification)
     except (OSError, ValueError):
         return False
 
 
-def trust(found: Any) -> None:
-    """Remember that the code which a specification names may run, until that or the specification changes.
+def trust(specification: Any) -> None:
+    """Store that the code of a specification may run until the code or the specification changes.
 
     Raises
     ------
     OutputError
-        There is no folder to remember it in.
+        There is no cache folder.
     """
-    record = _record(found)
+    record = _record(specification)
     if record is None:
         raise OutputError(
             "what is trusted cannot be remembered: there is no cache folder", "set CURV_CACHE_DIR, or give --trust"
         )
     with atomic.replacing(record) as stream:
-        stream.write(digest(found).encode())
+        stream.write(digest(specification).encode())
 
 
-def revoke(found: Any) -> bool:
-    """Forget that a specification is trusted; whether it was."""
-    record = _record(found)
+def revoke(specification: Any) -> bool:
+    """Revoke the trust in a specification, and return whether it was trusted."""
+    record = _record(specification)
     if record is None or not record.exists():
         return False
     record.unlink()
     return True
 
 
-def _record(found: Any) -> Path | None:
-    """The file that remembers the digest of a specification, named by its place; None without a cache folder."""
+def _record(specification: Any) -> Path | None:
+    """Return the file that stores the digest of a specification; None without a cache folder."""
     folder = cache.folder("trusted")
     if folder is None or folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # others could trust for the user
         return None
-    return folder / hashlib.sha256(os.fsencode(os.path.realpath(found.origin))).hexdigest()
+    return folder / hashlib.sha256(os.fsencode(os.path.realpath(specification.origin))).hexdigest()

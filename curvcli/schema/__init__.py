@@ -1,1 +1,1 @@
-"""What goes in and what comes out: pydantic models, and nothing that imports the engine."""
+"""Schemas of settings and reports as pydantic models, which do not import the engine."""

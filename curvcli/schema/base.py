@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Strict(BaseModel):
-    """Unknown keys, NaN and infinities are refused; instances do not change."""
+    """A frozen model that rejects unknown keys, NaN and infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -73,7 +73,7 @@ def array_shape(values: Any) -> tuple[int, ...]:
 
 
 def printable_values(value: T) -> T:
-    """A value of models, containers and strings with every string in it made printable, keys too."""
+    """Make every string in a value of models, containers and strings printable, keys included."""
     return _mapped(value, lambda leaf: printable(leaf) if isinstance(leaf, str) else leaf)
 
 

@@ -1,4 +1,4 @@
-"""`curv diag`: settings and result."""
+"""Settings, result and report of `curv diag`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DiagMethod = Literal["auto", "dense", "hutchinson", "xdiag"]
 
 
 class DiagSettings(AnalysisSettings):
-    """What `curv diag` can be told."""
+    """Settings of `curv diag`."""
 
     probes: int | None = Field(default=None, ge=1, description="products to spend; default 64, with rtol at most 2048")
     rtol: float | None = Field(
@@ -37,12 +37,12 @@ class DiagSettings(AnalysisSettings):
 
     @property
     def max_probes(self) -> int:
-        """Products that may be spent."""
+        """Maximum number of products."""
         return self.probes or (64 if self.rtol is None else 2048)
 
 
 class LayerDiagonal(Strict):
-    """The entries of one layer."""
+    """The diagonal entries of one layer."""
 
     name: str
     dim: int = Field(ge=1)
@@ -56,7 +56,7 @@ class LayerDiagonal(Strict):
 
 
 class LayerSaliency(Strict):
-    """Saliencies ½ H_ii w_i² of one layer (optimal brain damage)."""
+    """The saliencies ½ H_ii w_i² of one layer (optimal brain damage)."""
 
     name: str
     dim: int = Field(ge=1)
@@ -68,7 +68,7 @@ class LayerSaliency(Strict):
 
 
 class LayerPruned(Strict):
-    """What was taken from one layer."""
+    """The number of weights zeroed in one layer."""
 
     name: str
     dim: int = Field(ge=1)
@@ -76,7 +76,7 @@ class LayerPruned(Strict):
 
 
 class Pruning(Strict):
-    """What zeroing the weights of least saliency does to J, foreseen and true."""
+    """Predicted and actual change of J by zeroing the weights of least saliency."""
 
     fraction: float
     weights: int = Field(ge=1, description="that were zeroed")
@@ -95,7 +95,7 @@ class Pruning(Strict):
 
 
 class DiagResult(Strict):
-    """The diagonal by layer, and what it says of pruning."""
+    """The diagonal and the saliencies by layer, and the change by pruning."""
 
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "xdiag"] = Field(description="the one used")

@@ -1,4 +1,4 @@
-"""`curv diff`: two reports of one analysis, number by number."""
+"""The record of `curv diff`: two reports of one analysis, number by number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Side(Strict):
 
 
 class Difference(Strict):
-    """One number, or word, of both results."""
+    """A number, or word, of both results."""
 
     name: str = Field(description="its place in `result`: `trace`, `layers[Dense_0].trace`, `eigenvalues[0]`")
     kind: Literal["estimate", "eigenvalue", "number", "text"]
@@ -35,7 +35,7 @@ class Difference(Strict):
 
 
 class Setting(Strict):
-    """Something that the two runs did not have in common."""
+    """A setting in which the two runs differ."""
 
     name: str
     a: Any
@@ -43,7 +43,7 @@ class Setting(Strict):
 
 
 class DiffRecord(Strict):
-    """What `curv diff` prints."""
+    """The record that `curv diff` prints."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -60,5 +60,5 @@ class DiffRecord(Strict):
     untrusted: bool = Field(description="a self-check failed in one of the runs")
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the record as one line of JSON."""
         return one_line(self)

@@ -1,4 +1,4 @@
-"""`curv direction`: settings and result."""
+"""Settings, result and report of `curv direction`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from curvcli.schema.report import Report
 
 
 class DirectionSettings(LineSettings):
-    """What `curv direction` can be told."""
+    """Settings of `curv direction`."""
 
-    points: int = Field(default=21, ge=2, le=1_000_000, description="of the profile, equally spaced over the range")
+    points: int = Field(default=21, ge=2, le=1_000_000, description="points of the profile, equally spaced")
     arrays: str | None = Field(
         default=None, description="write the vectors and the outputs' derivatives here: FILE.npz or .safetensors"
     )
 
 
 class Quotients(Strict):
-    """vᵀAv/vᵀv for two matrices, undamped."""
+    """The quotients vᵀAv/vᵀv of two matrices, undamped."""
 
     hessian: float
     ggn: float
@@ -46,7 +46,7 @@ class Profile(Strict):
 
 
 class DirectionResult(Line):
-    """One direction."""
+    """Curvature and loss along one direction."""
 
     rayleigh_quotients: Quotients
     third_derivative: float = Field(description="d³/dt³ J(w + t v/‖v‖) at t = 0: the remainder is t³/6 of it")
@@ -73,7 +73,7 @@ class DirectionResult(Line):
 
 
 class Directions(Strict):
-    """Several directions, `--along` repeated."""
+    """Curvature and loss along several directions, for repeated `--along`."""
 
     directions: list[DirectionResult] = Field(min_length=1)
     undefined: list[Undefined] = Field(description="asked for, but without meaning at these weights")

@@ -1,4 +1,4 @@
-"""`curv doctor`: what curv finds on this machine."""
+"""The record of `curv doctor`, which describes this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curvcli.schema.report import one_line
 
 
 class Cache(Strict):
-    """What is kept between runs."""
+    """The cache folder and its size."""
 
     path: str
     bytes: int = Field(ge=0)
@@ -19,14 +19,14 @@ class Cache(Strict):
 
 
 class Memory(Strict):
-    """Of the first device, or of the machine where the device is a CPU."""
+    """Memory of the first device, or of the machine where the device is a CPU."""
 
     available: int = Field(ge=0, description="bytes that are free")
     limit: int = Field(ge=0, description="bytes that curv takes at most without --max-memory")
 
 
 class Speed(Strict):
-    """How fast this machine computes, measured for a second."""
+    """Speed of this machine, measured for a second."""
 
     product_seconds: float = Field(
         gt=0, description="of a Hessian product: an MLP 64-128-128-10 on 1,797 examples, a vector in a block of 8"
@@ -36,7 +36,7 @@ class Speed(Strict):
 
 
 class DoctorRecord(Strict):
-    """What `curv doctor` prints."""
+    """The record that `curv doctor` prints."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -53,5 +53,5 @@ class DoctorRecord(Strict):
     problems: list[str] = Field(description="what will go wrong, with what helps; empty where nothing was found")
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the record as one line of JSON."""
         return one_line(self)

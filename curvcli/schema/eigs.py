@@ -1,4 +1,4 @@
-"""`curv eigs`: settings and result."""
+"""Settings, result and report of `curv eigs`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EigsMethod = Literal["auto", "dense", "lanczos"]
 
 
 class EigsSettings(AnalysisSettings):
-    """What `curv eigs` can be told."""
+    """Settings of `curv eigs`."""
 
     probes: int | None = Field(default=None, ge=1, description="products to spend; default 20·(k + 50)")
     k: int = Field(default=10, ge=1, description="how many eigenpairs")
@@ -33,12 +33,12 @@ class EigsSettings(AnalysisSettings):
 
     @property
     def max_probes(self) -> int:
-        """Products that may be spent: several times what networks were seen to need."""
+        """Maximum number of products, several times what networks typically need."""
         return self.probes or 20 * (self.k + 50)
 
 
 class Eigenpair(Eigenvalue):
-    """An eigenvalue, and what is known of its vector."""
+    """An eigenvalue, its residual, and the gradient's share along its vector."""
 
     gradient_cosine_squared: float | None = Field(
         ge=0, le=1, description="share of ‖∇J‖² along the vector; null where the matrix acts on no gradient, or ∇J = 0"
@@ -46,7 +46,7 @@ class Eigenpair(Eigenvalue):
 
 
 class EigsResult(Strict):
-    """The wanted eigenpairs."""
+    """The requested eigenpairs."""
 
     dim: int = Field(ge=1)
     method: Literal["dense", "lanczos"] = Field(description="the one used")

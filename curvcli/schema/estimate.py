@@ -1,4 +1,4 @@
-"""Numbers that carry their uncertainty."""
+"""Numbers with an uncertainty: estimates, eigenvalues and their intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from curvcli.schema.base import Strict
 
 
 class Interval(Strict):
-    """Shared by every uncertain number: where the true value is said to lie."""
+    """The base of uncertain numbers: a value and an interval that contains the true value."""
 
     value: float
     interval: tuple[float, float] = Field(
@@ -36,12 +36,12 @@ class Interval(Strict):
 
     @property
     def given_data(self) -> tuple[float, float]:
-        """The interval of the number for the examples used."""
+        """The interval of the number over the examples used."""
         return self.interval_given_data or self.interval
 
 
 class Estimate(Interval):
-    """A number that came from sampling (or, with `method: exact`, did not)."""
+    """A number estimated by sampling, or exact with `method: exact`."""
 
     stderr: float = Field(ge=0, description="standard error; 0 for exact numbers")
     confidence: float = Field(gt=0, lt=1, description="how often such an interval contains the true value")
@@ -57,12 +57,12 @@ class Estimate(Interval):
 
     @classmethod
     def exact(cls, value: float, confidence: float) -> Self:
-        """A number without sampling error."""
+        """Return a number without sampling error."""
         return cls(value=value, stderr=0, interval=(value, value), confidence=confidence, samples=0, method="exact")
 
 
 class Bounded(Estimate):
-    """An estimate of a mass or a count, which has no value where its interval says next to nothing."""
+    """An estimate of a mass or a count, without a value where its interval is too wide."""
 
     # Instances do not change, and whoever reads a value that may be missing sees it by this type.
     value: float | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -78,28 +78,28 @@ class Bounded(Estimate):
 
     @classmethod
     def judged(cls, estimate: Estimate, largest: float) -> Bounded:
-        """An estimate of a number between 0 and `largest`; without its value where the interval is wider than half."""
+        """Return an estimate of a number between 0 and `largest`, without value if its interval is wider than half."""
         low, high = estimate.interval
         resolved = high - low <= 0.5 * largest
         fields = {name: getattr(estimate, name) for name in Estimate.model_fields}
         return cls(**{**fields, "value": estimate.value if resolved else None}, resolved=resolved)
 
     def times(self, count: float) -> Bounded:
-        """A fraction as a number of `count`."""
+        """Convert a fraction to a number of `count`."""
         low, high = self.interval
         value = None if self.value is None else count * self.value
         update = {"value": value, "stderr": count * self.stderr, "interval": (count * low, count * high)}
         return self.model_copy(update=update)
 
     def at_least(self, least: float) -> Bounded:
-        """The same number, known to be no smaller."""
+        """Raise the number and its interval to a lower bound."""
         low, high = self.interval
         value = None if self.value is None else max(self.value, least)
         return self.model_copy(update={"value": value, "interval": (max(low, least), max(high, least))})
 
 
 class Beyond(Strict):
-    """What may lie outside an extreme eigenvalue: a Krylov method can miss eigenvalues, with small probability."""
+    """A bound on the spectrum beyond an extreme eigenvalue, as a Krylov method misses some with small probability."""
 
     bound: float = Field(description="no eigenvalue lies beyond this value")
     probability: float = Field(
@@ -112,7 +112,7 @@ class Beyond(Strict):
 class Eigenvalue(Interval):
     """An eigenvalue from iteration: the matrix has an eigenvalue in [value − residual, value + residual].
 
-    `interval` is that, widened by what the examples left out may change where there are any.
+    `interval` is this interval, widened by the error of the examples left out.
     """
 
     residual: float = Field(

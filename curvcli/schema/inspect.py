@@ -1,4 +1,4 @@
-"""`curv inspect`: settings and result."""
+"""Settings, result and report of `curv inspect`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curvcli.schema.spectrum import SpectrumSettings
 
 
 class InspectSettings(SpectrumSettings):
-    """What `curv inspect` can be told: the options of `curv spectrum`, whose cost it forecasts."""
+    """Settings of `curv inspect`: those of `curv spectrum`, whose cost it forecasts."""
 
     calibrate: bool = Field(
         default=False, description="time several ways of computing products, and remember the fastest for later runs"
@@ -23,7 +23,7 @@ class InspectSettings(SpectrumSettings):
 
 
 class ParameterRecord(Strict):
-    """One parameter array of the checkpoint."""
+    """A parameter array of the checkpoint."""
 
     name: str
     shape: list[int]
@@ -34,7 +34,7 @@ class ParameterRecord(Strict):
 
 
 class ArrayRecord(Strict):
-    """One array of the data, or an output of the model."""
+    """An array of the data, or an output of the model."""
 
     name: str
     shape: list[int]
@@ -42,7 +42,7 @@ class ArrayRecord(Strict):
 
 
 class DataSummary(Strict):
-    """What the data look like."""
+    """Summary of the data: arrays, masked fraction, classes."""
 
     num_examples: int
     arrays: list[ArrayRecord]
@@ -54,7 +54,7 @@ class DataSummary(Strict):
 
 
 class Forecast(Strict):
-    """What `curv spectrum` with these settings would spend."""
+    """Forecast of the cost of `curv spectrum` with these settings."""
 
     products: int
     data_passes: int
@@ -68,19 +68,19 @@ class Forecast(Strict):
 
 
 class ForecastRecord(Strict):
-    """What `--dry-run` prints."""
+    """The record that `--dry-run` prints."""
 
     schema_name: Literal["curv.forecast/1"] = Field(default="curv.forecast/1", alias="schema")
     plan: Plan
     forecast: Forecast
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the record as one line of JSON."""
         return one_line(self)
 
 
 class Collectives(Strict):
-    """What devices that share the work exchange for one product, read off the compiled programs."""
+    """The communication between devices for one product, according to the compiled programs."""
 
     vectors: int = Field(description="in the block that is multiplied")
     bytes: dict[str, int] = Field(
@@ -91,7 +91,7 @@ class Collectives(Strict):
 
 
 class InspectResult(Strict):
-    """What curv sees."""
+    """Parameters, data, loss, gradient norm, plan and forecast of a problem."""
 
     parameters: list[ParameterRecord]
     layers: dict[str, int] = Field(description="differentiated parameters of each layer")

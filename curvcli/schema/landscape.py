@@ -1,4 +1,4 @@
-"""`curv landscape`: settings and result."""
+"""Settings, result and report of `curv landscape`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curvcli.schema.report import Report
 
 
 class LandscapeSettings(LineSettings):
-    """What `curv landscape` can be told."""
+    """Settings of `curv landscape`."""
 
     points: int = Field(default=25, ge=2, le=10_000, description="along each direction, equally spaced over its range")
 

@@ -1,4 +1,4 @@
-"""Lines through the weights: what `--along` and `--range` can say, and what is told of a direction."""
+"""Lines through the weights: the options `--along` and `--range`, and the results common to all directions."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ FARTHEST = 1e30
 
 
 class Along(NamedTuple):
-    """A direction as asked for."""
+    """A direction as given by `--along`."""
 
     kind: str
     argument: str
 
     @classmethod
     def parse(cls, text: str) -> Along:
-        """Taken apart.
+        """Parse a direction.
 
         Raises
         ------
         ValueError
-            There is no such direction.
+            The direction is unknown.
 
         >>> Along.parse("eigenvector:-1"), Along.parse("random")
         (Along(kind='eigenvector', argument='-1'), Along(kind='random', argument=''))
@@ -79,7 +79,7 @@ class Along(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """K of `eigenvector:K`."""
+        """The rank K of `eigenvector:K`."""
         return int(self.argument)
 
 
@@ -88,12 +88,12 @@ def _form(kind: str) -> str:
 
 
 def parse_range(text: str) -> tuple[float, float]:
-    """`LO:HI`.
+    """Parse a range `LO:HI`.
 
     Raises
     ------
     ValueError
-        They are no two numbers in ascending order, or too large for float32.
+        The text is not two numbers in ascending order, or they are too large for float32.
 
     >>> parse_range("-0.5:1.5")
     (-0.5, 1.5)
@@ -118,7 +118,7 @@ def _ordered(text: str) -> str:
 
 
 class LineSettings(AnalysisSettings):
-    """What the analyses along lines can be told."""
+    """Settings of the analyses along lines."""
 
     probes: int | None = Field(
         default=None, ge=1, description="products for each Newton direction, or for each end's eigenvectors (1000)"
@@ -131,7 +131,7 @@ class LineSettings(AnalysisSettings):
     )
     range: list[Annotated[str, AfterValidator(_ordered)]] = Field(
         default_factory=list,
-        description="of s, in multiples of the vector; once, or once for each --along (default: by the direction)",
+        description="range of s, in multiples of the vector; once, or for each --along (default: by the direction)",
     )
 
     batch_stats: BatchStats | None = Field(
@@ -158,24 +158,24 @@ class LineSettings(AnalysisSettings):
 
     @property
     def directions(self) -> list[Along]:
-        """The directions asked for."""
+        """The parsed directions of `along`."""
         return [Along.parse(text) for text in self.along]
 
     def bounds(self, index: int) -> tuple[float, float] | None:
-        """The range of one direction; None where its curvature sets it."""
+        """Return the range of a direction; None where its curvature determines it."""
         if self.range:
             return parse_range(self.range[index if len(self.range) > 1 else 0])
         return RANGES.get(self.directions[index].kind)
 
     @property
     def max_probes(self) -> int:
-        """Products that each iteration may spend; 1 where none is needed."""
+        """Maximum number of products of each iteration; 1 where none is needed."""
         iterated = any(one.kind in ("newton", "eigenvector") for one in self.directions)
         return self.probes or (1000 if iterated else 1)
 
 
 class Solve(Strict):
-    """How the linear system behind a direction was solved."""
+    """The solution of the linear system that defines a direction."""
 
     status: Literal["converged", "least-squares", "not-converged"] = Field(
         description="least-squares: the matrix is singular within the tolerance, and the rest of −∇J lies where it is 0"
@@ -186,7 +186,7 @@ class Solve(Strict):
 
 
 class Line(Strict):
-    """A direction v and the derivatives of J along it, those of the unit vector."""
+    """A direction v and the derivatives of J along its unit vector."""
 
     direction: str = Field(description="as asked for")
     norm: float = Field(gt=0, description="‖v‖ of the vector as given")
@@ -198,7 +198,7 @@ class Line(Strict):
 
 
 class Undefined(Strict):
-    """A direction that does not exist at these weights."""
+    """A direction that is undefined at these weights."""
 
     direction: str
     reason: str

@@ -1,4 +1,4 @@
-"""How products are computed, and how the work is cut."""
+"""The plan of a computation: the way products are computed, and batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from curvcli.schema.base import Strict
 
 
 class Way(Strict):
-    """How products are computed, as `--plan` takes it and the cache remembers it; the answer differs by rounding."""
+    """The way products are computed, as in `--plan` and the cache; it affects the answer by rounding alone."""
 
     model_config = ConfigDict(extra="ignore")  # a whole `plan` of a report is one too
 
@@ -22,7 +22,7 @@ class Way(Strict):
 
 
 class Plan(Way):
-    """How the products will be computed."""
+    """The plan of the products: batches and the way of computing."""
 
     model_config = ConfigDict(extra="forbid")
 

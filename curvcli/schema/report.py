@@ -1,4 +1,4 @@
-"""The envelope of every report, read and written as strict JSON."""
+"""The common part of all reports, read and written as strict JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result", bound=Strict)
 
 
 class CheckpointRecord(Strict):
-    """What the weights were read from."""
+    """The source of the weights."""
 
     path: str
     format: Literal["orbax", "msgpack", "safetensors", "npz", "memory"] = Field(
@@ -28,7 +28,7 @@ class CheckpointRecord(Strict):
 
 
 class DataRecord(Strict):
-    """What the examples were read from."""
+    """The source of the examples."""
 
     path: str
     num_examples: int
@@ -40,12 +40,12 @@ class DataRecord(Strict):
 
     @property
     def scope(self) -> str:
-        """`of these 100 examples` where there are more, else nothing."""
+        """The text `of these 100 examples` where the data set has more, else an empty text."""
         return f"of these {self.num_examples:,} examples" if self.subsampled else ""
 
     @property
     def counted(self) -> str:
-        """`1,797`, or `100 of 1,797` where part of them is used.
+        """The number of examples as text: `1,797`, or `100 of 1,797` where a part is used.
 
         >>> DataRecord(path="", num_examples=100, sha256="", subsampled=True, population=1797).counted
         '100 of 1,797'
@@ -56,7 +56,7 @@ class DataRecord(Strict):
 
 
 class ProblemRecord(Strict):
-    """The objective J(w) = (1/normaliser) Σ loss + regulariser, and where its parts came from."""
+    """The objective J(w) = (1/normaliser) Σ loss + regulariser, and the sources of its parts."""
 
     checkpoint: CheckpointRecord
     model: str
@@ -81,7 +81,7 @@ class ProblemRecord(Strict):
 
 
 class Check(Strict):
-    """One self-check of the user's model."""
+    """A self-check of the user's model."""
 
     passed: bool
     value: float
@@ -89,7 +89,7 @@ class Check(Strict):
 
 
 class Profile(Strict):
-    """Seconds by what they were spent on; together they are `seconds`."""
+    """Seconds by stage, which sum to `seconds`."""
 
     load: float = Field(description="reading files, and fitting model, data and loss together")
     compile: float = Field(description="in XLA, or reading what it compiled earlier")
@@ -99,7 +99,7 @@ class Profile(Strict):
 
 
 class Cost(Strict):
-    """What the answer cost."""
+    """The cost of the answer."""
 
     products: int = Field(description="matrix-vector products")
     forms: int = Field(default=0, description="quadratic forms, half a product each")
@@ -117,7 +117,7 @@ class Cost(Strict):
 
 
 class Environment(Strict):
-    """Where the answer was computed."""
+    """The environment of the computation."""
 
     jax: str
     device: str
@@ -128,7 +128,7 @@ class Environment(Strict):
 
 
 class Report(Strict, Generic[Settings, Result]):
-    """One analysis of one checkpoint."""
+    """The report of an analysis of one checkpoint."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -152,12 +152,12 @@ class Report(Strict, Generic[Settings, Result]):
     warnings: list[str]
 
     def to_json(self) -> str:
-        """The report as one line of JSON, its schema's name first; NaN and infinities cannot occur."""
+        """Return the report as one line of JSON with the schema's name first, without NaN and infinities."""
         return one_line(self)
 
 
 class ErrorRecord(Strict):
-    """Stands in for a report, where one of several checkpoints failed."""
+    """The record in place of a report, where one of several checkpoints failed."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -169,12 +169,12 @@ class ErrorRecord(Strict):
     exit_code: int
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the record as one line of JSON."""
         return one_line(self)
 
 
 def analysis_of(schema: str) -> str:
-    """The command that writes reports of a schema.
+    """Return the command that writes reports of a schema.
 
     >>> analysis_of("curv.spectrum/1")
     'spectrum'
@@ -183,29 +183,29 @@ def analysis_of(schema: str) -> str:
 
 
 def one_line(record: Strict) -> str:
-    """A record with a `schema_name` as one line of JSON, its schema first; NaN and infinities cannot occur."""
+    """Return a record with a `schema_name` as one line of JSON with its schema first, without NaN and infinities."""
     values = record.model_dump(mode="json", by_alias=True)
     return json.dumps({"schema": values.pop("schema"), **values}, allow_nan=False, ensure_ascii=False)
 
 
 def load_json(text: str) -> Any:
-    """Strict JSON: no NaN, no infinities, no key twice.
+    """Parse strict JSON, without NaN, infinities and duplicate keys.
 
     Raises
     ------
     ValueError
-        The text is no such JSON.
+        The text is not strict JSON.
     """
     return _STRICT.decode(text)
 
 
 def load_json_values(text: str) -> list[Any]:
-    """Values of strict JSON one after another: each on a line of its own, or printed over many.
+    """Parse a sequence of strict JSON values, each on one line or over several.
 
     Raises
     ------
     ValueError
-        The text is no such JSON.
+        The text is not strict JSON.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`curv saddle`: settings and result."""
+"""Settings, result and report of `curv saddle`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Classification = Literal[
 
 
 class SaddleSettings(AnalysisSettings):
-    """What `curv saddle` can be told."""
+    """Settings of `curv saddle`."""
 
     # Instances do not change, so a narrower type is a subtype.
     matrix: Literal["hessian"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -55,20 +55,20 @@ class SaddleSettings(AnalysisSettings):
         default=None, description="write the checkpoint moved along the negative curvature here, in the format read"
     )
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1e30, description="of gradient descent, for rates and stability"
+        default=None, gt=0, le=1e30, description="learning rate of gradient descent, for rates and stability"
     )
     optimizer_state: bool = Field(
-        default=False, description="read Adam's state of the checkpoint: sharpness as Adam meets it"
+        default=False, description="read Adam's state from the checkpoint, and give the preconditioned sharpness"
     )
     beta1: float | None = Field(
-        default=None, ge=0, lt=1, description="of Adam; default 0.9, or what inject_hyperparams stored"
+        default=None, ge=0, lt=1, description="Adam's β₁; default: as inject_hyperparams stored it, else 0.9"
     )
-    beta2: float | None = Field(default=None, ge=0, lt=1, description="of Adam; default 0.999, or the same")
-    adam_epsilon: float | None = Field(default=None, ge=0, description="of Adam; default 1e-8, or the same")
+    beta2: float | None = Field(default=None, ge=0, lt=1, description="Adam's β₂; default: as stored, else 0.999")
+    adam_epsilon: float | None = Field(default=None, ge=0, description="Adam's ε; default: as stored, else 1e-8")
 
     @property
     def adam_constants(self) -> dict[str, float | None]:
-        """Those given, by Optax's names."""
+        """The given constants of Adam by Optax's names."""
         return {
             "b1": self.beta1,
             "b2": self.beta2,
@@ -78,12 +78,12 @@ class SaddleSettings(AnalysisSettings):
 
     @property
     def max_probes(self) -> int:
-        """Random vectors."""
+        """Maximum number of random vectors."""
         return self.probes or 5
 
 
 class Stationarity(Strict):
-    """Two tests, free of the scales of J and w; a point where ∇J = 0 passes always."""
+    """Two tests of stationarity that do not depend on the scales of J and w; both hold where ∇J = 0."""
 
     gradient: float = Field(ge=0, description="‖∇J‖ / (‖H‖·size of w)")
     gradient_tolerance: float
@@ -101,7 +101,7 @@ class Stationarity(Strict):
 
 
 class Certificate(Strict):
-    """vᵀHv of a unit vector once more in float64, and the loss itself along v."""
+    """The certificate of negative curvature: vᵀHv of a unit vector in float64, and the loss along v."""
 
     curvature: float
     error: float = Field(ge=0, description="bound on its rounding error")
@@ -119,7 +119,7 @@ class Witness(Strict):
 
 
 class Bound(Strict):
-    """No curvature below −epsilon·norm, with this probability over the random start vector."""
+    """The bound −epsilon·norm on negative curvature, with its probability over the random start vector."""
 
     epsilon: float = Field(ge=0)
     probability: float = Field(gt=0, le=1)
@@ -128,7 +128,7 @@ class Bound(Strict):
 
 
 class Steepest(Strict):
-    """A fall of the loss that gradient and Hessian do not allow: that of a kink, or of a jump."""
+    """A decrease of the loss beyond what gradient and Hessian allow, due to a kink or a jump."""
 
     direction: str
     sense: Literal[-1, 1] = Field(description="of the unit vector")
@@ -139,14 +139,14 @@ class Steepest(Strict):
 
 
 class Probes(Strict):
-    """The loss itself along both senses of some directions, in float64."""
+    """The loss along both senses of some directions, in float64."""
 
     directions: int = Field(ge=1)
     steepest: Steepest | None = Field(description="null where the loss falls nowhere beyond what is allowed")
 
 
 class Mode(Strict):
-    """What gradient descent does along one eigenvector, on the quadratic model."""
+    """Gradient descent along one eigenvector, on the quadratic model."""
 
     eigenvalue: float
     residual: float = Field(ge=0)
@@ -163,7 +163,7 @@ class GradientDescent(Strict):
 
 
 class LeftOut(Strict):
-    """Parameters of one array that training has given no gradient beyond rounding."""
+    """Entries of one array without a gradient beyond rounding in training."""
 
     name: str
     count: int = Field(ge=1, description="entries of the array that are left out")
@@ -171,7 +171,7 @@ class LeftOut(Strict):
 
 
 class Adam(Strict):
-    """Sharpness as Adam meets it: λ_max of P^(-1/2) H P^(-1/2) with its preconditioner P."""
+    """The preconditioned sharpness: λ_max of P^(-1/2) H P^(-1/2) with Adam's preconditioner P."""
 
     count: int = Field(ge=0, description="steps that the state has seen")
     lambda_max: Eigenvalue = Field(description="of the block of all parameters but those of left_out")
@@ -190,7 +190,7 @@ class Adam(Strict):
 
 
 class SaddleResult(Strict):
-    """What kind of point this is, and on what evidence."""
+    """The classification of the point, and its evidence."""
 
     dim: int = Field(ge=1)
     method: Literal["dense", "lanczos"] = Field(description="the one used")

@@ -1,4 +1,4 @@
-"""`curv.toml`: which model, checkpoint, data and loss make the problem."""
+"""The schema of `curv.toml`: model, checkpoint, data and loss of a problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOSS_NAMES = ("squared_error", "softmax_cross_entropy", "sigmoid_cross_entropy",
 
 
 class ModelSpec(Strict):
-    """`[model]`: where the network comes from and how it is called."""
+    """The table `[model]`: the network and its arguments."""
 
     target: str | None = Field(
         default=None,
@@ -29,7 +29,7 @@ class ModelSpec(Strict):
 
 
 class CheckpointSpec(Strict):
-    """`[checkpoint]`: where the weights are."""
+    """The table `[checkpoint]`: the weights."""
 
     path: str | None = Field(default=None, description="default: the folder of this file; relative to this file")
     params: str | None = Field(
@@ -40,7 +40,7 @@ class CheckpointSpec(Strict):
 
 
 class DataSpec(Strict):
-    """`[data]`: where the examples are."""
+    """The table `[data]`: the examples."""
 
     path: str | None = Field(
         default=None, description=".npz, folder of .npy, .csv, .parquet, Hugging Face folder, or pkg.mod:function"
@@ -55,7 +55,7 @@ class DataSpec(Strict):
 
 
 class LossSpec(Strict):
-    """`[loss]`: the objective."""
+    """The table `[loss]`: the objective."""
 
     name: str | None = Field(
         default=None,
@@ -77,7 +77,7 @@ class LossSpec(Strict):
 
 
 class ProblemSpec(Strict):
-    """The whole of `curv.toml`."""
+    """The specification of a problem, as in `curv.toml`."""
 
     model: ModelSpec = ModelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()

@@ -1,4 +1,4 @@
-"""`curv spectrum`: settings and result."""
+"""Settings, result and report of `curv spectrum`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SpectrumMethod = Literal["auto", "dense", "hutchinson", "xtrace"]
 
 
 class SpectrumSettings(AnalysisSettings):
-    """What `curv spectrum` can be told."""
+    """Settings of `curv spectrum`."""
 
     method: SpectrumMethod = Field(
         default="auto",
@@ -32,7 +32,7 @@ class SpectrumSettings(AnalysisSettings):
 
 
 class Density(Strict):
-    """The smoothed spectral density: a picture of nodes and weights, not a result of its own."""
+    """The smoothed spectral density, computed from nodes and weights."""
 
     grid: list[float] = Field(min_length=1)
     value: list[float]
@@ -53,7 +53,7 @@ class Cumulative(Strict):
 
 
 class SpectrumResult(Strict):
-    """The spectral density and what is read from it."""
+    """The spectral density, the extremes, the trace and the masses."""
 
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "xtrace"] = Field(description="the one used")

@@ -1,4 +1,4 @@
-"""What a folder of `--state` says of itself: read back, and so checked."""
+"""The files of a state folder, validated when they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Facts = dict[str, Any]
 
 
 class StateRecord(Strict):
-    """`problem.json`: what the values were computed from."""
+    """The content of `problem.json`: the problem and settings of the stored values."""
 
     needed: Facts = Field(description="what values depend on")
     soft: dict[str, int] = Field(description="what only their rounding depends on")
@@ -23,7 +23,7 @@ class StateRecord(Strict):
 
 
 class RowsRecord(Strict):
-    """The description in front of some rows of `records`."""
+    """The description before some rows of `records`."""
 
     keys: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]]
     size: int = Field(ge=0, description="bytes of the values")
@@ -41,6 +41,6 @@ class RowsRecord(Strict):
 
 
 class FinishedRecord(Strict):
-    """The mark of a run that came to its end."""
+    """The mark of a finished run."""
 
     size: int = Field(ge=0, le=0)

@@ -1,4 +1,4 @@
-"""`curv step`: settings and result."""
+"""Settings, result and report of `curv step`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SolveStatus = Literal[
 
 
 class StepSettings(AnalysisSettings):
-    """What `curv step` can be told."""
+    """Settings of `curv step`."""
 
     # Instances do not change, so a narrower type is a subtype.
     method: StepMethod = Field(default="gauss-newton", description="whose step")
@@ -46,15 +46,15 @@ class StepSettings(AnalysisSettings):
         description="products of a solve, at most (1000; hessian-free 250); given, nothing is written out",
     )
     precondition: Literal["none", "diagonal", "kfac", "ekfac"] = Field(
-        default="none", description="of conjugate gradients"
+        default="none", description="preconditioner of conjugate gradients"
     )
     radius: float | None = Field(
-        default=None, gt=0, description="of a trust region: no step is longer (default: ‖w‖ along negative curvature)"
+        default=None, gt=0, description="radius of a trust region (default: ‖w‖ along negative curvature)"
     )
     momentum: str | None = Field(
         default=None,
-        description="file of the step before (as --arrays writes it), or with --steps `previous`: the step is the best "
-        "of the plane of both; hessian-free starts from it",
+        description="file of the previous step (as --arrays writes it), or with --steps `previous`: the step is the "
+        "best of the plane of both; hessian-free starts from it",
     )
     rescale: bool = Field(
         default=True, description="whether steps that do not minimise Q are multiplied by its exact step size"
@@ -92,7 +92,7 @@ class StepSettings(AnalysisSettings):
 
     @property
     def rests_on_examples(self) -> str:
-        """The method, or its preconditioner, where it is made of each example's own gradients."""
+        """The method, or its preconditioner, if it uses the gradients of single examples."""
         if self.precondition != "none":
             return f"--precondition {self.precondition}"
         return f"--method {self.method}" if MATRICES[self.matrix].by_examples else ""
@@ -118,22 +118,22 @@ class StepSettings(AnalysisSettings):
 
     @property
     def model(self) -> MatrixName:
-        """The matrix in Q."""
+        """The matrix of the quadratic model Q."""
         return MODEL_OF[self.method]
 
     @property
     def most_products(self) -> int:
-        """Of a solve."""
+        """Maximum number of products of a solve."""
         return self.cg_steps or (250 if self.method == "hessian-free" else 1000)
 
     @property
     def max_probes(self) -> int:
-        """Products of a step, for the choice of how they are computed."""
+        """Maximum number of products of a step, for the choice of the way they are computed."""
         return min(self.most_products, 100) if self.method in ITERATIVE else 2
 
 
 class Solve(Strict):
-    """How the step was solved for."""
+    """The solution of the linear system of the step."""
 
     solver: Literal["dense", "cg", "factors", "bfgs"]
     status: SolveStatus = Field(description="approximate: of an inverse that is not the model's own")
@@ -153,7 +153,7 @@ class CgStep(Strict):
 
 
 class NegativeCurvature(Strict):
-    """A direction of negative curvature that conjugate gradients met."""
+    """A direction of negative curvature found by conjugate gradients."""
 
     curvature: float = Field(description="dᵀ(C + λI)d of the unit vector d")
     used: bool = Field(description="whether the step goes along it; false where the loss does not fall there")
@@ -161,7 +161,7 @@ class NegativeCurvature(Strict):
 
 
 class FunctionChange(Strict):
-    """How far the outputs move: the step in function space."""
+    """The change of the outputs: the step in function space."""
 
     rms: float = Field(ge=0, description="root of the mean of ‖Δz‖² over examples (tokens), weighted as in the loss")
     kl: float | None = Field(
@@ -170,21 +170,21 @@ class FunctionChange(Strict):
 
 
 class WeightChange(Strict):
-    """How far the weights move."""
+    """The change of the weights."""
 
     norm: float = Field(ge=0)
     relative: float | None = Field(ge=0, description="‖δ‖ / ‖w‖")
 
 
 class Momentum(Strict):
-    """δ = step·r + previous·δ_prev, least in Q with damping on the plane of both."""
+    """The coefficients of δ = step·r + previous·δ_prev, the minimum of the damped Q on the plane of both."""
 
     step: float
     previous: float
 
 
 class Judged(Strict):
-    """A step against its quadratic model."""
+    """A step compared with its quadratic model."""
 
     damping: float = Field(ge=0)
     step_norm: float = Field(ge=0)
@@ -197,7 +197,7 @@ class Judged(Strict):
 
 
 class Passes(Strict):
-    """What the step cost."""
+    """The cost of the step."""
 
     forward: int = Field(ge=0, description="passes that evaluate J or the outputs")
     gradient: int = Field(ge=0)
@@ -211,7 +211,7 @@ class Passes(Strict):
 
 
 class StepRecord(Judged):
-    """One of several steps that were made."""
+    """A step of several that were made."""
 
     step: int = Field(ge=1)
     loss: float = Field(description="J before it")
@@ -220,7 +220,7 @@ class StepRecord(Judged):
 
 
 class StepResult(Judged):
-    """A step, previewed and judged."""
+    """A step, its predicted and its actual effect."""
 
     dim: int = Field(ge=1)
     method: StepMethod

@@ -1,4 +1,4 @@
-"""`curv trace`: settings and result."""
+"""Settings, result and report of `curv trace`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TraceMethod = Literal["auto", "dense", "hutchinson", "hutch++", "xtrace"]
 
 
 class TraceSettings(AnalysisSettings):
-    """What `curv trace` can be told."""
+    """Settings of `curv trace`."""
 
     probes: int | None = Field(default=None, ge=1, description="products to spend; default 64, with rtol at most 2048")
     method: TraceMethod = Field(
@@ -34,12 +34,12 @@ class TraceSettings(AnalysisSettings):
 
     @property
     def max_probes(self) -> int:
-        """Products that may be spent."""
+        """Maximum number of products."""
         return self.probes or (64 if self.rtol is None else 2048)
 
 
 class LayerTrace(Strict):
-    """The part of the trace that belongs to one layer."""
+    """The trace of one layer's block."""
 
     name: str
     dim: int = Field(ge=1)
@@ -47,7 +47,7 @@ class LayerTrace(Strict):
 
 
 class More(Strict):
-    """What a narrower interval of the trace would cost."""
+    """The cost of a narrower interval of the trace."""
 
     within: float = Field(gt=0, description="half-width relative to the value")
     products: int = Field(
@@ -58,7 +58,7 @@ class More(Strict):
 
 
 class TraceResult(Strict):
-    """The trace, the Frobenius norm, and every layer's part of the trace."""
+    """The trace, the Frobenius norm, and the trace of every layer."""
 
     dim: int = Field(ge=1)
     method: Literal["dense", "hutchinson", "hutch++", "xtrace"] = Field(description="the one used")

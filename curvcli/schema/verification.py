@@ -1,4 +1,4 @@
-"""`curv influence --verify`: predicted changes beside those that refits show."""
+"""The result of `curv influence --verify`: predicted changes beside those of refits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curvcli.schema.estimate import Estimate
 
 
 class Refit(Strict):
-    """How one refit went, in float64."""
+    """A refit in float64, and its convergence."""
 
     converged: bool = Field(description="whether the gradient met its tolerance")
     gradient_before: float = Field(ge=0, description="‖∇J‖ at its start")

@@ -1,4 +1,4 @@
-"""Which side of a matrix an exact answer was read from: a field that several results have."""
+"""The field `written_out` of several results: the side of a matrix that was written out for an exact answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`curv diff`."""
+"""The command `curv diff`."""
 
 from __future__ import annotations
 

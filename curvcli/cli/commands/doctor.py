@@ -1,4 +1,4 @@
-"""`curv doctor`."""
+"""The command `curv doctor`."""
 
 from __future__ import annotations
 

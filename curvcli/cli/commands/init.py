@@ -1,4 +1,4 @@
-"""`curv init`."""
+"""The command `curv init`."""
 
 from __future__ import annotations
 

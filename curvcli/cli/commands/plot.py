@@ -1,4 +1,4 @@
-"""`curv plot`."""
+"""The command `curv plot`."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def plot(
     if importlib.util.find_spec("matplotlib") is None:
         raise SpecError("curv plot needs matplotlib", "pip install 'curvcli[plot]'")
     shape = _shape(image_shape)
-    found = _read(reports)
+    loaded = _read(reports)
     targets: list[tuple[Path, Kind]] = [
-        (path, _kind(path, format)) for path in output or [_beside(reports[0], found[0], format)]
+        (path, _kind(path, format)) for path in output or [_beside(reports[0], loaded[0], format)]
     ]
-    written = {f"-o {path}": path for path, _ in targets if path not in STDOUT}
-    for path in written.values():
+    files_written = {f"-o {path}": path for path, _ in targets if path not in STDOUT}
+    for path in files_written.values():
         files.check_writable(path)
-    files.check_distinct(written)
-    made = _picture(found, learning_rate, shape)
+    files.check_distinct(files_written)
+    figure = _picture(loaded, learning_rate, shape)
     with own_stdout() as stdout:
         for path, kind in targets:
-            content = _written(made, found, kind, dpi)
+            content = _rendered(figure, loaded, kind, dpi)
             if path in STDOUT:
                 stdout.buffer.write(content)
                 stdout.flush()
@@ -70,24 +70,24 @@ def plot(
 
 
 def _read(paths: list[Path]) -> list[Any]:
-    """All reports, and a warning of what was none."""
+    """Read all reports, and warn of checkpoints without one."""
     from curvcli.cli.console import warn
     from curvcli.run.reports import read_all
 
     if paths.count(STDIN) > 1:
         raise UsageError("stdin is read once, and - is given twice", "give - once: its reports are all taken")
-    found = []
+    loaded = []
     for path in paths:
         reports, failed = read_all(path)
-        found += reports
+        loaded += reports
         if failed:
             warn(f"{path}: {failed} checkpoint{'s' * (failed != 1)} without a report, left out")
-    if not found:
+    if not loaded:
         raise DataError(f"{paths[0]} holds errors alone", "see what they say: jq .error " + str(paths[0]))
-    return found
+    return loaded
 
 
-def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ...] | None) -> Any:
+def _picture(reports: list[Any], learning_rate: float | None, shape: tuple[int, ...] | None) -> Any:
     from curvcli.cli.console import warn
     from curvcli.figures.assemble import analysis, picture, wanted_images
     from curvcli.figures.picture import Image
@@ -95,26 +95,26 @@ def _picture(found: list[Any], learning_rate: float | None, shape: tuple[int, ..
     from curvcli.schema.base import printable_values, without_tiny
 
     images = {}
-    if all(analysis(one) == "influence" for one in found):
-        wanted = wanted_images(found)
-        pixels, why = images_of(found[0], wanted, shape) if wanted else ({}, "")
+    if all(analysis(report) == "influence" for report in reports):
+        places = wanted_images(reports)
+        pixels, why = images_of(reports[0], places, shape) if places else ({}, "")
         if why and shape is not None:
             warn(f"inputs are not drawn: {why}")
-        images = {place: Image(one.tolist(), f"input {place[0]} {place[1]}") for place, one in pixels.items()}
-        found = [scores_of(one) for one in found]
+        images = {place: Image(array.tolist(), f"input {place[0]} {place[1]}") for place, array in pixels.items()}
+        reports = [scores_of(report) for report in reports]
     elif shape is not None:
         raise UsageError("--image-shape is for reports of influence", "leave it out")
-    return picture([without_tiny(printable_values(one)) for one in found], images, learning_rate)
+    return picture([without_tiny(printable_values(report)) for report in reports], images, learning_rate)
 
 
-def _written(made: Any, found: list[Any], kind: Kind, dpi: int) -> bytes:
+def _rendered(figure: Any, reports: list[Any], kind: Kind, dpi: int) -> bytes:
     if kind == "html":
         from curvcli.figures import page
 
-        return page.write(made, found)
+        return page.write(figure, reports)
     from curvcli.figures import paint
 
-    return paint.write(made, kind, dpi)
+    return paint.write(figure, kind, dpi)
 
 
 def _kind(path: Path, given: Kind | None) -> Kind:
@@ -127,7 +127,7 @@ def _kind(path: Path, given: Kind | None) -> Kind:
 
 
 def _beside(path: Path, report: Any, given: Kind | None) -> Path:
-    """Where the picture goes if nothing is said: beside its report, or, of stdin, here."""
+    """Return the default path of the picture: beside its report, or in the current folder for stdin."""
     from curvcli.figures.assemble import analysis
 
     suffix = f".{given or 'png'}"

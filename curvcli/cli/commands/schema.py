@@ -1,4 +1,4 @@
-"""`curv schema`."""
+"""The command `curv schema`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def schema(
     from curvcli.errors import UsageError
     from curvcli.registry import schemas
 
-    known = schemas()
+    models = schemas()
     if name is None:
-        text = "\n".join(known)
-    elif name not in known:
-        raise UsageError(f"no schema {name!r}", f"the names are: {', '.join(known)}")
+        text = "\n".join(models)
+    elif name not in models:
+        raise UsageError(f"no schema {name!r}", f"the names are: {', '.join(models)}")
     else:
         document = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **known[name].model_json_schema(),
+            **models[name].model_json_schema(),
         }
         text = json.dumps(document, indent=2)
     with output.own_stdout() as stdout:

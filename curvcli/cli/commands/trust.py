@@ -1,4 +1,4 @@
-"""`curv trust`."""
+"""The command `curv trust`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def trust(
     from curvcli.run.trust import revoke as forget
     from curvcli.run.trust import trust as remember
 
-    found = named_specification(file)
+    specification = named_specification(file)
     if revoke:
-        lines = [f"{found.origin}: {'no longer trusted' if forget(found) else 'was not trusted'}"]
+        lines = [f"{specification.origin}: {'no longer trusted' if forget(specification) else 'was not trusted'}"]
     else:
-        code = code_of(found)
-        remember(found)
-        files = [f"  {one.setting}: {one.target} ({one.file or 'a module outside of its folder'})" for one in code]
-        lines = [f"{found.origin}: {'trusted' if code else 'trusted; it names no code'}", *files]
+        code = code_of(specification)
+        remember(specification)
+        files = [f"  {item.setting}: {item.target} ({item.file or 'a module outside of its folder'})" for item in code]
+        lines = [f"{specification.origin}: {'trusted' if code else 'trusted; it names no code'}", *files]
     with output.own_stdout() as stdout:
         for line in lines:
             output.write_line(stdout, line)

@@ -1,4 +1,4 @@
-"""`curv watch`."""
+"""The command `curv watch`."""
 
 from __future__ import annotations
 

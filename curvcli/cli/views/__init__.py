@@ -1,1 +1,1 @@
-"""One view a report: `view(report, width, unicode)` gives the parts of one screen."""
+"""Views of reports: `view(report, width, unicode)` returns the parts of one screen."""

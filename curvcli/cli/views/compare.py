@@ -1,4 +1,4 @@
-"""`curv compare` for people."""
+"""The view of `curv compare`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
-    """One row a matrix, then two squares: distances; and agreement of top spaces and steps."""
+    """Return a row for each matrix, the matrix of distances, and that of agreement of top spaces and steps."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
     parts += [_matrices(result), Text("")]
     if result.equal:
-        said = "; ".join(f"{one.name} = {one.to}: {one.reason}" for one in result.equal)
-        parts += [Text(said), Text("")]
+        remark = "; ".join(f"{pair.name} = {pair.to}: {pair.reason}" for pair in result.equal)
+        parts += [Text(remark), Text("")]
     if result.left_out:
         parts += [Text(f"left out: {', '.join(result.left_out)} ({next(iter(result.left_out.values()))})"), Text("")]
     parts += [Text("Relative distance ‖row − column‖ / ‖row‖", style="bold"), _distances(result)]
@@ -37,7 +37,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
     parts += [Text(title, style="bold"), _agreement(result), Text("")]
     if (steps := result.step_angles) is not None:
         parts.append(Text(f"steps −(A + λI)⁻¹∇J with λ = {number(steps.damping)} ({steps.reason})"))
-        parts += [Text(f"{one.name}: {said}") for one in steps.steps if (said := _remark(one))]
+        parts += [Text(f"{step.name}: {remark}") for step in steps.steps if (remark := _remark(step))]
     if result.laplace is not None:
         parts += [Text(""), Text(f"Laplace with {result.laplace.matrix}", style="bold"), _laplace(result.laplace)]
     foot = f"{result.reason} · {spent(cost)}"
@@ -45,7 +45,7 @@ def view(report: CompareReport, width: int, unicode: bool) -> list[Part]:
 
 
 def _headline(result: CompareResult) -> str:
-    """The pair that is nearest to each other and the one that is farthest apart."""
+    """Name the pairs with the least and the largest distance."""
     pairs = [(one.alignment.value, one) for one in result.distances if one.alignment is not None]
     if not pairs:
         return f"{len(result.matrices)} matrices compared"
@@ -56,9 +56,9 @@ def _headline(result: CompareResult) -> str:
 
 
 def _matrices(result: CompareResult) -> Table:
-    """Trace, norm, extremes and step of each."""
+    """Return the table of trace, norm, largest eigenvalue and step of each matrix."""
     grid = Table.grid(padding=(0, 2))
-    steps = {one.name: one for one in result.step_angles.steps} if result.step_angles else {}
+    steps = {step.name: step for step in result.step_angles.steps} if result.step_angles else {}
     names = ["", "trace", "‖·‖_F", "λ_1", *(["‖step‖", "cos to −∇J"] if steps else [])]
     grid.add_row(*(Text(name, style="dim", justify="right") for name in names))
     for name in result.matrices:
@@ -71,7 +71,7 @@ def _matrices(result: CompareResult) -> Table:
 
 
 def _remark(step: Step) -> str:
-    """What keeps a step from being that of a minimum."""
+    """Return a remark on a step that does not lead to a minimum of the quadratic model."""
     solve = step.solve
     if solve.status != "converged":
         return f"step {solve.status}, residual {solve.residual:.1g}"
@@ -80,7 +80,7 @@ def _remark(step: Step) -> str:
 
 
 def _brief(found: Estimate) -> str:
-    """Four digits, and half the width of the interval where there is one."""
+    """Format a number with four digits and the half-width of its interval, where there is one."""
     low, high = found.interval
     return (
         f"{found.value:.4g}" if high - low <= 1e-8 * abs(found.value) else f"{found.value:.4g}±{0.5 * (high - low):.1g}"
@@ -116,7 +116,7 @@ def _square(result: CompareResult, cells: dict[tuple[str, str], str]) -> Table:
 
 
 def _share(value: float) -> str:
-    """A ratio: three digits, as short as they can be."""
+    """Format a ratio with three digits, as briefly as possible."""
     return f"{value:.3f}" if 1e-3 <= value < 10 else f"{value:.2g}"
 
 
@@ -125,14 +125,14 @@ def _widest(result: CompareResult) -> float:
     return max((0.5 * (one.interval[1] - one.interval[0]) for one in found), default=0.0)
 
 
-def _laplace(found: Laplace) -> Table:
-    predictive = found.predictive
+def _laplace(laplace: Laplace) -> Table:
+    predictive = laplace.predictive
     rows = [
-        ("log evidence", f"{estimate(found.log_evidence)} nats"),
-        ("below the model's peak", f"{number(found.decrement)} nats (½ gᵀP⁻¹g; 0 at a MAP estimate)"),
-        ("log likelihood", number(found.log_likelihood)),
-        ("prior precision", f"{number(found.prior_precision)} ({found.prior})"),
-        ("effective parameters", estimate(found.effective_parameters)),
+        ("log evidence", f"{estimate(laplace.log_evidence)} nats"),
+        ("below the model's peak", f"{number(laplace.decrement)} nats (½ gᵀP⁻¹g; 0 at a MAP estimate)"),
+        ("log likelihood", number(laplace.log_likelihood)),
+        ("prior precision", f"{number(laplace.prior_precision)} ({laplace.prior})"),
+        ("effective parameters", estimate(laplace.effective_parameters)),
         ("variance of an output", f"mean {_brief(predictive.mean)}, median {number(predictive.median)}, "
          f"largest {number(predictive.largest)}"),
     ]  # fmt: skip

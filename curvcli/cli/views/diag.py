@@ -1,4 +1,4 @@
-"""`curv diag` for people."""
+"""The view of `curv diag`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: DiagReport, width: int, unicode: bool) -> list[Part]:
-    """The range of the entries, the layers by saliency (by mean where there is none), and the trial of pruning."""
+    """Return the range of the entries, the layers by saliency (by mean where there is none), and the pruning."""
     result, cost = report.result, report.cost
     parts = [Text(_headline(report), style="bold"), header(report), *failed(report), Text(""), _layers(result)]
     if result.prune is not None:
@@ -31,7 +31,7 @@ def view(report: DiagReport, width: int, unicode: bool) -> list[Part]:
 
 
 def _headline(report: DiagReport) -> str:
-    """`Diagonal of the hessian: 26,122 entries from … to …, standard error … (rms)`."""
+    """Return a line like `Diagonal of the hessian: 26,122 entries from … to …, standard error … (rms)`."""
     result = report.result
     low, high = (pick(layer) for pick, layer in (
         (lambda layer: layer.min, min(result.layers, key=lambda layer: layer.min)),
@@ -43,7 +43,7 @@ def _headline(report: DiagReport) -> str:
 
 
 def _layers(result: DiagResult) -> Table:
-    """One row a layer."""
+    """Return a table with a row for each layer."""
     saliency = {layer.name: layer for layer in result.saliency or []}
     pruned = {layer.name: layer.weights for layer in result.prune.layers} if result.prune else {}
     ordered = sorted(

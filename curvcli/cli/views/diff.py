@@ -1,4 +1,4 @@
-"""`curv diff` for people."""
+"""The view of `curv diff`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST = 24
 
 
 def view(record: DiffRecord, width: int, unicode: bool) -> list[Part]:
-    """What changed by more than the intervals allow first, then the rest."""
+    """Return the significant changes first, then the rest."""
     uncertain = [row for row in record.differences if row.significant is not None]
     chance = f" ({record.by_chance:.1f} expected by chance alone)" if record.by_chance else ""
     headline = f"{record.significant} of {len(uncertain)} numbers changed by more than their intervals allow{chance}"
@@ -26,7 +26,7 @@ def view(record: DiffRecord, width: int, unicode: bool) -> list[Part]:
         parts.append(Text(f"… {len(rows) - MOST} more", style="dim"))
     if record.settings:
         parts += [Text(""), Text("not the same in both runs:", style="dim")]
-        parts += [Text(f"{one.name}: {one.a} → {one.b}") for one in record.settings[:MOST]]
+        parts += [Text(f"{setting.name}: {setting.a} → {setting.b}") for setting in record.settings[:MOST]]
     return parts
 
 
@@ -44,11 +44,11 @@ def _table(rows: list[Difference]) -> Table:
     for row in rows:
         name = Text(("* " if row.significant else "  ") + row.name)
         between = "" if row.interval is None else f"{number(row.interval[0])} and {number(row.interval[1])}"
-        grid.add_row(name, _shown(row.a), _shown(row.b), _change(row), between)
+        grid.add_row(name, _formatted(row.a), _formatted(row.b), _change(row), between)
     return grid
 
 
-def _shown(value: float | str | bool | None) -> str:
+def _formatted(value: float | str | bool | None) -> str:
     return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 

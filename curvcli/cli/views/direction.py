@@ -1,4 +1,4 @@
-"""`curv direction` for people."""
+"""The view of `curv direction`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: DirectionReport, width: int, unicode: bool) -> list[Part]:
-    """The curvature, a table, and the loss against its quadratic model; of several directions a table alone."""
+    """Return the curvature, a table, and the loss with its quadratic model; for several directions a table alone."""
     result, cost = report.result, report.cost
     if isinstance(result, DirectionResult):
         parts = [Text(_headline(report, result), style="bold"), header(report), *failed(report), Text("")]
         parts += [_facts(report, result), Text(""), *_plot(result, width, unicode)]
     else:
-        shown = result.directions
-        steepest = max(shown, key=lambda one: one.rayleigh_quotient)
-        headline = f"Curvature of the {report.matrix} along {len(shown)} directions: most along {steepest.direction}, "
+        directions = result.directions
+        steepest = max(directions, key=lambda line: line.rayleigh_quotient)
+        headline = (
+            f"Curvature of the {report.matrix} along {len(directions)} directions: most along {steepest.direction}, "
+        )
         headline += number(steepest.rayleigh_quotient)
-        parts = [Text(headline, style="bold"), header(report), *failed(report), Text(""), _table(shown)]
-        parts += [Text(f"undefined: {one.direction}: {one.reason}") for one in result.undefined]
+        parts = [Text(headline, style="bold"), header(report), *failed(report), Text(""), _table(directions)]
+        parts += [Text(f"undefined: {direction.direction}: {direction.reason}") for direction in result.undefined]
     foot = spent(cost)
     return [*parts, Text(foot, style="dim")]
 
 
 def _headline(report: DirectionReport, result: DirectionResult) -> str:
-    """`Curvature along newton: 0.12 (hessian); the quadratic model holds to |s| ≤ 0.4`."""
+    """Return a line like `Curvature along newton: 0.12 (hessian); the quadratic model holds to |s| ≤ 0.4`."""
     text = f"Curvature along {result.direction}: {number(result.rayleigh_quotient)} ({report.matrix})"
     return f"{text}; {_radius(result)}"
 
@@ -81,17 +83,17 @@ def _plot(result: DirectionResult, width: int, unicode: bool) -> list[Part]:
     return [title, Text(plot)]
 
 
-def _table(found: list[DirectionResult]) -> Table:
-    """One row a direction."""
+def _table(lines: list[DirectionResult]) -> Table:
+    """Return a table with a row for each direction."""
     grid = Table.grid(padding=(0, 2))
     names = ["direction", "slope", "vᵀHv", "vᵀGv", "third", "outputs", "radius"]
     grid.add_row(*(Text(name, style="dim", justify="left" if not i else "right") for i, name in enumerate(names)))
-    for one in found[:MOST]:
-        radius = "–" if one.model_radius is None else f"{one.model_radius:.3g}"
-        cells = [one.slope, one.rayleigh_quotients.hessian, one.rayleigh_quotients.ggn, one.third_derivative]
-        texts = [*(f"{value:.3g}" for value in (*cells, one.output_change.rms))]
-        radius = f"≥ {radius}" if one.model_radius_censored else radius
-        grid.add_row(Text(shortened(one.direction, 22)), *(Text(text, justify="right") for text in [*texts, radius]))
-    if len(found) > MOST:
-        grid.add_row(f"… {len(found) - MOST} more")
+    for line in lines[:MOST]:
+        radius = "–" if line.model_radius is None else f"{line.model_radius:.3g}"
+        cells = [line.slope, line.rayleigh_quotients.hessian, line.rayleigh_quotients.ggn, line.third_derivative]
+        texts = [*(f"{value:.3g}" for value in (*cells, line.output_change.rms))]
+        radius = f"≥ {radius}" if line.model_radius_censored else radius
+        grid.add_row(Text(shortened(line.direction, 22)), *(Text(text, justify="right") for text in [*texts, radius]))
+    if len(lines) > MOST:
+        grid.add_row(f"… {len(lines) - MOST} more")
     return grid

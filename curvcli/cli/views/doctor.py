@@ -1,4 +1,4 @@
-"""`curv doctor` for people."""
+"""The view of `curv doctor`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from curvcli.schema.doctor import DoctorRecord
 
 
 def view(record: DoctorRecord, width: int, unicode: bool) -> list[Part]:
-    """What was found, faults first."""
-    found = len(record.problems)
-    headline = f"{found} problem{'s' * (found != 1)} found" if found else "Nothing wrong was found"
-    parts: list[Part] = [Text(headline, style="bold red" if found else "bold")]
+    """Return the record, problems first."""
+    count = len(record.problems)
+    headline = f"{count} problem{'s' * (count != 1)} found" if count else "Nothing wrong was found"
+    parts: list[Part] = [Text(headline, style="bold red" if count else "bold")]
     parts += [Text(f"* {problem}") for problem in record.problems]
-    there = ", ".join(f"{name} {version}" for name, version in record.packages.items() if version is not None)
+    installed = ", ".join(f"{name} {version}" for name, version in record.packages.items() if version is not None)
     missing = ", ".join(name for name, version in record.packages.items() if version is None)
     cache, speed = record.cache, record.speed
     rows = [
         ("curv", f"{record.curv}, Python {record.python}, {record.platform}"),
-        ("packages", there),
+        ("packages", installed),
         *([("not installed", missing)] if missing else []),
         ("devices", f"{', '.join(record.devices)}; {record.threads} threads"),
         ("memory", f"{record.memory.available / 1e9:.1f} GB free, curv takes {record.memory.limit / 1e9:.1f} at most"),

@@ -1,4 +1,4 @@
-"""`curv eigs` for people."""
+"""The view of `curv eigs`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: EigsReport, width: int, unicode: bool) -> list[Part]:
-    """The eigenvalues with their residuals and the gradient's share, as many as fit one screen."""
+    """Return the eigenvalues with their residuals and the gradient's share, as many as fit on one screen."""
     result, cost = report.result, report.cost
     pairs = result.eigenvalues
     converged = sum(pair.converged for pair in pairs)
-    said = "all converged" if converged == len(pairs) else f"{converged} of {len(pairs)} converged"
-    headline = f"{_wanted(report)} of {report.matrix}: {number(pairs[0].value)}"
-    headline += f" to {number(pairs[-1].value)}; {said}" if len(pairs) > 1 else f"; {said}"
+    convergence = "all converged" if converged == len(pairs) else f"{converged} of {len(pairs)} converged"
+    headline = f"{_request(report)} of {report.matrix}: {number(pairs[0].value)}"
+    headline += f" to {number(pairs[-1].value)}; {convergence}" if len(pairs) > 1 else f"; {convergence}"
     parts = [Text(headline, style="bold"), header(report), *failed(report), Text("")]
     parts += [_table(pairs, min(width - 50, 40), unicode), Text("")]
     if result.gradient_overlap is not None:
@@ -42,15 +42,15 @@ def _beside(pair: Eigenpair, largest: float, room: int, unicode: bool) -> str:
     return bar(pair.value, largest, width=room, unicode=unicode) if room > 4 else ""
 
 
-def _wanted(report: EigsReport) -> str:
-    """`10 largest eigenvalues`."""
+def _request(report: EigsReport) -> str:
+    """Return a text like `10 largest eigenvalues`."""
     which = {"both": "extreme", "magnitude": "largest (by magnitude)"}.get(report.result.which, report.result.which)
     count = len(report.result.eigenvalues)
     return f"{count} {which} eigenvalue{'s' if count > 1 else ''}"
 
 
 def _table(pairs: list[Eigenpair], room: int, unicode: bool) -> Table:
-    """One row a pair, with a bar where there is room; the middle of a long list is left out."""
+    """Return a table with a row for each pair, and a bar where there is room; long lists lack the middle."""
     largest = max(abs(pair.value) for pair in pairs)
     errors = any(pair.data_stderr is not None for pair in pairs)
     overlaps = any(pair.gradient_cosine_squared is not None for pair in pairs)

@@ -1,4 +1,4 @@
-"""`curv influence` for people."""
+"""The view of `curv influence`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
-    """Who drives what, how far that can be trusted, and what each solve came to."""
+    """Return the most influential examples, the validity of the scores, and the status of the solves."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
     parts += [Text(result.validity.words), table(_facts(result)), Text("")]
@@ -38,32 +38,32 @@ def view(report: InfluenceReport, width: int, unicode: bool) -> list[Part]:
 
 def _headline(report: InfluenceReport) -> str:
     result, count = report.result, report.problem.data.num_examples
-    what = {
+    subject = {
         "remove": "taking away", "label-perturb": "the labels of", "input-perturb": "the inputs of", "hyper": ""
     }[result.mode]  # fmt: skip
     if result.responses is not None:
-        names = [one.name for one in result.responses]
+        names = [response.name for response in result.responses]
         return (
             f"Response of weights and predictions to {', '.join(names) if len(names) < 4 else f'{len(names)} changes'}"
         )
     if result.target is None:
-        return f"Self-influence: {what} {count:,} examples, each on itself"
+        return f"Self-influence: {subject} {count:,} examples, each on itself"
     first, last = result.target.rows
-    asked = f"{result.target.measure} of {result.target.source} {first}:{last}"
-    return f"Influence of {what} {count:,} examples on the {asked}"
+    measure = f"{result.target.measure} of {result.target.source} {first}:{last}"
+    return f"Influence of {subject} {count:,} examples on the {measure}"
 
 
 def _facts(result: InfluenceResult) -> list[tuple[str, str]]:
     choice = result.damping_choice
     # The gradient's, which the verdict rests on, is solved to fewer digits.
-    of_scores = [one for one in result.solves if one.of != "gradient"] or result.solves
-    worst = max(of_scores, key=lambda one: one.residual)
-    bad = sum(one.status != "converged" for one in result.solves)
-    said = "all converged" if not bad else f"{bad} not converged"
+    of_scores = [solve for solve in result.solves if solve.of != "gradient"] or result.solves
+    worst = max(of_scores, key=lambda solve: solve.residual)
+    bad = sum(solve.status != "converged" for solve in result.solves)
+    convergence = "all converged" if not bad else f"{bad} not converged"
     rows = [
         ("scores", f"{result.units}; {result.sign}"),
         ("damping", f"{number(result.damping)} ({choice.reason})"),
-        ("solves", f"{len(result.solves)} by {result.solver}, {said}, residual at most {worst.residual:.1e}"),
+        ("solves", f"{len(result.solves)} by {result.solver}, {convergence}, residual at most {worst.residual:.1e}"),
     ]
     if result.self_influence is not None and result.self_influence.total_leverage is not None:
         rows.append(("total leverage", estimate(result.self_influence.total_leverage)))
@@ -82,19 +82,19 @@ def _title(ranking: Ranking) -> str:
 
 
 def _entries(ranking: Ranking) -> Table:
-    """The two ends side by side."""
-    shown = Table.grid(padding=(0, 2))
+    """Return a table with the two ends of a ranking side by side."""
+    grid = Table.grid(padding=(0, 2))
     ends = [ranking.highest[:MOST_ENTRIES], ranking.lowest[:MOST_ENTRIES]]
-    classes = any(one.label is not None for one in ends[0])
-    tokens = any(one.token is not None for one in ends[0])
+    classes = any(entry.label is not None for entry in ends[0])
+    tokens = any(entry.token is not None for entry in ends[0])
     score = "score" if ends[1] else "‖score‖"
     heads = ["example", *(["token"] if tokens else []), *(["label"] if classes else []), score]
-    both = heads * (2 if ends[1] else 1)
-    shown.add_row(*(Text(head, style="dim", justify="right") for head in both))
+    titles = heads * (2 if ends[1] else 1)
+    grid.add_row(*(Text(head, style="dim", justify="right") for head in titles))
     for index in range(max(map(len, ends))):
         cells = [cell for end in ends if end for cell in _cells(end[index], signed=bool(ends[1]))]
-        shown.add_row(*(Text(cell, justify="right") for cell in cells))
-    return shown
+        grid.add_row(*(Text(cell, justify="right") for cell in cells))
+    return grid
 
 
 def _cells(entry: Entry, *, signed: bool) -> list[str]:
@@ -118,54 +118,64 @@ def _responses(result: InfluenceResult) -> Table:
 
 
 def _moved(result: InfluenceResult, change: list | None) -> str:
-    """The query, and the output of it, that moves most: `3 output 1 (+0.02)`."""
+    """Name the query and the output with the largest change: `3 output 1 (+0.02)`."""
     if change is None:
         return "too many to show"
     first = result.target.rows[0] if result.target else 0
     moved = [
-        (f"{first + query}" + (f" output {output}" if isinstance(one, list) else ""), value)
-        for query, one in enumerate(change)
-        for output, value in enumerate(one if isinstance(one, list) else [one])
+        (f"{first + query}" + (f" output {output}" if isinstance(values, list) else ""), value)
+        for query, values in enumerate(change)
+        for output, value in enumerate(values if isinstance(values, list) else [values])
     ]
     name, value = max(moved, key=lambda item: abs(item[1]))
     return f"{name} ({value:+.4g})"
 
 
 def _groups(result: InfluenceResult) -> Table:
-    """Each group's effect on the query that it moves most."""
-    shown, titles = Table.grid(padding=(0, 2)), [_title(ranking).lower() for ranking in result.top]
-    shown.add_row(*(Text(head, style="dim") for head in ("group", "size", "on", "first order", "Newton", "")))
-    for one in sorted(result.groups or [], key=lambda group: -max(map(abs, group.newton)))[:12]:
-        index = max(range(len(one.newton)), key=lambda i: abs(one.newton[i]))
-        flag = "disagree" if one.disagree else ""
-        shown.add_row(
-            one.name, str(one.size), titles[index], f"{one.first_order[index]:+.4g}", f"{one.newton[index]:+.4g}", flag
+    """Return a table of each group's largest effect on a query."""
+    grid, titles = Table.grid(padding=(0, 2)), [_title(ranking).lower() for ranking in result.top]
+    grid.add_row(*(Text(head, style="dim") for head in ("group", "size", "on", "first order", "Newton", "")))
+    for group in sorted(result.groups or [], key=lambda group: -max(map(abs, group.newton)))[:12]:
+        index = max(range(len(group.newton)), key=lambda i: abs(group.newton[i]))
+        flag = "disagree" if group.disagree else ""
+        grid.add_row(
+            group.name,
+            str(group.size),
+            titles[index],
+            f"{group.first_order[index]:+.4g}",
+            f"{group.newton[index]:+.4g}",
+            flag,
         )
-    return shown
+    return grid
 
 
 def _beside(result: InfluenceResult) -> list[Part]:
-    """Baselines, the sweep, the refits."""
+    """Return the table of baselines, damping sweep and refits."""
     rows = []
-    for one in result.baselines:
-        said = []
-        if one.name != "influence" and one.spearman is not None:
-            said.append(f"rank correlation with influence {one.spearman:.3f}")
-        if one.auc is not None:
-            low, high = one.auc.interval
-            said.append(f"AUC of wrong labels {one.auc.value:.3f} in [{low:.3f}, {high:.3f}]")
-        if said:
-            rows.append((one.name, "; ".join(said)))
+    for baseline in result.baselines:
+        notes = []
+        if baseline.name != "influence" and baseline.spearman is not None:
+            notes.append(f"rank correlation with influence {baseline.spearman:.3f}")
+        if baseline.auc is not None:
+            low, high = baseline.auc.interval
+            notes.append(f"AUC of wrong labels {baseline.auc.value:.3f} in [{low:.3f}, {high:.3f}]")
+        if notes:
+            rows.append((baseline.name, "; ".join(notes)))
     for point in result.sweep or []:
         moved = "" if point.spearman is None else f"rank correlation {point.spearman:.3f}, "
         stays = f"{point.top_overlap:.0%} of the top stays ({point.status})"
         rows.append((f"λ = {number(point.damping)}", moved + stays))
-    found = result.verification
-    if found is not None:
+    verification = result.verification
+    if verification is not None:
         for name in ("pearson", "spearman", "slope"):
-            one = getattr(found, name)
-            if one is not None:
-                rows.append((f"refits: {name}", f"{one.value:.3f} in [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"))
-        ended = "" if len(found.refits) == found.asked else f", {len(found.refits)} ended"
-        rows.append(("refits", f"{found.converged} of {found.asked} converged{ended}"))
+            interval = getattr(verification, name)
+            if interval is not None:
+                rows.append(
+                    (
+                        f"refits: {name}",
+                        f"{interval.value:.3f} in [{interval.interval[0]:.3f}, {interval.interval[1]:.3f}]",
+                    )
+                )
+        ended = "" if len(verification.refits) == verification.asked else f", {len(verification.refits)} ended"
+        rows.append(("refits", f"{verification.converged} of {verification.asked} converged{ended}"))
     return [table(rows), Text("")] if rows else []

@@ -1,4 +1,4 @@
-"""`curv inspect` for people."""
+"""The view of `curv inspect`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: InspectReport, width: int, unicode: bool) -> list[Part]:
-    """Loss, layers, data and what a spectrum would cost."""
+    """Return loss, layers, data and the forecast of a spectrum."""
     result = report.result
     headline = f"Loss {number(result.loss_value)}, gradient norm {number(result.gradient_norm)}"
     layers = Table.grid(padding=(0, 2))
-    shown = sorted(result.layers.items(), key=lambda item: -item[1])[:12]
-    for name, size in shown:
+    largest = sorted(result.layers.items(), key=lambda item: -item[1])[:12]
+    for name, size in largest:
         layers.add_row(Text(name), Text(f"{size:,}", justify="right"))
-    if len(result.layers) > len(shown):
-        layers.add_row(Text(f"… {len(result.layers) - len(shown)} more layers"), Text(""))
+    if len(result.layers) > len(largest):
+        layers.add_row(Text(f"… {len(result.layers) - len(largest)} more layers"), Text(""))
     data = result.data
     fixed = ", ".join(f"{name} ({size:,})" for name, size in result.collections.items())
     arrays = ", ".join(f"{a.name} {a.shape} {a.dtype}" for a in [*data.arrays, data.outputs])

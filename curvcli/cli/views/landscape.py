@@ -1,4 +1,4 @@
-"""`curv landscape` for people."""
+"""The view of `curv landscape`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: LandscapeReport, width: int, unicode: bool) -> list[Part]:
-    """The range of the losses or the barrier, the directions, and a picture."""
+    """Return the range of the losses or the barrier, the directions, and a plot."""
     result, cost = report.result, report.cost
     parts = [Text(_headline(result), style="bold"), header(report), *failed(report), Text(""), _directions(result)]
     parts += [table(_facts(result)), Text(""), *_picture(result, width, unicode)]
@@ -58,15 +58,15 @@ def _directions(result: LandscapeResult) -> Table:
     grid = Table.grid(padding=(0, 2))
     names = ["", "direction", "range", "‖v‖", "slope", "vᵀAv/vᵀv"]
     grid.add_row(*(Text(name, style="dim") for name in names))
-    for letter, one, axis in zip("AB", result.directions, (result.a, result.b or []), strict=False):
+    for letter, line, axis in zip("AB", result.directions, (result.a, result.b or []), strict=False):
         cells = [
             letter,
-            shortened(one.direction, 30),
+            shortened(line.direction, 30),
             f"{axis[0]:.3g} … {axis[-1]:.3g}",
-            number(one.norm),
-            number(one.slope),
+            number(line.norm),
+            number(line.slope),
         ]
-        grid.add_row(*(Text(cell) for cell in [*cells, number(one.rayleigh_quotient)]))
+        grid.add_row(*(Text(cell) for cell in [*cells, number(line.rayleigh_quotient)]))
     return grid
 
 
@@ -75,8 +75,8 @@ def _picture(result: LandscapeResult, width: int, unicode: bool) -> list[Part]:
     if result.b is None:
         marks = ("●", "·") if unicode else ("o", ".")
         title = Text(f"loss {marks[0]} and quadratic {marks[1]} along a·A")
-        losses = [one for one in result.loss if not isinstance(one, list)]
-        model = [one for one in result.quadratic if not isinstance(one, list)]
+        losses = [value for value in result.loss if not isinstance(value, list)]
+        model = [value for value in result.quadratic if not isinstance(value, list)]
         return [title, Text(line_plot(result.a, losses, model, width=width, height=12, marks=marks))]
     rows = [row for row in result.loss if isinstance(row, list)]
     plot = shade_map(result.a, result.b, rows, width=width, height=16, unicode=unicode)

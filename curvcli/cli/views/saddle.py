@@ -1,4 +1,4 @@
-"""`curv saddle` for people."""
+"""The view of `curv saddle`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: SaddleReport, width: int, unicode: bool) -> list[Part]:
-    """The verdict in a sentence, its evidence, and the rates of gradient descent."""
+    """Return the verdict in a sentence, its evidence, and the rates of gradient descent."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(result), style="bold"), header(report), *failed(report), Text("")]
     parts += [table(_evidence(result)), Text(""), _rates(result.gradient_descent)]
@@ -47,13 +47,13 @@ def _bound(result: SaddleResult) -> str:
 
 def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
     test = result.stationarity
-    said = {True: "stationary", False: "not stationary", None: "not known"}[result.stationary]
+    verdict = {True: "stationary", False: "not stationary", None: "not known"}[result.stationary]
     beyond = ", more than the loss can fall: the quadratic model does not hold" if test.model_holds is False else ""
     rows = [
         (
             "gradient",
             f"{number(result.gradient_norm)}, {test.gradient:.1e} of ‖H‖·‖w‖ (allowed {test.gradient_tolerance:.0e}); "
-            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}){beyond}: {said}",
+            f"decrement {test.decrement:.1e} (allowed {test.decrement_tolerance:.1e}){beyond}: {verdict}",
         ),
         ("λ_max", eigenvalue(result.lambda_max)),
         ("λ_min", eigenvalue(result.lambda_min)),
@@ -85,22 +85,22 @@ def _evidence(result: SaddleResult) -> list[tuple[str, str]]:
 
 
 def _rates(descent: GradientDescent) -> Part:
-    """Eigenvalues at both ends with their rates."""
-    shown = Table.grid(padding=(0, 2))
+    """Return a table of eigenvalues at both ends with their rates."""
+    grid = Table.grid(padding=(0, 2))
     rates = descent.learning_rate is not None
     heads = ["eigenvalue", "±", *([f"factor at lr {descent.learning_rate:g}", "steps to halve"] if rates else [])]
-    shown.add_row(*(Text(head, style="dim", justify="right") for head in heads))
+    grid.add_row(*(Text(head, style="dim", justify="right") for head in heads))
     for mode in descent.modes:
         cells = [f"{mode.eigenvalue:.5g}", f"{mode.residual:.1e}"]
         if mode.rate is not None:
             halved = "grows" if mode.rate > 1 else "–" if mode.steps_to_halve is None else f"{mode.steps_to_halve:.3g}"
             cells += [_factor(mode.rate), halved]
-        shown.add_row(*(Text(cell, justify="right") for cell in cells))
-    return shown
+        grid.add_row(*(Text(cell, justify="right") for cell in cells))
+    return grid
 
 
 def _factor(rate: float) -> str:
-    """Factors close to 1 by what they differ from it.
+    """Format a factor; one close to 1 by its difference from 1.
 
     >>> _factor(0.953663), _factor(1 - 1.2e-7)
     ('0.953663', '1 - 1.2e-07')
@@ -110,14 +110,14 @@ def _factor(rate: float) -> str:
 
 
 def _adam(adam: Adam) -> str:
-    said = f"Adam after {adam.count} steps: preconditioned λ_max {eigenvalue(adam.lambda_max)}"
+    text = f"Adam after {adam.count} steps: preconditioned λ_max {eigenvalue(adam.lambda_max)}"
     if adam.threshold is not None:
         where = {True: "below", False: "above", None: "perhaps below"}[adam.stable]
-        said += f", {where} its threshold {number(adam.threshold)}"
+        text += f", {where} its threshold {number(adam.threshold)}"
     if adam.lambda_max_of_all is not None:
-        arrays = ", ".join(f"{one.name} ({one.count} of {one.size})" for one in adam.left_out)
-        said += (
+        arrays = ", ".join(f"{array.name} ({array.count} of {array.size})" for array in adam.left_out)
+        text += (
             f"\nwithout parameters that had no gradient in training: {arrays}; with them "
             f"{eigenvalue(adam.lambda_max_of_all)}"
         )
-    return said
+    return text

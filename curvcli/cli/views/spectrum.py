@@ -1,4 +1,4 @@
-"""`curv spectrum` for people."""
+"""The view of `curv spectrum`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COVERS_ALL_EXAMPLES = True
 
 
 def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
-    """Sharpness, both extremes, trace and masses, and the density as a picture."""
+    """Return sharpness, both extremes, trace and masses, and a plot of the density."""
     result = report.result
     high, low, scope = result.lambda_max, result.lambda_min, report.problem.data.scope
     own_hessian = MATRICES[report.matrix or "hessian"].own_hessian
@@ -24,9 +24,9 @@ def view(report: SpectrumReport, width: int, unicode: bool) -> list[Part]:
         headline += f" ({scope})" if scope else ""
     else:
         headline = f"{kind}λ_max {eigenvalue(high, scope)}{'' if high.value > 0 else ': no positive curvature'}"
-    whole = not (report.settings.params or report.settings.exclude)
+    all_parameters = not (report.settings.params or report.settings.exclude)
     rate = stable_rate(result, high)
-    if rate is not None and own_hessian and whole:
+    if rate is not None and own_hessian and all_parameters:
         headline += f"; gradient descent is stable to lr {rate}"
     rows = [
         ("λ_max", eigenvalue(high, scope)),

@@ -1,4 +1,4 @@
-"""`curv step` for people."""
+"""The view of `curv step`."""
 
 from __future__ import annotations
 
@@ -21,24 +21,35 @@ COVERS_ALL_EXAMPLES = False
 
 
 def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
-    """The step in a sentence, what it does, the λ that were tried, the steps that were made."""
+    """Return the step in a sentence, its effects, the λ that were tried, and the steps that were made."""
     result, cost = report.result, report.cost
     parts: list[Part] = [Text(_headline(report), style="bold"), header(report), *failed(report), Text("")]
     parts.append(table(_facts(report)))
     if len(result.trials) > 1:
         rows = [
-            [number(one.damping), _number(one.reduction_ratio), _number(one.actual_decrease), number(one.step_norm)]
-            for one in result.trials
+            [
+                number(trial.damping),
+                _number(trial.reduction_ratio),
+                _number(trial.actual_decrease),
+                number(trial.step_norm),
+            ]
+            for trial in result.trials
         ]
         parts += [Text(""), _grid(["λ tried", "ρ", "J falls by", "‖δ‖"], rows)]
     if len(result.cg) > FEWEST:
         parts += [Text(""), *_trace(result.cg, width, unicode)]
     if result.steps:
         rows = [
-            [str(one.step), number(one.loss), number(one.damping), _number(one.reduction_ratio), number(one.step_norm),
-             f"{one.passes:.1f}" + ("" if one.accepted else "  not made")]
-            for one in result.steps
-        ]  # fmt: skip
+            [
+                str(step.step),
+                number(step.loss),
+                number(step.damping),
+                _number(step.reduction_ratio),
+                number(step.step_norm),
+                f"{step.passes:.1f}" + ("" if step.accepted else "  not made"),
+            ]
+            for step in result.steps
+        ]
         parts += [Text(""), _grid(["step", "J before", "λ", "ρ", "‖δ‖", "gradients"], rows)]
         parts.append(Text(f"J after: {_number(result.final_loss)}"))
     if result.saved is not None:
@@ -52,7 +63,7 @@ def view(report: StepReport, width: int, unicode: bool) -> list[Part]:
 
 
 def _headline(report: StepReport) -> str:
-    """`gauss-newton step, λ = 0.01: J falls by 0.0123, 97 % of what was predicted`."""
+    """Return a line like `gauss-newton step, λ = 0.01: J falls by 0.0123, 97 % of what was predicted`."""
     result = report.result
     start = f"{result.method} step, λ = {number(result.damping)}: "
     if result.actual_decrease is None:
@@ -82,19 +93,19 @@ def _facts(report: StepReport) -> list[tuple[str, str]]:
         ("next λ", number(result.next_damping)),
         ("solve", _solve(result)),
     ]  # fmt: skip
-    looked = {one.loss: one.iteration for one in result.cg if one.loss is not None}
+    looked = {iteration.loss: iteration.iteration for iteration in result.cg if iteration.loss is not None}
     if looked:
         rows.append(("backtracking", f"J at {len(looked)} iterates, lowest after iteration {looked[min(looked)]}"))
     if result.step_size is not None:
-        used = "multiplied by it" if result.rescaled else "not used"
-        one = abs(result.step_size - 1) < 1e-3
-        rows.append(("exact step size", f"{number(result.step_size)}" + ("" if one else f" ({used})")))
+        use = "multiplied by it" if result.rescaled else "not used"
+        unchanged = abs(result.step_size - 1) < 1e-3
+        rows.append(("exact step size", f"{number(result.step_size)}" + ("" if unchanged else f" ({use})")))
     if result.momentum is not None:
         rows.append(("momentum", f"{number(result.momentum.step)} r + {number(result.momentum.previous)} δ_prev"))
     if result.negative_curvature is not None:
-        found = result.negative_curvature
-        said = f"followed for {number(found.length)}" if found.used else "not followed: J does not fall along it"
-        rows.append(("negative curvature", f"{number(found.curvature)}, {said}"))
+        escape = result.negative_curvature
+        outcome = f"followed for {number(escape.length)}" if escape.used else "not followed: J does not fall along it"
+        rows.append(("negative curvature", f"{number(escape.curvature)}, {outcome}"))
     return rows
 
 
@@ -116,10 +127,10 @@ def _grid(heads: list[str], rows: list[list[str]]) -> Table:
 
 
 def _trace(steps: list[CgStep], width: int, unicode: bool) -> list[Part]:
-    """Q over the iterations, and J where it was looked at."""
+    """Return a plot of Q over the iterations, and of J where it was evaluated."""
     marks = ("●", "·") if unicode else ("o", ".")
-    at = [float(one.iteration) for one in steps]
-    quadratic = [one.quadratic for one in steps]
+    at = [float(iteration.iteration) for iteration in steps]
+    quadratic = [iteration.quadratic for iteration in steps]
     plot = line_plot(at, [None] * len(at), quadratic, width=min(width, 80), height=8, marks=marks)
     return [Text(f"Q {marks[1]} over the iterations of conjugate gradients"), Text(plot)]
 

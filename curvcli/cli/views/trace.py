@@ -1,4 +1,4 @@
-"""`curv trace` for people."""
+"""The view of `curv trace`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COVERS_ALL_EXAMPLES = True
 
 
 def view(report: TraceReport, width: int, unicode: bool) -> list[Part]:
-    """The trace, the norm, the layers with the largest shares, and what a narrower interval would cost."""
+    """Return the trace, the norm, the layers with the largest shares, and the cost of a narrower interval."""
     result = report.result
     scope = report.problem.data.scope
     rows = [("trace", estimate(result.trace, scope)), ("Frobenius norm", estimate(result.frobenius_norm, scope))]
@@ -46,17 +46,17 @@ def _short(report: TraceReport) -> str:
 
 
 def _layers(report: TraceReport, room: int, unicode: bool) -> Table:
-    """Layers by the size of their traces, which bars show where there is room."""
+    """Return a table of the layers by the size of their traces, with bars where there is room."""
     grid = Table.grid(padding=(0, 2))
     titles = ("layer", "parameters", "trace", "per parameter", "share")
     for title in titles:
         grid.add_column(justify="left" if title in ("layer", "trace") else "right")
     grid.add_row(*titles, style="dim")
-    whole = report.result.trace.value
+    total = report.result.trace.value
     ordered = sorted(report.result.layers, key=lambda layer: -abs(layer.trace.value))
     largest = abs(ordered[0].trace.value)
     for layer in ordered[:MOST_LAYERS]:
-        share = f"{layer.trace.value / whole:.1%}" if whole else ""
+        share = f"{layer.trace.value / total:.1%}" if total else ""
         grid.add_row(
             Text(layer.name), f"{layer.dim:,}", margin(layer.trace),
             number(layer.trace.value / layer.dim), share,

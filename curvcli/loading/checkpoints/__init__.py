@@ -1,1 +1,1 @@
-"""Checkpoints, read and written."""
+"""Reading and writing of checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are one file: Flax msgpack, safetensors and .npz."""
+"""Checkpoints in a single file: Flax msgpack, safetensors and .npz."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 def detect(file: Path) -> FileFormat:
-    """The format of a file by its first bytes, which say more than its extension."""
+    """Return the format of a file by its first bytes, not its extension."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(16)
@@ -45,7 +45,7 @@ def detect(file: Path) -> FileFormat:
 
 
 def _pickled(file: Path) -> CurvError:
-    """The error for a pickle, which would run code when it is read."""
+    """Return the error for a pickle, which would run code when it is read."""
     return DataError(
         f"{file}: this is a pickle, and reading one can run any code",
         "save the parameters with Orbax, flax.serialization.to_bytes, safetensors or numpy.savez",
@@ -60,7 +60,7 @@ def _read_msgpack(file: Path, select: Select) -> Tree:
 
 
 def _keyed(node: Any) -> Any:
-    """Containers of any kind as dicts with string keys."""
+    """Convert containers of any kind to dicts with string keys."""
     if isinstance(node, dict):
         return {str(key): _keyed(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
@@ -69,14 +69,14 @@ def _keyed(node: Any) -> Any:
 
 
 def _read_safetensors(file: Path, select: Select) -> Tree:
-    """Read the wanted tensors of a safetensors file."""
+    """Read the selected tensors of a safetensors file."""
     library: Any = require("safetensors", "safetensors", "reading a .safetensors checkpoint")
     with library.safe_open(str(file), framework="np") as stream:
         return _fetch(select(nest(stream.keys(), file)), stream.get_tensor, file)
 
 
 def _read_npz(file: Path, select: Select) -> Tree:
-    """Read the wanted arrays of an .npz file; nothing in it is ever unpickled."""
+    """Read the selected arrays of an .npz file, without unpickling."""
     # Opened here, since numpy leaves a damaged file open.
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         members = archive.zip.namelist()
@@ -88,7 +88,7 @@ def _read_npz(file: Path, select: Select) -> Tree:
 
 
 def _named_type(array: np.ndarray) -> np.ndarray:
-    """The array, as bfloat16 where numpy stored two bytes without a type: no other one in use is as wide."""
+    """View an array as bfloat16 where numpy stored two bytes without a type: no other type in use is as wide."""
     if array.dtype != np.dtype("V2"):
         return array
     import ml_dtypes
@@ -97,7 +97,7 @@ def _named_type(array: np.ndarray) -> np.ndarray:
 
 
 def nest(names: Iterable[str], file: Path) -> Tree:
-    """A nested dict with the flat names as leaves, split at "/" where any has one, else at "."."""
+    """Build a nested dict with flat names as leaves, split at "/" where any name has one, else at "."."""
     names = list(names)
     separator = "/" if any("/" in name for name in names) else "."
     tree: Tree = {}
@@ -113,7 +113,7 @@ def nest(names: Iterable[str], file: Path) -> Tree:
 
 
 def _fetch(tree: Tree, read: Callable[[str], Any], file: Path) -> Tree:
-    """The tree with each leaf, which is a name, replaced by what is read for it."""
+    """Replace each leaf of a tree of names by the array that is read for it."""
 
     def one(name: str) -> Any:
         try:

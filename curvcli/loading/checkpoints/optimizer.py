@@ -1,4 +1,4 @@
-"""The state of an Optax Adam in a checkpoint, and the preconditioner that it makes.
+"""The state of an Optax Adam in a checkpoint, and its preconditioner.
 
 Adam's step is w ← w − η P⁻¹ m with the running mean m of the gradients and
 
@@ -13,13 +13,13 @@ the *preconditioned sharpness* λ_max(P⁻¹H) = λ_max(P^-½ H P^-½) is below
 around which full-batch training with Adam is seen to hover.
 
 Optax stores mu, nu and count, but neither β₁, β₂, ε nor the learning rate, unless `optax.inject_hyperparams` is used.
-The state of `adam`, `adamw` (whose weight decay is not part of H or P), `nadam`, `radam`, `yogi`, `adabelief` and
-`adamax` has the same three names, and no file tells which of them it was: what is said here holds for Adam's rule, with
-or without decoupled weight decay. `amsgrad` is told by its nu_max.
+The states of `adam`, `adamw` (whose weight decay is not part of H or P), `nadam`, `radam`, `yogi`, `adabelief` and
+`adamax` have the same three names, and cannot be distinguished in a file. The formulas here hold for Adam's rule, with
+or without decoupled weight decay. `amsgrad` is recognised by its nu_max.
 
-A parameter whose gradient in training is zero but for rounding, such as a bias before BatchNorm, has a ν that says
-nothing: P there is ε, and in evaluation mode, where statistics are fixed, the loss still curves along it. Such entries
-are told by their size: √ν̂ at most `UNSEEN` rounding units of the root mean square of √ν̂ over all parameters.
+A parameter whose gradient in training is zero up to rounding, such as a bias before BatchNorm, has a ν without meaning:
+P there is ε, although the loss has curvature along it in evaluation mode, where statistics are fixed. Such entries are
+recognised by their size: √ν̂ at most `UNSEEN` rounding units of the root mean square of √ν̂ over all parameters.
 
 *Source*: J. M. Cohen et al., Adaptive gradient methods at the edge of stability, arXiv:2207.14484 (2022).
 """
@@ -52,23 +52,23 @@ UNSEEN = 100
 
 @dataclass(frozen=True)
 class AdamState:
-    """What a checkpoint keeps of Adam, for the parameters asked for.
+    """The state of Adam in a checkpoint, for the requested parameters.
 
     Parameters
     ----------
     mu, nu
-        Running means of the gradient and of its square by parameter path, in the parameters' shapes; not corrected
-        for their bias.
+        Running means of the gradient and of its square by parameter path, in the parameters' shapes, without bias
+        correction.
     nu_max
-        Of AMSGrad: the largest corrected nu so far, which stands in the place of it. None for the others.
+        The largest corrected nu so far, which replaces nu in AMSGrad. None for the other rules.
     count
-        Steps taken.
+        Number of steps taken.
     hyperparams
-        Those that `optax.inject_hyperparams` has stored: learning_rate, b1, b2, eps, eps_root, … as of the last step.
+        Values stored by `optax.inject_hyperparams`: learning_rate, b1, b2, eps, eps_root, … at the last step.
     place
-        Where in the checkpoint the state was found.
+        Path of the state in the checkpoint.
     scale
-        Root mean square of √nu, or √nu_max, over all parameters that the states found have, whichever are asked for.
+        Root mean square of √nu, or √nu_max, over all parameters of the states, requested or not.
     """
 
     mu: Arrays
@@ -81,7 +81,7 @@ class AdamState:
 
     @property
     def variant(self) -> Literal["adam", "amsgrad"]:
-        """The rule, as far as the names tell."""
+        """The update rule, as far as the names of the state determine it."""
         return "adam" if self.nu_max is None else "amsgrad"
 
 
@@ -97,13 +97,13 @@ def read_adam(
 
     A state is any place with `mu`, `nu` and `count` side by side: in a chain, under a mask, in `inject_hyperparams`,
     `MultiSteps`, a `TrainState` or an `nnx.Optimizer`. States of several groups of parameters (`multi_transform`) are
-    joined. Where two states have the same parameters, that which lies closer to the differentiated ones is taken. Of
-    Orbax, safetensors and .npz nothing else is read.
+    joined. Where two states have the same parameters, the one closer to the differentiated parameters is taken. Other
+    arrays of Orbax, safetensors and .npz checkpoints are not read.
 
     Parameters
     ----------
     source, step, params
-        As `load_checkpoint`.
+        See `load_checkpoint`.
     shapes
         The parameters by path, as in `Problem.params`, and their shapes.
     beside
@@ -112,12 +112,12 @@ def read_adam(
     Raises
     ------
     DataError
-        There is no Adam state, or none for some parameter, or several of equal right; shapes differ; groups
-        have taken different numbers of steps; it is not finite.
+        There is no Adam state, or none or several equally close ones for some parameter; shapes differ; groups have
+        taken different numbers of steps; the state is not finite.
     CurvError
-        As `load_checkpoint`.
+        See `load_checkpoint`.
     """
-    found, kind, _ = locate(source, step)
+    weights, kind, _ = locate(source, step)
     base: Keys = ()
     places: list[Keys] = []
 
@@ -128,45 +128,46 @@ def read_adam(
         places.extend(keys for keys, _ in states)
         return {str(number): state for number, (_, state) in enumerate(states)}
 
-    read = read_selected(found, kind, select)
+    arrays = read_selected(weights, kind, select)
     every = {*shapes, *beside}
-    states = [_state(keys, read.get(str(number), {}), every, base) for number, keys in enumerate(places)]
+    states = [_state(keys, arrays.get(str(number), {}), every, base) for number, keys in enumerate(places)]
     if not states:
         raise DataError(
-            f"{found}: there is no Optax Adam state in it (count, mu and nu side by side)",
+            f"{weights}: there is no Optax Adam state in it (count, mu and nu side by side)",
             "save opt_state with the parameters, as a TrainState does; of a manager give the step, not one item of it",
         )
-    owner = {path: _owner(path, states, base, found) for path in shapes}
-    used = [state for state in states if any(state is one for one in owner.values())]
-    place = _listed(used)
-    counts = {_steps(state, found) for state in used}
+    owner = {path: _owner(path, states, base, weights) for path in shapes}
+    owners = [state for state in states if any(state is holder for holder in owner.values())]
+    place = _listed(owners)
+    counts = {_steps(state, weights) for state in owners}
     if len(counts) > 1:
         raise DataError(
-            f"{found}: the Adam states at {place} have taken different numbers of steps",
+            f"{weights}: the Adam states at {place} have taken different numbers of steps",
             "restrict the parameters to those that one of them trains: --params",
         )
-    names = ["mu", "nu", *(["nu_max"] if any(state.means["nu_max"] for state in used) else [])]
+    names = ["mu", "nu", *(["nu_max"] if any(state.means["nu_max"] for state in owners) else [])]
     means = {
-        name: {path: _mean(state, name, path, shapes[path], found) for path, state in owner.items()} for name in names
+        name: {path: _mean(state, name, path, shapes[path], weights) for path, state in owner.items()} for name in names
     }
-    first, *others = [state.hyperparams for state in used]
-    agreed = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    first, *groups = [state.hyperparams for state in owners]
+    agreed = {name: value for name, value in first.items() if all(group.get(name) == value for group in groups)}
     return AdamState(
-        means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place, _scale(used, names[-1])
+        means["mu"], means["nu"], means.get("nu_max"), counts.pop(), agreed, place, _scale(owners, names[-1])
     )
 
 
 def _scale(states: list[_State], name: str) -> float:
-    """The root mean square of √ν over all entries of a mean."""
+    """Return the root mean square of √ν over all entries of the states."""
     entries = [np.asarray(one, np.float64).ravel() for state in states for one in state.means[name].values()]
     return float(np.sqrt(np.mean(np.concatenate(entries)))) if entries else 0.0
 
 
 def unseen(state: AdamState) -> dict[str, np.ndarray]:
-    """The entries that training has given no gradient beyond rounding, True in each parameter's shape; see the module.
+    """Return a mask of entries without a gradient beyond rounding in training, in each parameter's shape.
 
-    The rounding is that of float32, or of float64 where the state is kept in it: gradients in bfloat16 are accumulated
-    in float32 states, and their rounding is not told from a small gradient.
+    See the module's docstring. The rounding is that of float32, or of float64 where the state is stored in it.
+    Gradients in bfloat16 are accumulated in float32 states, and their rounding is not distinguished from a small
+    gradient.
     """
     second = state.nu if state.nu_max is None else state.nu_max
 
@@ -178,17 +179,17 @@ def unseen(state: AdamState) -> dict[str, np.ndarray]:
 
 
 def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
-    """The diagonal P of Adam's step w ← w − η P⁻¹ m; see the module.
+    """Return the diagonal P of Adam's step w ← w − η P⁻¹ m; see the module's docstring.
 
     Parameters
     ----------
     state
-        From `read_adam`. The constants that its `hyperparams` lack are Optax's own: 0.9, 0.999 and 1e-8.
+        The state from `read_adam`. Constants missing in its `hyperparams` have Optax's defaults: 0.9, 0.999 and 1e-8.
 
     Returns
     -------
     dict
-        By parameter path, in its shape, float64, positive.
+        P by parameter path, in the parameter's shape, float64, positive.
 
     Raises
     ------
@@ -213,17 +214,17 @@ def preconditioner(state: AdamState) -> dict[str, np.ndarray]:
 
 
 def adam_of(
-    loaded: Loaded, given: Mapping[str, float | None]
+    loaded: Loaded, constants: Mapping[str, float | None]
 ) -> tuple[Arrays, int, float | None, float, Arrays] | None:
-    """The preconditioner at the checkpoint of a problem, the steps taken, the learning rate if it is known, β₁, and the
-    entries of `unseen`.
+    """Return Adam's preconditioner at a problem's checkpoint, the number of steps, the learning rate or None, β₁, and
+    the entries of `unseen`.
 
-    None before the first step, from which on there is a preconditioner.
+    The result is None before the first step, when there is no preconditioner.
 
     Parameters
     ----------
-    given
-        Constants by Optax's names (`b1`, `b2`, `eps`, `learning_rate`), over those stored; None where not given.
+    constants
+        Constants by Optax's names (`b1`, `b2`, `eps`, `learning_rate`), which override stored ones; None: not given.
     """
     source, params = loaded.checkpoint, loaded.problem.params
     shapes = {name: tuple(leaf.shape) for name, leaf in params.items()}
@@ -231,16 +232,16 @@ def adam_of(
         Path(source.path), shapes, beside=loaded.problem.frozen["params"], step=source.step,
         params=loaded.spec.checkpoint.params,
     )  # fmt: skip
-    known = {**state.hyperparams, **{name: value for name, value in given.items() if value is not None}}
+    hyperparams = {**state.hyperparams, **{name: value for name, value in constants.items() if value is not None}}
     if not state.count:
         return None
-    diagonal = preconditioner(replace(state, hyperparams=known))
-    return diagonal, state.count, known.get("learning_rate"), known.get("b1", B1), unseen(state)
+    diagonal = preconditioner(replace(state, hyperparams=hyperparams))
+    return diagonal, state.count, hyperparams.get("learning_rate"), hyperparams.get("b1", B1), unseen(state)
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """One Adam state of a checkpoint, with whatever parameters it has."""
+    """An Adam state of a checkpoint, with all its parameters."""
 
     place: Keys
     means: dict[str, Arrays]  # mu, nu and nu_max by parameter path
@@ -249,7 +250,7 @@ class _State:
 
 
 def _states(node: Tree, keys: Keys = (), hyperparams: Tree | None = None) -> Iterator[tuple[Keys, Tree]]:
-    """Every Adam state in a tree of names, with the hyperparameters stored closest above it."""
+    """Iterate over the Adam states in a tree of names, with the hyperparameters stored closest above each."""
     if isinstance(node.get("hyperparams"), dict):
         hyperparams = node["hyperparams"]
     if "count" in node and isinstance(node.get("mu"), dict) and isinstance(node.get("nu"), dict):
@@ -261,36 +262,36 @@ def _states(node: Tree, keys: Keys = (), hyperparams: Tree | None = None) -> Ite
             yield from _states(value, (*keys, key), hyperparams)
 
 
-def _state(place: Keys, read: Tree, shapes: Collection[str], base: Keys) -> _State:
-    """A state from its arrays."""
-    single = {keys[0]: value for keys, value in leaves(read.get("hyperparams", {})) if value.size == 1}
-    count = read.get("count", np.zeros(()))
+def _state(place: Keys, arrays: Tree, shapes: Collection[str], base: Keys) -> _State:
+    """Build a state from its arrays."""
+    single = {keys[0]: value for keys, value in leaves(arrays.get("hyperparams", {})) if value.size == 1}
+    count = arrays.get("count", np.zeros(()))
     return _State(
         place,
-        {name: _matched(read.get(name, {}), shapes, base) for name in ("mu", "nu", "nu_max")},
+        {name: _matched(arrays.get(name, {}), shapes, base) for name in ("mu", "nu", "nu_max")},
         np.asarray(count["value"] if isinstance(count, dict) else count),
         {name: float(value.reshape(())) for name, value in single.items()},
     )
 
 
 def _matched(tree: Tree, shapes: Collection[str], base: Keys) -> Arrays:
-    """The arrays of a mean by parameter path, whatever one prefix (`params/`) and the `value` of nnx are around it."""
-    found: dict[Keys, Arrays] = defaultdict(dict)
+    """Return the arrays of a mean by parameter path, without a common prefix (`params/`) and the `value` of nnx."""
+    by_prefix: dict[Keys, Arrays] = defaultdict(dict)
     for keys, array in leaves(tree):
         for end in (len(keys), len(keys) - 1) if keys[-1] == "value" else (len(keys),):
             for start in range(end):
                 path = "/".join(keys[start:end])
                 if path in shapes:
-                    found[keys[:start]][path] = array
+                    by_prefix[keys[:start]][path] = array
 
     def rank(prefix: Keys) -> tuple[int, bool, int]:
-        return len(found[prefix]), base[len(base) - len(prefix) :] == prefix, -len(prefix)
+        return len(by_prefix[prefix]), base[len(base) - len(prefix) :] == prefix, -len(prefix)
 
-    return found[max(found, key=rank)] if found else {}
+    return by_prefix[max(by_prefix, key=rank)] if by_prefix else {}
 
 
-def _owner(path: str, states: list[_State], base: Keys, found: Path) -> _State:
-    """The state that has this parameter."""
+def _owner(path: str, states: list[_State], base: Keys, weights: Path) -> _State:
+    """Return the state that has a parameter."""
 
     def shared(state: _State) -> int:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(state.place, base, strict=False)))
@@ -299,33 +300,33 @@ def _owner(path: str, states: list[_State], base: Keys, found: Path) -> _State:
     best = [state for state in holders if shared(state) == max(map(shared, holders))]
     if not best:
         raise DataError(
-            f"{found}: no Adam state has the parameter {path!r}; there are states at {_listed(states)}",
+            f"{weights}: no Adam state has the parameter {path!r}; there are states at {_listed(states)}",
             "leave out what it does not train: --exclude",
         )
     if len(best) > 1:
         raise DataError(
-            f"{found}: several Adam states have the parameter {path!r}: {_listed(best)}",
+            f"{weights}: several Adam states have the parameter {path!r}: {_listed(best)}",
             "keep the one that trains these parameters in the checkpoint, beside them",
         )
     return best[0]
 
 
-def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], found: Path) -> np.ndarray:
-    """One parameter's array of a mean, checked."""
+def _mean(state: _State, name: str, path: str, shape: tuple[int, ...], weights: Path) -> np.ndarray:
+    """Return a parameter's array of a mean, validated."""
     array = state.means[name].get(path)
-    where = f"{found}: {name} of {path!r} in the Adam state at {_listed([state])}"
+    where = f"{weights}: {name} of {path!r} in the Adam state at {_listed([state])}"
     if array is None or array.shape != tuple(shape):
         has = "is missing" if array is None else f"is {list(array.shape)}, the parameter {list(shape)}"
         raise DataError(f"{where} {has}", "the state must be that of Adam, of these parameters")
-    check_finite({name: {path: array}}, str(found))
+    check_finite({name: {path: array}}, str(weights))
     if name != "mu" and np.any(array < 0):
         raise DataError(f"{where} has negative entries, which no mean of squares has", "check which optimizer it is of")
     return array
 
 
-def _steps(state: _State, found: Path) -> int:
-    """The number of steps taken."""
-    where = f"{found}: the Adam state at {_listed([state])}"
+def _steps(state: _State, weights: Path) -> int:
+    """Return the number of steps taken."""
+    where = f"{weights}: the Adam state at {_listed([state])}"
     if state.count.size != 1:
         raise DataError(f"{where} is of several models at once", "save them as one checkpoint each")
     return int(state.count.reshape(()))

@@ -1,7 +1,7 @@
-"""Where in a folder the checkpoint lies, and the wanted arrays of an Orbax one.
+"""Orbax checkpoints: their layout in a folder, and the selected arrays.
 
-The library restores the arrays. The tree is read from the item's own `_METADATA`, which is plain JSON: the
-library's listing opens every array and gives up on all when one is damaged, the optimizer's included.
+The library restores the arrays. The tree is read from the item's `_METADATA`, which is plain JSON, because the
+library's listing opens every array and fails if any is damaged, even one of the optimizer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FILES = (".msgpack", ".flax", ".safetensors")  # what is taken for a checkpoint
 
 
 class Stored(NamedTuple):
-    """One leaf of an item, as `_METADATA` lists it."""
+    """A leaf of an item, as listed in `_METADATA`."""
 
     item: Path
     keys: tuple[str, ...]
@@ -35,30 +35,30 @@ class Stored(NamedTuple):
 
 
 def is_item(folder: Path) -> bool:
-    """Whether the folder is one tree of arrays."""
+    """Whether a folder is a single tree of arrays."""
     return (folder / "_METADATA").is_file()
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether the folder is one checkpoint: an item, or a step folder with items in it."""
+    """Whether a folder is a checkpoint: an item, or a step folder with items in it."""
     if not folder.is_dir() or UNFINISHED in folder.name:
         return False
     return is_item(folder) or (folder / "_CHECKPOINT_METADATA").is_file() or bool(_items(folder))
 
 
 def step_number(name: str) -> tuple[str, int] | None:
-    """The prefix and the number of a step's name (`10`, `ckpt_00000010`), or None."""
+    """Return the prefix and the number of a step's name (`10`, `ckpt_00000010`), or None."""
     match = _STEP.fullmatch(name)
     return (match["prefix"], int(match["step"])) if match else None
 
 
 def looks_damaged(folder: Path) -> bool:
-    """Whether Orbax wrote here although no checkpoint can be made out."""
+    """Whether Orbax wrote to a folder that is not a valid checkpoint."""
     return (folder / "manifest.ocdbt").exists() or (folder / "commit_success.txt").exists()
 
 
 def resolve(path: Path, step: int | None) -> tuple[Path, int | None]:
-    """The file or Orbax folder to read, and its step where it tells."""
+    """Return the file or Orbax folder to read, and its step where known."""
     if UNFINISHED in str(path):
         raise _unfinished(path)
     try:
@@ -71,7 +71,7 @@ def resolve(path: Path, step: int | None) -> tuple[Path, int | None]:
                 f"{path} is a single checkpoint and has no steps to choose from",
                 "leave out --step, or give the folder that holds the steps",
             )
-        return path, _own_step(path)
+        return path, _step_of_folder(path)
     if not path.is_dir():
         raise DataError(f"{path} is neither a file nor a folder", "give a checkpoint file or folder")
     steps = find_steps(path)
@@ -96,25 +96,25 @@ def resolve(path: Path, step: int | None) -> tuple[Path, int | None]:
 
 
 def find_steps(root: Path) -> dict[int, Path]:
-    """The steps of a manager root and where each lies; empty where it is not one."""
-    named = [
+    """Return the steps of a manager root and their paths; empty for other folders."""
+    numbered = [
         (child, *parsed)
         for child in sorted(root.iterdir())
         if (parsed := step_number(child.name)) and (child.is_dir() or parsed[0] == "checkpoint_")
     ]
     prefixes = {
         prefix
-        for child, prefix, _ in named
+        for child, prefix, _ in numbered
         if child.is_file() or (is_checkpoint(child) and (prefix in _STEP_PREFIXES or not is_item(child)))
     }
     if len(prefixes) != 1:
         return {}
     # A damaged step counts as well: skipping it silently would analyse older weights than were asked for.
-    return {number: child for child, prefix, number in named if prefix in prefixes}
+    return {number: child for child, prefix, number in numbered if prefix in prefixes}
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """What in a folder could be the checkpoint that is meant."""
+    """Return the files and folders within a folder that could be the intended checkpoint."""
     return [
         child
         for child in sorted(folder.iterdir())
@@ -123,8 +123,8 @@ def _candidates(folder: Path) -> list[Path]:
     ]
 
 
-def _own_step(path: Path) -> int | None:
-    """The step that the name of a step folder tells, also when the item inside it is given."""
+def _step_of_folder(path: Path) -> int | None:
+    """Return the step of a step folder, or of an item inside it, by the folder's name."""
     folder = path.absolute()
     if is_item(folder) and folder.name in _items(folder.parent):
         folder = folder.parent
@@ -133,7 +133,7 @@ def _own_step(path: Path) -> int | None:
 
 
 def _missing(path: Path) -> CurvError:
-    """The error for a path that is not there, naming what may have been meant."""
+    """Return the error for a missing path, with similar names."""
     siblings: list[str] = []
     with contextlib.suppress(OSError):
         siblings = sorted(child.name for child in path.parent.iterdir())
@@ -145,7 +145,7 @@ def _missing(path: Path) -> CurvError:
 
 
 def _unfinished(path: Path) -> CurvError:
-    """The error for a folder that Orbax has not committed."""
+    """Return the error for a folder that Orbax has not committed."""
     return DataError(
         f"{path}: this Orbax checkpoint is not finished (its writer still works on it, or died)",
         "wait until it is renamed to its final name, or choose another checkpoint",
@@ -153,7 +153,7 @@ def _unfinished(path: Path) -> CurvError:
 
 
 def _nothing_in(folder: Path) -> CurvError:
-    """The error for a folder without a checkpoint in it."""
+    """Return the error for a folder without a checkpoint."""
     names = sorted(child.name for child in folder.iterdir())
     unfinished = [name for name in names if UNFINISHED in name]
     if unfinished:
@@ -170,13 +170,13 @@ def _nothing_in(folder: Path) -> CurvError:
 
 
 def _is_array(item: Path) -> bool:
-    """Whether the item is one array (`ArraySave`), not a tree."""
+    """Whether an item is a single array (`ArraySave`), not a tree."""
     return (item / "checkpoint").is_dir()
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """The user's own metadata: of the manager root, the step and the item, the closest one winning."""
-    found: dict[str, Any] = {}
+    """Read the user's metadata of the manager root, the step and the item; the innermost takes precedence."""
+    metadata: dict[str, Any] = {}
     for file in (
         checkpoint.parent.parent / "metadata" / "_ROOT_METADATA",
         checkpoint.parent / "metadata" / "_ROOT_METADATA",
@@ -187,8 +187,8 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         # It only adds to what was read, so an unreadable one is left out.
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
             custom = json.loads(file.read_text("utf-8")).get("custom_metadata")
-            found.update(custom if isinstance(custom, dict) else {})
-    return found
+            metadata.update(custom if isinstance(custom, dict) else {})
+    return metadata
 
 
 def read_tree(
@@ -204,27 +204,27 @@ def read_tree(
     checkpoint
         An item, or a step folder.
     select
-        Reduces a nested dict to what is wanted; it is called before any array is read.
+        Reduces a nested dict to the entries to read; it is called before any array is read.
     skip
-        Whether an item of this name is never wanted.
+        Whether an item of this name is ignored.
     placing
-        The sharding that an array of a shape is restored into; None: numpy arrays.
+        Returns the sharding into which an array of a shape is restored; None: numpy arrays.
 
     Returns
     -------
     dict
-        Nested, with string keys (those of lists are their indices) and the stored leaves.
+        Nested, with string keys (indices for lists) and the stored leaves.
     """
-    wanted = select(stored_tree(checkpoint, skip))
+    selected = select(stored_tree(checkpoint, skip))
     values: dict[Stored, Any] = {}
-    leaves = list(_leaves(wanted))
+    leaves = list(_leaves(selected))
     for item in dict.fromkeys(leaf.item for leaf in leaves):
         values.update(_restore(item, [leaf for leaf in leaves if leaf.item == item], placing))
-    return _replace(wanted, values)
+    return _replace(selected, values)
 
 
 def stored_tree(checkpoint: Path, skip: Callable[[str], bool]) -> dict[str, Any]:
-    """The nested dict of a checkpoint with a `Stored` at every leaf; no array is opened. As `read_tree`."""
+    """Return the nested dict of a checkpoint with a `Stored` at every leaf, without opening arrays."""
     if is_item(checkpoint):
         return _skeleton(checkpoint)
     _expect_items(checkpoint, skip)
@@ -236,7 +236,7 @@ def stored_tree(checkpoint: Path, skip: Callable[[str], bool]) -> dict[str, Any]
 
 
 def _items(folder: Path) -> dict[str, Path]:
-    """The items of a step folder; a folder that carries a checkpoint's own metadata is not one."""
+    """Return the items of a step folder; a folder with the metadata of a checkpoint is not an item."""
     with_metadata = (folder / "_CHECKPOINT_METADATA").exists()
     return {
         child.name: child
@@ -249,7 +249,7 @@ def _items(folder: Path) -> dict[str, Path]:
 
 
 def _expect_items(step: Path, skip: Callable[[str], bool]) -> None:
-    """Refuse a step folder that lacks an array item it was written with."""
+    """Raise an error if a step folder lacks an item of arrays that it was written with."""
     handlers: Any = None
     with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         handlers = json.loads((step / "_CHECKPOINT_METADATA").read_text("utf-8")).get("item_handlers")
@@ -268,7 +268,7 @@ def _expect_items(step: Path, skip: Callable[[str], bool]) -> None:
 
 
 def _listed(item: Path) -> list[Stored]:
-    """The leaves an item lists in its `_METADATA`; no array is opened."""
+    """Return the leaves listed in the `_METADATA` of an item, without opening arrays."""
     try:
         entries = json.loads((item / "_METADATA").read_text("utf-8"))["tree_metadata"].values()
         leaves = [
@@ -289,7 +289,7 @@ def _listed(item: Path) -> list[Stored]:
 
 
 def _skeleton(item: Path) -> dict[str, Any]:
-    """The tree of an item with a `Stored` at every leaf and None where nothing is stored."""
+    """Return the tree of an item with a `Stored` at every leaf and None where nothing is stored."""
     tree: dict[str, Any] = {}
     for leaf in _listed(item):
         node = tree
@@ -300,7 +300,7 @@ def _skeleton(item: Path) -> dict[str, Any]:
 
 
 def _leaves(tree: dict[str, Any]) -> Iterator[Stored]:
-    """The stored leaves of a skeleton."""
+    """Iterate over the stored leaves of a skeleton."""
     for value in tree.values():
         if isinstance(value, dict):
             yield from _leaves(value)
@@ -309,27 +309,27 @@ def _leaves(tree: dict[str, Any]) -> Iterator[Stored]:
 
 
 def _replace(tree: dict[str, Any], values: dict[Stored, Any]) -> dict[str, Any]:
-    """The skeleton with its leaves replaced by their values."""
+    """Replace the leaves of a skeleton by their values."""
     return {
         key: _replace(value, values) if isinstance(value, dict) else values.get(value) for key, value in tree.items()
     }
 
 
 def _restore(item: Path, leaves: list[Stored], placing: Any) -> dict[Stored, Any]:
-    """Restore these leaves of one item, leaving the others unread."""
+    """Restore some leaves of an item; the others are not read."""
     if _is_array(item):
         raise DataError(
             f"{item}: this item is one array, not a tree of parameters",
             "give the item that holds the parameters",
         )
-    wanted = {leaf.keys for leaf in leaves}
+    keys = {leaf.keys for leaf in leaves}
     # Orbax matches a list as a whole, so one wanted member brings the others.
     lists = {leaf.keys[: leaf.in_list.index(True)] for leaf in leaves if any(leaf.in_list)}
     target = _assemble(
         [
             leaf
             for leaf in _listed(item)
-            if leaf.keys in wanted or any(leaf.keys[:depth] in lists for depth in range(len(leaf.keys)))
+            if leaf.keys in keys or any(leaf.keys[:depth] in lists for depth in range(len(leaf.keys)))
         ]
     )
     try:
@@ -339,15 +339,15 @@ def _restore(item: Path, leaves: list[Stored], placing: Any) -> dict[Stored, Any
     except Exception as error:
         if "PERMISSION_DENIED" in str(error):
             raise PermissionError(str(error)) from error
-        named = [leaf.keys for leaf in leaves if ".".join(leaf.keys) in str(error)]
-        what = f"the array {'/'.join(max(named, key=len))!r}" if named else "an array"
+        damaged = [leaf.keys for leaf in leaves if ".".join(leaf.keys) in str(error)]
+        subject = f"the array {'/'.join(max(damaged, key=len))!r}" if damaged else "an array"
         reason = str(error).split("[tensorstore_spec")[0][:200]
-        raise DataError(f"{item}: {what} cannot be read: {reason}", REPLACE) from error
+        raise DataError(f"{item}: {subject} cannot be read: {reason}", REPLACE) from error
     return {leaf: _value(tree, leaf) for leaf in leaves}
 
 
 def _assemble(leaves: list[Stored], depth: int = 0) -> Any:
-    """The structure of these leaves, lists as lists, with each leaf's kind in its place."""
+    """Build the structure of leaves, with lists as lists, from the kinds of the leaves."""
     if len(leaves) == 1 and len(leaves[0].keys) == depth:
         return leaves[0].kind
     members: dict[str, list[Stored]] = {}
@@ -359,7 +359,7 @@ def _assemble(leaves: list[Stored], depth: int = 0) -> Any:
 
 
 def _value(tree: Any, leaf: Stored) -> Any:
-    """The leaf's value in a restored tree."""
+    """Return the value of a leaf in a restored tree."""
     for key, index in zip(leaf.keys, leaf.in_list, strict=True):
         tree = tree[int(key) if index else key]
     return tree

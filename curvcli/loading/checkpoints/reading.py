@@ -1,16 +1,15 @@
-"""Checkpoints become trees of numpy arrays: Orbax folders, Flax msgpack files, safetensors and .npz.
+"""Reading of checkpoints as trees of numpy arrays: Orbax folders, Flax msgpack files, safetensors and .npz.
 
 Which part of a checkpoint is read
 ----------------------------------
-The *differentiated subtree* is `params` where the root has it, else the whole tree; `[checkpoint] params`
-names another one by its path (`"model/params"`), and `"."` the whole tree. A tree wrapped in one entry is
-unwrapped first: the entry that alone holds `params`, or one that is alone and has a wrapper's name (`state`,
-`model`, …).
+The *differentiated subtree* is `params` where the root has it, else the whole tree. `[checkpoint] params` names
+another subtree by its path (`"model/params"`), and `"."` the whole tree. A tree wrapped in an entry is unwrapped
+first: the only entry that holds `params`, or a single entry with the name of a wrapper (`state`, `model`, …).
 
-Beside it, the *other collections* (`batch_stats`, …) are kept, to be held fixed. Left unread are the
-optimizer's state (`opt_state`, `optimizer`, …), bookkeeping (`step`, `rng`, averages such as `ema_params`, …)
-and single values, since a collection is always a dict. Inside a tree without `params`, where the names are
-the user's own layers, only the optimizer's names and a scalar `step` or `epoch` are left out.
+The *other collections* (`batch_stats`, …) are read as well, and held fixed. Not read are the optimizer's state
+(`opt_state`, `optimizer`, …), bookkeeping (`step`, `rng`, averages such as `ema_params`, …) and single values, as every
+collection is a dict. In a tree without `params`, whose names are those of layers, only the optimizer's names and a
+scalar `step` or `epoch` are left out.
 """
 
 from __future__ import annotations
@@ -51,24 +50,23 @@ _BOOKKEEPING = re.compile(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read of a checkpoint.
+    """The arrays and metadata read from a checkpoint.
 
     Parameters
     ----------
     path
-        As it was given.
+        The path as given.
     format
-        How it is stored.
+        The storage format.
     step
-        The training step, where the layout tells it.
+        The training step, where the layout contains it.
     tree
-        Nested dict with string keys (a list's are its indices) whose leaves are numpy arrays, as stored.
-        What the module's rule leaves unread is not in it.
+        Nested dict with string keys (indices for lists) whose leaves are numpy arrays, as stored, without the entries
+        that the module's rule leaves out.
     sha256
-        Digest of the leaves read: their paths, types, shapes and bytes. The same weights have the same digest
-        in every format.
+        Digest of the leaves: paths, types, shapes and bytes. It does not depend on the format.
     metadata
-        The user's own metadata, of Orbax checkpoints; empty elsewhere.
+        The user's metadata of an Orbax checkpoint; empty for other formats.
     """
 
     path: Path
@@ -90,40 +88,40 @@ def load_checkpoint(
         An Orbax item, step folder or manager root, a Flax msgpack file, a .safetensors or .npz file, or a
         folder with exactly one of these.
     step
-        Which step of a manager root; default: the latest.
+        The step of a manager root; default: the latest.
     params
         The differentiated subtree; see the module's rule.
     placing
-        Where an array of a shape is to lie: Orbax restores each straight into its place, so that no host holds the
-        whole. Other formats are read whole. None: numpy arrays.
+        Returns the sharding for an array of a shape, into which Orbax restores it directly, so that no host holds the
+        whole array. Other formats are read as a whole. None: numpy arrays.
 
     Raises
     ------
     NotFoundError
-        There is no such file, folder or step.
+        The file, folder or step does not exist.
     DataError
         The content is damaged, unfinished, ambiguous, not a checkpoint, or not finite.
     PermissionDeniedError
-        It may not be read.
+        The checkpoint may not be read.
     UsageError
-        A step is asked for where there are none.
+        A step is given for a checkpoint without steps.
     SpecError
         `params` names nothing in the checkpoint, or an optional dependency is missing.
     """
     path = Path(path)
-    found, kind, number = locate(path, step)
-    register(found, f"the checkpoint {path}")
-    where = str(found)
-    tree = _unbox(read_selected(found, kind, partial(_select, params=params, where=where), is_auxiliary, placing))
+    weights, kind, number = locate(path, step)
+    register(weights, f"the checkpoint {path}")
+    where = str(weights)
+    tree = _unbox(read_selected(weights, kind, partial(_select, params=params, where=where), is_auxiliary, placing))
     if not tree:
         raise DataError(f"{where}: holds no arrays", "give the checkpoint that holds the parameters")
     check_finite(find_params(tree, params)[0], where)
-    metadata = orbax.read_metadata(found) if kind == "orbax" else {}
+    metadata = orbax.read_metadata(weights) if kind == "orbax" else {}
     return Checkpoint(path, kind, number, tree, _digest(tree), metadata)
 
 
 def in_memory(name: str, tree: Tree, step: int | None) -> Checkpoint:
-    """Weights that no file holds, as if they had been read.
+    """Build a `Checkpoint` of weights in memory.
 
     Parameters
     ----------
@@ -133,7 +131,7 @@ def in_memory(name: str, tree: Tree, step: int | None) -> Checkpoint:
     Raises
     ------
     DataError
-        There are none, or they are not finite.
+        There are no arrays, or they are not finite.
     """
     tree = _unbox(tree)
     if not tree:
@@ -143,54 +141,54 @@ def in_memory(name: str, tree: Tree, step: int | None) -> Checkpoint:
 
 
 def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
-    """The file or Orbax folder that holds the weights, its format, and its step where the layout tells it.
+    """Return the file or Orbax folder that holds the weights, its format, and its step where the layout contains it.
 
     Raises
     ------
     CurvError
-        As `load_checkpoint`.
+        See `load_checkpoint`.
     """
     check_regular(path)
     with _translated(path):
-        found, number = orbax.resolve(path, step)
-        return found, "orbax" if found.is_dir() else files.detect(found), number
+        weights, number = orbax.resolve(path, step)
+        return weights, "orbax" if weights.is_dir() else files.detect(weights), number
 
 
 def read_selected(
-    found: Path,
+    weights: Path,
     kind: Format,
     select: Select,
     skip: Callable[[str], bool] = lambda name: False,
     placing: Placing | None = None,
 ) -> Tree:
-    """The arrays of a part of a checkpoint; of Orbax, safetensors and .npz no others are read.
+    """Read the arrays of a part of a checkpoint; msgpack files alone are read as a whole.
 
     Parameters
     ----------
-    found, kind
-        From `locate`.
+    weights, kind
+        Path and format from `locate`.
     select
-        Reduces the tree of all names to what is wanted.
+        Reduces the tree of all names to the entries to read.
     skip
-        Whether an Orbax item of this name is never wanted.
+        Whether an Orbax item of this name is ignored.
     placing
-        As `load_checkpoint`.
+        See `load_checkpoint`.
 
     Raises
     ------
     CurvError
-        As `load_checkpoint`.
+        See `load_checkpoint`.
     """
-    with _translated(found):
+    with _translated(weights):
         if kind == "orbax":
-            tree = orbax.read_tree(found, select, skip, placing)
+            tree = orbax.read_tree(weights, select, skip, placing)
         else:
-            tree = files.READERS[kind](found, select)
-        return _as_arrays(tree, str(found)) or {}
+            tree = files.READERS[kind](weights, select)
+        return _as_arrays(tree, str(weights)) or {}
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    """The steps of a manager root in ascending order; empty where `path` is not one."""
+    """Return the steps of a manager root in ascending order; empty for other paths."""
     path = Path(path)
     with _translated(path):
         return sorted(orbax.find_steps(path)) if path.is_dir() and not orbax.is_checkpoint(path) else []
@@ -202,7 +200,7 @@ def find_params(tree: Tree, params: str | None = None) -> tuple[Tree, Tree]:
     Parameters
     ----------
     tree
-        As in `Checkpoint.tree`.
+        The tree of a `Checkpoint`.
     params
         The subtree's path, keys separated by "/"; "." is the whole tree. Default: see the module's rule.
 
@@ -211,7 +209,7 @@ def find_params(tree: Tree, params: str | None = None) -> tuple[Tree, Tree]:
     SpecError
         `params` names nothing in the tree.
     DataError
-        Several subtrees could be meant.
+        The subtree is ambiguous.
 
     Examples
     --------
@@ -222,12 +220,12 @@ def find_params(tree: Tree, params: str | None = None) -> tuple[Tree, Tree]:
 
 
 def params_location(tree: Tree, params: str | None = None) -> tuple[str, ...]:
-    """The keys that lead to the differentiated subtree; () is the whole tree. As `find_params`."""
+    """Return the keys of the differentiated subtree, () for the whole tree; see `find_params`."""
     return _locate(tree, params, "the checkpoint")
 
 
 def leaves(tree: Tree, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Every array of a tree, and the keys that lead to it."""
+    """Iterate over the arrays of a tree and their keys."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, (*name, key))
@@ -236,12 +234,12 @@ def leaves(tree: Tree, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def check_finite(params: Tree, source: str = "the checkpoint") -> None:
-    """Refuse parameters with NaN or infinity among them.
+    """Raise an error if parameters are NaN or infinite.
 
     Raises
     ------
     DataError
-        Names the first leaf that has any, and how many.
+        Some are; the message names the first such leaf and their number.
     """
     for name, array in leaves(params):
         bad = (
@@ -260,23 +258,23 @@ def check_finite(params: Tree, source: str = "the checkpoint") -> None:
 
 
 def is_auxiliary(name: str) -> bool:
-    """Whether an entry beside the parameters is the optimizer's or bookkeeping, by its name."""
+    """Whether an entry beside the parameters belongs to the optimizer or to bookkeeping, by its name."""
     return bool(_OPTIMIZER.fullmatch(name) or _BOOKKEEPING.fullmatch(name))
 
 
 def _locate(tree: Tree, params: str | None, where: str) -> tuple[str, ...]:
-    """The path of the differentiated subtree; () is the whole tree."""
+    """Return the path of the differentiated subtree; () is the whole tree."""
     if params in (".", "/", ""):
         return ()
-    wanted = tuple(key for key in (params or "params").split("/") if key)
+    subtree = tuple(key for key in (params or "params").split("/") if key)
     base: tuple[str, ...] = ()
     node = tree
     while True:
         inner: Any = node
-        for key in wanted:
+        for key in subtree:
             inner = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
-            return base + wanted
+            return base + subtree
         wrapped = _wrapped(node, where, explicit=params is not None)
         if wrapped is None:
             break
@@ -290,7 +288,7 @@ def _locate(tree: Tree, params: str | None, where: str) -> tuple[str, ...]:
 
 
 def _wrapped(node: Tree, where: str, explicit: bool) -> str | None:
-    """The entry of `node` that holds the whole checkpoint, if there is one."""
+    """Return the entry of `node` that holds the whole checkpoint, or None."""
     entries = [key for key, value in node.items() if isinstance(value, dict) and not is_auxiliary(key)]
     holders = [key for key in entries if isinstance(node[key].get("params"), dict)]
     if len(holders) == 1:
@@ -305,7 +303,7 @@ def _wrapped(node: Tree, where: str, explicit: bool) -> str | None:
 
 
 def _split(tree: Tree, path: tuple[str, ...]) -> tuple[Tree, Tree]:
-    """The subtree at `path`, and the collections beside it."""
+    """Return the subtree at `path`, and the collections beside it."""
     parent, rest = tree, {}
     for key in path[:-1]:
         parent = parent[key]
@@ -326,7 +324,7 @@ def _split(tree: Tree, path: tuple[str, ...]) -> tuple[Tree, Tree]:
 
 
 def _select(tree: Tree, params: str | None, where: str) -> Tree:
-    """The tree reduced to the differentiated subtree and the other collections."""
+    """Reduce a tree to the differentiated subtree and the other collections."""
     path = _locate(tree, params, where)
     subtree, rest = _split(tree, path)
     if not path:
@@ -342,7 +340,7 @@ def _select(tree: Tree, params: str | None, where: str) -> Tree:
 
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turn whatever a library or the system raises into an error that names the path."""
+    """Translate the exceptions of a library or the system into an error that names the path."""
     try:
         yield
     except CurvError:
@@ -361,7 +359,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 def _as_arrays(node: Any, where: str, name: tuple[str, ...] = ()) -> Any:
-    """The tree with every number an array, without text, None and empty containers (None if none left)."""
+    """Convert numbers to arrays, and drop text, None and empty containers; None if nothing remains."""
     if isinstance(node, dict):
         members = {key: _as_arrays(value, where, (*name, key)) for key, value in node.items()}
         return {key: value for key, value in members.items() if value is not None} or None
@@ -377,7 +375,7 @@ def _as_arrays(node: Any, where: str, name: tuple[str, ...] = ()) -> Any:
 
 
 def _unbox(tree: Tree) -> Tree:
-    """Strip the extra level that `nnx.state` and boxed parameters put around every array."""
+    """Remove the level that `nnx.state` and boxed parameters add around every array."""
     names = [name for name, _ in leaves(tree)]
     if not names or not all(len(name) > 1 and name[-1] == "value" for name in names):
         return tree
@@ -390,7 +388,7 @@ def _unbox(tree: Tree) -> Tree:
 
 
 def _digest(tree: Tree) -> str:
-    """SHA-256 over the sorted leaves."""
+    """Return the SHA-256 of the sorted leaves."""
     digest = hashlib.sha256()
     for name, array in sorted(leaves(tree), key=lambda leaf: leaf[0]):
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode() + b"\n")
@@ -400,7 +398,7 @@ def _digest(tree: Tree) -> str:
 
 
 def _blocks(array: Any) -> Iterator[np.ndarray]:
-    """An array as it is, or of one that lies cut across devices some rows at a time."""
+    """Iterate over an array as a whole, or by blocks of rows if it is sharded over devices."""
     if isinstance(array, np.ndarray) or not array.ndim:
         yield np.asarray(array)
         return

@@ -1,4 +1,4 @@
-"""Arrays of one Orbax item by the library itself: as numpy arrays, or each straight into its sharding."""
+"""Restoring of an Orbax item by the library: as numpy arrays, or directly into shardings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CLAIM_FLOOR, _CLAIM_RATIO = 2**30, 1000  # no compressor reaches this on a trai
 
 
 def restore(item: Path, target: Any, placing: Any) -> Any:
-    """The item's arrays in the structure of `target`."""
+    """Restore the arrays of an item in the structure of `target`."""
     with _quiet():
         import jax
         import numpy as np
@@ -46,12 +46,12 @@ def restore(item: Path, target: Any, placing: Any) -> Any:
 
 
 def _try_in_a_child(item: Path, target: Any) -> None:
-    """Read an item whose headers could not be checked in a process of its own, which tensorstore may abort.
+    """Read an item with unchecked headers in a child process first, which tensorstore may abort.
 
     Raises
     ------
     DataError
-        It did.
+        The child process was aborted.
     """
     code = "import json, sys; sys.path.append(sys.argv[3]); from curvcli.loading.checkpoints.restoring import restore;"
     code += "from pathlib import Path; restore(Path(sys.argv[1]), json.loads(sys.argv[2]), None)"
@@ -64,11 +64,11 @@ def _try_in_a_child(item: Path, target: Any) -> None:
 
 
 def _placed(how: Any, listing: Any, placing: Any) -> Any:
-    """What Orbax is told of each array, with the sharding that it is restored into."""
+    """Return Orbax's arguments for restoring each array, with the sharding that it is restored into."""
     if isinstance(how, dict | list):
         keys = how if isinstance(how, dict) else range(len(how))
-        made = {key: _placed(how[key], listing[key], placing) for key in keys}
-        return made if isinstance(how, dict) else list(made.values())
+        placed = {key: _placed(how[key], listing[key], placing) for key in keys}
+        return placed if isinstance(how, dict) else list(placed.values())
     import jax
     import jax.numpy as jnp
     import orbax.checkpoint as ocp
@@ -81,9 +81,9 @@ def _placed(how: Any, listing: Any, placing: Any) -> Any:
 
 
 def _check_claim(item: Path, checkpointer: Any) -> Any:
-    """The listing of an item, None where it cannot be read.
+    """Return the listing of an item, None where it cannot be read.
 
-    Headers that claim far more than is stored are refused: the allocation would abort the whole process.
+    Headers that claim far more than is stored raise an error: the allocation would abort the process.
     """
     listing: Any = None
     with contextlib.suppress(Exception):
@@ -112,7 +112,7 @@ def _check_claim(item: Path, checkpointer: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax's log lines and warnings from the user, who did not call it."""
+    """Suppress the log lines and warnings of Orbax."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import orbax.checkpoint  # noqa: F401  (absl's own logger exists from here on)
@@ -136,6 +136,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _settle() -> None:
-    """After a failed read, let the others end while their complaint (its loop is closed) goes unseen."""
+    """Wait for the other reads after a failed one, and suppress their errors about the closed event loop."""
     time.sleep(0.2)
     gc.collect()

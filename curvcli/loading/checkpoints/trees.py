@@ -1,4 +1,4 @@
-"""Nested trees <-> arrays by path, such as `Dense_0/kernel`."""
+"""Conversion between nested trees and arrays by path, such as `Dense_0/kernel`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flatten_tree(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries, lists and tuples by slash-separated path; empty nodes and None vanish."""
+    """Return the leaves of nested dicts, lists and tuples by slash-separated path, without empty nodes and None."""
     if isinstance(tree, dict):
         items = ((str(key), value) for key, value in tree.items())
     elif isinstance(tree, (list, tuple)):
@@ -20,7 +20,7 @@ def flatten_tree(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nest_tree(flat: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries from leaves by path; keys in sorted order, in which JAX itself passes dictionaries on."""
+    """Build nested dicts from leaves by path, with sorted keys, the order in which JAX traverses dicts."""
     tree: dict[str, Any] = {}
     for path in sorted(flat, key=lambda path: path.split("/")):
         *parents, name = path.split("/")
@@ -32,7 +32,7 @@ def nest_tree(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_lists(tree: Any) -> Any:
-    """The tree with dictionaries whose keys are 0, 1, …, n − 1 as lists: what they were before they were saved."""
+    """Convert dicts with the keys 0, 1, …, n − 1 to lists, which they were before they were saved."""
     if not isinstance(tree, dict):
         return tree
     tree = {key: with_lists(value) for key, value in tree.items()}

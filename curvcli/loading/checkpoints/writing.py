@@ -1,17 +1,17 @@
-"""Moved weights are written as a checkpoint in the format and layout of the one that they come from.
+"""Writing of moved weights as a checkpoint in the format and layout of their source.
 
-The checkpoint is copied, and in the copy the numbers of the moved arrays are replaced where they lie. Whatever else is
-in it (other collections, the optimizer's state, steps, metadata, items that hold no arrays, text, chunks, compression)
-stays as it was, and the same code reads the copy that read the original. The arrays keep their stored types.
+The checkpoint is copied, and in the copy the values of the moved arrays are replaced in place. All else (other
+collections, the optimizer's state, steps, metadata, items without arrays, text, chunks, compression) is unchanged, so
+that code which reads the original reads the copy too. The arrays keep their stored types.
 
-* Orbax: the whole item or step folder; of a manager root the one step, which has a step folder's layout and may be
-  placed in a root under a new number. In an OCDBT database the old numbers remain as an unreferenced version.
-* Flax msgpack: decoded, the arrays exchanged, encoded again.
+* Orbax: the whole item or step folder. A single step of a manager root is written as a step folder, and may be placed
+  in a root under a new number. In an OCDBT database the old values remain as an unreferenced version.
+* Flax msgpack: the file is decoded, the arrays are replaced, and the file is encoded again.
 * safetensors: the bytes of the moved tensors are overwritten; header and order are the same.
 * .npz: the members are copied and those of the moved arrays written anew.
 
-A specification that the checkpoint carries goes with it: as `curv.toml` in a folder, as `NAME.curv.toml` beside a file,
-its paths relative to the new place and without a `sha256`.
+The specification of the checkpoint is written too, as `curv.toml` in a folder or as `NAME.curv.toml` beside a file,
+with paths relative to the new place and without a `sha256`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _LOST = 0.1  # of the step's length; from there on rounding is told
 
 
 def check_target(target: Path) -> None:
-    """Say before the work that a checkpoint cannot be written there.
+    """Check before the computation that a checkpoint can be written to a path.
 
     Raises
     ------
     UsageError
-        Something is there already, or the place is inside another checkpoint.
+        The path exists, or lies inside another checkpoint.
     OutputError
         The folder is missing or not writable.
     """
-    taken = target if os.path.lexists(target) else _sidecar(target)
-    if os.path.lexists(taken):
-        raise UsageError(f"{taken} exists already", "move it away, or write the checkpoint elsewhere")
+    existing = target if os.path.lexists(target) else _sidecar(target)
+    if os.path.lexists(existing):
+        raise UsageError(f"{existing} exists already", "move it away, or write the checkpoint elsewhere")
     folder = target.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{target} could not be written: its folder does not exist", f"mkdir -p {target.parent}")
@@ -66,22 +66,22 @@ def check_target(target: Path) -> None:
 def write_checkpoint(
     source: Path, moved: Mapping[str, Any], target: Path, *, step: int | None = None, params: str | None = None
 ) -> list[str]:
-    """Write a copy of a checkpoint with some of its parameters moved, whole or not at all.
+    """Write a copy of a checkpoint with some of its parameters moved, atomically.
 
     The copy is made in a temporary folder beside `target`, read back, compared, and only then renamed.
 
     Parameters
     ----------
     source
-        What `load_checkpoint` was given.
+        The path given to `load_checkpoint`.
     moved
-        New values by parameter path, in the shapes stored; parameters left out stay as they are.
+        New values by parameter path, in the stored shapes; other parameters are unchanged.
     target
         The new file or folder. Its format is that of the source, whatever its name.
     step
-        Of a manager root. Give the one that was analysed: the latest may have become another since.
+        The step of a manager root. Give the step that was analysed: a later one may have been written meanwhile.
     params
-        The differentiated subtree, as `load_checkpoint` was told.
+        The differentiated subtree, as for `load_checkpoint`.
 
     Returns
     -------
@@ -91,33 +91,33 @@ def write_checkpoint(
     Raises
     ------
     UsageError, OutputError
-        As `check_target`; OutputError also if writing fails.
+        See `check_target`; OutputError also if writing fails.
     NumericsError
-        A moved number is not finite, or too large for the stored type.
+        A moved value is not finite, or too large for the stored type.
     DataError
-        The source has no such parameter in this shape: it is not what was analysed.
+        The source has no such parameter in this shape, so it is not the checkpoint that was analysed.
     CurvError
-        As `load_checkpoint`, where the source cannot be read.
+        The source cannot be read; see `load_checkpoint`.
 
     Notes
     -----
-    *Cost*: the checkpoint's size on disk; its parameters three times in memory, of a msgpack file the whole tree.
+    *Cost*: the checkpoint's size on disk, and three times its parameters in memory (the whole tree for a msgpack file).
     """
     check_target(target)
-    found, kind, _ = locate(source, step)
+    weights, kind, _ = locate(source, step)
     tree = load_checkpoint(source, step=step, params=params).tree
     changed, warnings = _changed(tree, moved, source, params)
     try:
         with atomic.folder_beside(target) as folder:
-            written = folder / target.name
-            _WRITERS[kind](found, written, changed)
-            _check_written(written, dict(leaves(tree)) | dict(changed), params)
-            with _told_as(warnings):
-                _write_spec(source, found, written, target)
+            copy = folder / target.name
+            _WRITERS[kind](weights, copy, changed)
+            _check_written(copy, dict(leaves(tree)) | dict(changed), params)
+            with _errors_as_warnings(warnings):
+                _write_spec(source, weights, copy, target)
             for path in folder.rglob("*"):  # the names are not to be there before the numbers
                 atomic.sync(path)
             check_target(target)
-            for path in (_sidecar(written), written):
+            for path in (_sidecar(copy), copy):
                 if path.exists():
                     path.rename(target.with_name(path.name))
     except CurvError:
@@ -131,13 +131,13 @@ def write_checkpoint(
 
 
 def write_moved(loaded: Loaded, moved: Mapping[str, Any], target: Path) -> list[str]:
-    """`write_checkpoint` for the checkpoint of a problem that was loaded."""
+    """Call `write_checkpoint` for the checkpoint of a loaded problem."""
     source = loaded.checkpoint
     return write_checkpoint(Path(source.path), moved, target, step=source.step, params=loaded.spec.checkpoint.params)
 
 
 def _sidecar(path: Path) -> Path:
-    """Where the specification of a file lies."""
+    """Return the path of the specification beside a file."""
     return path.with_name(f"{path.name}.{NAME}")
 
 
@@ -147,7 +147,7 @@ def _sidecar(path: Path) -> Path:
 def _changed(
     tree: files.Tree, moved: Mapping[str, Any], source: Path, params: str | None
 ) -> tuple[dict[Keys, np.ndarray], list[str]]:
-    """The moved arrays in their stored types by their keys in the checkpoint's tree, and what rounding did to them."""
+    """Return the moved arrays in their stored types by their keys in the tree, and a warning of large rounding."""
     base = params_location(tree, params)
     stored: dict[str, tuple[Keys, np.ndarray]] = {}
     # A variable of an nnx module may lie in another collection; the differentiated subtree goes first.
@@ -155,7 +155,7 @@ def _changed(
         within = keys[len(base) :] if keys[: len(base)] == base else keys[len(base[:-1]) + 1 :]
         stored.setdefault("/".join(within), (keys, array))
     changed: dict[Keys, np.ndarray] = {}
-    lost = wanted = 0.0
+    lost = intended = 0.0
     for path, value in moved.items():
         keys, old = stored.get(path, ((), None))
         new = np.asarray(value)
@@ -173,29 +173,29 @@ def _changed(
             )
         exact, before = new.astype(np.float64), old.astype(np.float64)
         lost += float(np.sum((changed[keys].astype(np.float64) - exact) ** 2))
-        wanted += float(np.sum((exact - before) ** 2))
-    if lost <= _LOST**2 * wanted:
+        intended += float(np.sum((exact - before) ** 2))
+    if lost <= _LOST**2 * intended:
         return changed, []
-    kinds, share = ", ".join(sorted({array.dtype.name for array in changed.values()})), (lost / wanted) ** 0.5
+    kinds, share = ", ".join(sorted({array.dtype.name for array in changed.values()})), (lost / intended) ** 0.5
     return changed, [f"the weights are stored as {kinds}: rounding changes the step by {share:.0%} of its length"]
 
 
-def _check_written(written: Path, expected: Mapping[Keys, np.ndarray], params: str | None) -> None:
-    """Refuse a checkpoint that does not give back what was written."""
-    again = dict(leaves(load_checkpoint(written, params=params).tree))
-    same = again.keys() == expected.keys() and all(
-        (one.dtype, one.shape, one.tobytes()) == (again[keys].dtype, again[keys].shape, again[keys].tobytes())
-        for keys, one in expected.items()
+def _check_written(copy: Path, expected: Mapping[Keys, np.ndarray], params: str | None) -> None:
+    """Raise an error if a checkpoint does not read back as it was written."""
+    tree = dict(leaves(load_checkpoint(copy, params=params).tree))
+    equal = tree.keys() == expected.keys() and all(
+        (leaf.dtype, leaf.shape, leaf.tobytes()) == (tree[keys].dtype, tree[keys].shape, tree[keys].tobytes())
+        for keys, leaf in expected.items()
     )
-    if not same:
-        raise OutputError(f"{written.name} could not be written: it reads back differently", "check the disk")
+    if not equal:
+        raise OutputError(f"{copy.name} could not be written: it reads back differently", "check the disk")
 
 
 # Formats
 
 
 def _at(tree: files.Tree, keys: Keys) -> Any:
-    """The leaf at these keys, or in the `value` under them that `nnx.state` puts around an array."""
+    """Return the leaf at these keys, or at the `value` below them that `nnx.state` adds."""
     node: Any = tree
     for key in keys:
         node = node[key]
@@ -223,7 +223,7 @@ def _write_orbax(source: Path, target: Path, changed: Changed) -> None:
 
 
 def _write_msgpack(source: Path, target: Path, changed: Changed) -> None:
-    """Decode, exchange, encode."""
+    """Decode the file, replace the arrays, and encode it again."""
     from flax.serialization import msgpack_restore, msgpack_serialize
 
     def exchanged(node: Any, keys: Keys = ()) -> Any:
@@ -257,7 +257,7 @@ def _write_safetensors(source: Path, target: Path, changed: Changed) -> None:
 
 
 def _write_npz(source: Path, target: Path, changed: Changed) -> None:
-    """Copy the members of the archive, but for those of the arrays."""
+    """Copy the members of the archive, and write those of the moved arrays."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         tree = files.nest((name.removesuffix(".npy") for name in old.namelist()), source)
         arrays = {f"{_at(tree, keys)}.npy": array for keys, array in changed.items()}
@@ -284,16 +284,16 @@ _WRITERS: dict[str, Callable[[Path, Path, Changed], None]] = {
 
 
 @contextlib.contextmanager
-def _told_as(warnings: list[str]) -> Iterator[None]:
-    """A bad specification of the source is no reason to lose the weights."""
+def _errors_as_warnings(warnings: list[str]) -> Iterator[None]:
+    """Turn errors of the source's specification into warnings, so that the weights are written."""
     try:
         yield
     except SpecError as error:
         warnings.append(f"the checkpoint's specification is not carried over: {error.message}")
 
 
-def _write_spec(source: Path, found: Path, written: Path, target: Path) -> None:
-    """Write the specification that the source carries, for the place where the checkpoint will lie."""
+def _write_spec(source: Path, weights: Path, copy: Path, target: Path) -> None:
+    """Write the specification of the source, for the final place of the checkpoint."""
     import tomli_w
 
     carried = carried_spec(source, orbax.read_metadata)
@@ -301,9 +301,9 @@ def _write_spec(source: Path, found: Path, written: Path, target: Path) -> None:
         return
     spec = merge(carried, {})
     spec = spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"sha256": None})})
-    folder = target if written.is_dir() else target.parent
+    folder = target if copy.is_dir() else target.parent
     document = relative_to(
-        spec, checkpoint=target, base=carried.base, folder=folder, copied=found if found.is_dir() else None
+        spec, checkpoint=target, base=carried.base, folder=folder, copied=weights if weights.is_dir() else None
     )
-    place = written / NAME if written.is_dir() else _sidecar(written)
+    place = copy / NAME if copy.is_dir() else _sidecar(copy)
     place.write_bytes(tomli_w.dumps(document).encode())

@@ -1,1 +1,1 @@
-"""Examples."""
+"""Reading of examples from files and the user's functions."""

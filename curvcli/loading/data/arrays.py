@@ -1,4 +1,4 @@
-"""Named arrays of examples: what each is for, and whether its shape and its numbers can be used."""
+"""Named arrays of examples: their roles, and checks of shapes and values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INT32 = np.iinfo(np.int32)
 
 
 class Key(NamedTuple):
-    """What an array is for, its name, and whether the model is to get it in a dict."""
+    """The role of an array, its name, and whether the model takes it in a dict."""
 
     role: str
     name: str
@@ -27,12 +27,12 @@ class Key(NamedTuple):
 
 
 def of(role: str, arrays: dict[Key, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of one role, by name."""
+    """Return the arrays of one role by name."""
     return {key.name: array for key, array in arrays.items() if key.role == role}
 
 
 def check_dtype(where: str, dtype: np.dtype) -> None:
-    """Refuse what is not boolean, integer or real."""
+    """Raise an error for a dtype that is not boolean, integer or real."""
     if dtype.hasobject:
         raise DataError(
             f"{where} holds Python objects (in a file, a pickle), not numbers",
@@ -43,7 +43,7 @@ def check_dtype(where: str, dtype: np.dtype) -> None:
 
 
 def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
-    """How many examples all the arrays have."""
+    """Return the number of examples, which all arrays must share."""
     if not (of("inputs", arrays) and of("targets", arrays)):
         raise DataError(f"{path}: gave no inputs or no targets", "give at least one example")
     first, total = next((key.name, array.shape[:1]) for key, array in arrays.items())
@@ -63,24 +63,27 @@ def check_shapes(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> int:
 
 
 def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
-    """Refuse NaN and infinity, and take the digest, in one pass over blocks; several processes share the blocks.
+    """Check that values are finite and return the digest, in one pass over blocks, which processes share.
 
-    Of an array of several blocks their digests are digested: they are the same whoever reads them.
+    The digest of an array of several blocks is that of the blocks' digests, so that it does not depend on the number of
+    processes.
     """
     digest = hashlib.sha256()
     for key, array in arrays.items():
         header = (key.role, key.name, array.dtype.name, array.dtype.str, array.shape)
         digest.update(repr(header).encode("utf-8", "surrogatepass"))
-        seen = _seen(array)
-        count = sum(bad for _, bad, _ in seen)
+        blocks = _block_checks(array)
+        count = sum(bad for _, bad, _ in blocks)
         if count:
-            first = next(row for _, bad, row in seen if bad)
+            first = next(row for _, bad, row in blocks if bad)
             raise DataError(
                 f"{path}: {noun} {key.name!r} has {count} values that are NaN or infinite, "
                 f"the first in row {first} (counting from 0)",
                 "remove or replace them",
             )
-        digest.update(_bytes(np.asarray(array)) if len(seen) == 1 else b"".join(own for own, _, _ in seen))
+        digest.update(
+            _bytes(np.asarray(array)) if len(blocks) == 1 else b"".join(digested for digested, _, _ in blocks)
+        )
     return digest.hexdigest()
 
 
@@ -88,13 +91,13 @@ _SEEN = struct.Struct("32sqq")
 """Of a block: its digest, how many values are not finite, the first row that has one."""
 
 
-def _seen(array: Any) -> list[tuple[bytes, int, int]]:
-    """What each block of an array is like, every process having looked at its own."""
+def _block_checks(array: Any) -> list[tuple[bytes, int, int]]:
+    """Return digest, number of invalid values and first invalid row of each block; each process reads its own."""
     starts = _starts(array)
     count = processes()
-    own = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
-    own += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(own))
-    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(own))]
+    local = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
+    local += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(local))
+    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(local))]
     return [everyone[place % count][place // count] for place in range(len(starts))]
 
 
@@ -122,19 +125,19 @@ def _starts(array: Any) -> range:
 
 
 def _blocks(array: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Some rows at a time, and the number of the first of them: memory-mapped arrays may be larger than memory."""
+    """Iterate over blocks of rows and their first row, as memory-mapped arrays may be larger than memory."""
     for start in _starts(array):
         yield start, np.asarray(array[start : start + _rows(array)])
         let_go(array)
 
 
-def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
-    """The type in which an array of the data reaches the model: `dtype` for reals, at most 32 bits for integers.
+def computed_dtype(arrays: str, array: Any, dtype: np.dtype) -> np.dtype:
+    """Return the dtype in which the model gets an array: `dtype` for reals, at most 32 bits for integers.
 
     Raises
     ------
     DataError
-        A number does not fit: a real would become infinite, an integer another one.
+        A number does not fit: a real would become infinite, an integer would wrap around.
     """
     real = np.issubdtype(array.dtype, np.floating)
     if array.dtype.itemsize <= (dtype.itemsize if real else 4):
@@ -144,7 +147,7 @@ def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
         if block.size and (block.min() < low or block.max() > high):
             row = start + int(np.argmax(((block < low) | (block > high)).reshape(len(block), -1).any(axis=1)))
             raise DataError(
-                f"the {what} have a number in row {row} (counting from 0) that does not fit "
+                f"the {arrays} have a number in row {row} (counting from 0) that does not fit "
                 f"{dtype.name if real else '32 bits'}",
                 "scale the data, or use --dtype float64" if real else "number the ids from 0 on",
             )
@@ -152,24 +155,24 @@ def computed_dtype(what: str, array: Any, dtype: np.dtype) -> np.dtype:
 
 
 def read_mask(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Weights: one array, none negative, not all zero."""
+    """Return the array of weights: a single one, none negative, not all zero."""
     if not arrays:
         return None
     name, mask = next((name, np.asarray(array)) for name, array in arrays.items())
     where = f"{path}: mask {name!r}"
     if len(arrays) > 1 or mask.ndim > 2:
-        told = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
-        raise DataError(told, "give one array of weights, [N] or [N, T]")
+        fault = f"{where} is one of {len(arrays)}, of the shape {mask.shape}"
+        raise DataError(fault, "give one array of weights, [N] or [N, T]")
     if (negative := (mask < 0).reshape(len(mask), -1).any(axis=1)).any():
-        told = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
-        raise DataError(told, "use weights of 0 and above")
+        fault = f"{where} is negative, first in row {np.argmax(negative)} (counting from 0)"
+        raise DataError(fault, "use weights of 0 and above")
     if not mask.any():
         raise DataError(f"{where} is 0 everywhere", "give some example a weight above 0")
     return mask
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """The same numbers in a dtype that JAX takes: of this machine's byte order, and not bfloat16."""
+    """Convert an array to a dtype that JAX takes: in native byte order, and not bfloat16."""
     if array.dtype.name == "bfloat16":
         return mapped(array, lambda block: block.astype(np.float32), np.float32)
     native = array.dtype.newbyteorder("=")

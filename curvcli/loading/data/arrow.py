@@ -1,4 +1,4 @@
-"""Columns of .parquet files and Hugging Face folders as arrays: small ones read at once, large ones when used."""
+"""Columns of .parquet files and Hugging Face folders as arrays: small ones are read at once, large ones when used."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GROUPS_KEPT = 2
 
 
 class Piece(NamedTuple):
-    """Consecutive rows of a column that are stored together."""
+    """A piece of a column: consecutive rows that are stored together."""
 
     rows: int
     read: Callable[[int, int], Sequence[Any]]  # first row and last + 1 within it -> Arrow arrays
 
 
 class Opened(NamedTuple):
-    """What one file has: its columns by name, their types and their pieces."""
+    """The content of a file: its columns by name, their types and their pieces."""
 
     types: dict[str, Any]
     pieces: Callable[[str], list[Piece]]
@@ -38,39 +38,39 @@ Opener = Callable[[Sequence[str]], Callable[[Path], Opened]]
 
 
 def parquet_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
-    """The row groups of .parquet files, decoded when their rows are asked for; all files share what is kept of them."""
+    """Return a reader of the row groups of .parquet files, decoded when their rows are used; files share a cache."""
     import pyarrow.parquet as parquet
 
-    known: dict[Path, Any] = {}
+    metadata: dict[Path, Any] = {}
 
     @lru_cache(GROUPS_KEPT * len(names))
     def group(file: Path, index: int, name: str) -> Any:
-        with parquet.ParquetFile(file, metadata=known[file]) as opened:
+        with parquet.ParquetFile(file, metadata=metadata[file]) as opened:
             return opened.read_row_group(index, columns=[name]).column(0)
 
     def piece(file: Path, index: int, name: str) -> Piece:
-        rows = known[file].row_group(index).num_rows
+        rows = metadata[file].row_group(index).num_rows
         return Piece(rows, lambda start, stop: group(file, index, name).slice(start, stop - start).chunks)
 
     def opened(file: Path) -> Opened:
-        with parquet.ParquetFile(file) as found:
-            schema, known[file] = found.schema_arrow, found.metadata
+        with parquet.ParquetFile(file) as table:
+            schema, metadata[file] = table.schema_arrow, table.metadata
         return Opened(
             {field.name: field.type for field in schema},
-            lambda name: [piece(file, index, name) for index in range(known[file].num_row_groups)],
-            known[file].num_rows,
+            lambda name: [piece(file, index, name) for index in range(metadata[file].num_row_groups)],
+            metadata[file].num_rows,
         )
 
     return opened
 
 
 def mapped_opener(names: Sequence[str]) -> Callable[[Path], Opened]:
-    """The record batches of Arrow files."""
+    """Return a reader of the record batches of Arrow files."""
     return lambda file: open_mapped(file, names)
 
 
 def open_mapped(file: Path, names: Sequence[str] | None) -> Opened:
-    """The record batches of an Arrow file, memory-mapped."""
+    """Open the record batches of an Arrow file by a memory map."""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as mapped:
@@ -96,7 +96,7 @@ def open_mapped(file: Path, names: Sequence[str] | None) -> Opened:
 def column_reader(
     path: str, files: Sequence[Path], opener: Opener
 ) -> Callable[[Sequence[str], int | None], dict[str, np.ndarray]]:
-    """A reader of columns that go on from file to file."""
+    """Return a reader of columns that span several files."""
 
     def told(file: Path) -> str:
         return path if Path(path).name == file.name else f"{path}/{file.name}"
@@ -127,44 +127,44 @@ def column_reader(
 
 
 def _column(path: str, name: str, types: Sequence[Any], stored: list[tuple[str, Piece]]) -> Rows:
-    """One column, whose first row tells what shape all have."""
+    """Return a column; the shape of its first row is that of all."""
     where = f"{path}: column {name!r}"
     starts = [0, *accumulate(piece.rows for _, piece in stored)]
     if not stored:
         return Rows(lambda *_: np.zeros(0), (0,), np.float64)
 
     def arrays(index: int, start: int, stop: int) -> list[np.ndarray]:
-        """Rows start … stop of one piece, numbered within it."""
-        told, piece = stored[index]
-        found, row = [], starts[index] + start
-        with reading(told):
+        """Read rows start … stop of a piece, counted within it."""
+        file, piece = stored[index]
+        chunks, row = [], starts[index] + start
+        with reading(file):
             for chunk in piece.read(start, stop):
                 if len(chunk):
-                    found.append(_chunk_array(chunk, where, row, 1))
+                    chunks.append(_chunk_array(chunk, where, row, 1))
                     row += len(chunk)
-        return found
+        return chunks
 
     shape = arrays(0, 0, 1)[0].shape[1:]
     dtype = np.result_type(*[_dtype(kind) for kind in types])
 
     def read(start: int, stop: int) -> np.ndarray:
-        made, done = np.empty((max(stop - start, 0), *shape), dtype), 0
+        values, filled = np.empty((max(stop - start, 0), *shape), dtype), 0
         index = int(np.searchsorted(starts, start, side="right")) - 1
-        while done < len(made):
-            low = start + done - starts[index]
+        while filled < len(values):
+            low = start + filled - starts[index]
             for array in arrays(index, low, min(stop - starts[index], stored[index][1].rows)):
                 if array.shape[1:] != shape:
-                    raise _ragged_lists(where, start + done, array.shape[1:], shape)
-                made[done : done + len(array)] = array
-                done += len(array)
+                    raise _ragged_lists(where, start + filled, array.shape[1:], shape)
+                values[filled : filled + len(array)] = array
+                filled += len(array)
             index += 1
-        return made
+        return values
 
     return Rows(read, (starts[-1], *shape), dtype)
 
 
 def _dtype(kind: Any) -> np.dtype:
-    """The numpy dtype of the numbers of an Arrow type, lists and tensors being arrays of them."""
+    """Return the numpy dtype of the numbers in an Arrow type; lists and tensors are arrays of numbers."""
     while True:
         if hasattr(kind, "storage_type"):
             kind = kind.storage_type
@@ -175,7 +175,7 @@ def _dtype(kind: Any) -> np.dtype:
 
 
 def _chunk_array(chunk: Any, where: str, row: int, per_row: int) -> np.ndarray:
-    """An Arrow array as a numpy array; element i belongs to example row + i // per_row."""
+    """Convert an Arrow array to a numpy array; element i belongs to example row + i // per_row."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -209,7 +209,7 @@ def _chunk_array(chunk: Any, where: str, row: int, per_row: int) -> np.ndarray:
 
 
 def _ragged_lists(where: str, row: int, found: Sequence[int], before: Sequence[int]) -> DataError:
-    """The error for lists of several lengths."""
+    """Return the error for lists of several lengths."""
     told = [" × ".join(map(str, shape)) or "one" for shape in (found, before)]
     return DataError(
         f"{where}: row {row} (counting from 0) has {told[0]} numbers where the rows before it have {told[1]}",

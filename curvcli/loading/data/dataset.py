@@ -1,6 +1,6 @@
-"""Data files, and functions of the user, become named arrays of examples.
+"""Reading of named arrays of examples from data files and the user's functions.
 
-Nothing is unpickled. Arrays in a folder of .npy files stay on disk as memory maps, which are read once, in blocks.
+Pickles are never read. Arrays in a folder of .npy files stay on disk as memory maps, which are read once, in blocks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BATCH = "give (inputs, targets), (inputs, targets, mask), a dict of arrays, or 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples, each array's first axis counting them.
+    """A data set: arrays whose first axis counts the examples.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ class Dataset:
     mask
         Weights [N] or [N, T], none of them negative, or None.
     num_examples, total
-        N, and how many the source has; None where it was not read to its end.
+        N, and the number of examples of the source; None where that was not read to its end.
     path
-        The file, folder or function, as the user gave it.
+        The file, folder or function, as given by the user.
     sha256
         Digest of the names, dtypes, shapes and bytes of the arrays.
     """
@@ -79,25 +79,25 @@ def load_dataset(
     call_target
         Imports and returns the object that `pkg.mod:function` names.
     num_examples
-        Take the first so many; by default all. Only these are checked, and are in the digest; but where the
-        specification has a digest, all are read and compared with it first.
+        Number of examples to take, the first ones; default: all. Only these are checked and part of the digest. If the
+        specification has a digest, all examples are read and compared with it first.
 
     Returns
     -------
     Dataset
-        Arrays of one length, finite and not empty, with the dtypes they were stored with. Columns of a table
-        are side by side, [N, F], a single one of the inputs too; a single column of targets is [N].
+        Arrays of one length, finite and not empty, in their stored dtypes. Columns of a table are stacked to [N, F],
+        even a single one of the inputs; a single column of targets is [N].
 
     Raises
     ------
     NotFoundError, PermissionDeniedError
-        The file or folder is not there, or may not be read.
+        The file or folder does not exist, or may not be read.
     DataError
         The content is damaged, not numbers, not finite, ragged, empty, or of several lengths.
     SpecError
-        An array, column or split is not there, the kind of file is unknown, or the user's function fails.
+        An array, column or split is missing, the format is unknown, or the user's function fails.
     UsageError
-        More examples are asked for than there are.
+        The source has fewer examples than requested.
     """
     path = spec.path
     if not path:
@@ -106,13 +106,13 @@ def load_dataset(
         raise UsageError(f"--num-examples {num_examples}: at least 1 is needed", "give a positive number")
     limit = num_examples if spec.sha256 is None else None
     if _is_target(path, base):
-        counted, noun, arrays = False, "array", _from_target(spec, path, call_target, limit)
+        read_to_end, noun, arrays = False, "array", _from_target(spec, path, call_target, limit)
     else:
         source = _open(register(base / path, "the data"), path, spec.split)
         noun, keys = source.noun, _keys(spec, path, source)
-        counted = noun == "array"  # tables are read no further than needed
-        found = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
-        arrays = {key: found[key.name] for key in keys}
+        read_to_end = noun == "array"  # tables are read no further than needed
+        columns = source.read(list(dict.fromkeys(key.name for key in keys)), limit)
+        arrays = {key: columns[key.name] for key in keys}
     total = check_shapes(path, noun, arrays)
     digest = check_values(path, noun, arrays) if limit is None else ""
     if spec.sha256 not in (None, digest):
@@ -135,14 +135,14 @@ def load_dataset(
         targets=_targets(path, of("targets", arrays)),
         mask=read_mask(path, of("mask", arrays)),
         num_examples=num_examples or total,
-        total=total if counted or num_examples is None else None,
+        total=total if read_to_end or num_examples is None else None,
         path=path,
         sha256=digest,
     )
 
 
 def _keys(spec: DataSpec, path: str, source: Source) -> list[Key]:
-    """The arrays that are wanted of a source."""
+    """Return the arrays to read from a source."""
     chosen = {
         role: choose(path, source, role, name) for role in _ROLES if (name := getattr(spec, role)) or role != "mask"
     }
@@ -153,12 +153,12 @@ def _keys(spec: DataSpec, path: str, source: Source) -> list[Key]:
 
 
 def _is_target(path: str, base: Path) -> bool:
-    """Whether a source is `pkg.mod:function` or `file.py:function`, and no file has that name."""
+    """Whether a source is `pkg.mod:function` or `file.py:function`, and not the name of a file."""
     return bool(_TARGET.fullmatch(path)) and not path.endswith(_SUFFIXES) and not is_there(base / path)
 
 
 def _open(file: Path, path: str, split: str | None) -> Source:
-    """What is in a file or folder."""
+    """Open a file or folder as a source."""
     try:
         with reading(path):
             mode = file.stat().st_mode
@@ -179,7 +179,7 @@ def _open(file: Path, path: str, split: str | None) -> Source:
 
 
 def _open_folder(folder: Path, path: str, split: str | None) -> Source:
-    """What is in a folder."""
+    """Open a folder as a source."""
     with reading(path):
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     if not {"dataset_dict.json", "dataset_info.json", "state.json"}.isdisjoint(file.name for file in files):
@@ -192,15 +192,15 @@ def _open_folder(folder: Path, path: str, split: str | None) -> Source:
         return _open_folder(folder / split, path, None)
     if (folder / "data").is_dir():  # as a clone of a data set's repository has it
         return _open_folder(folder / "data", path, split)
-    others = [file.name for file in files if file.name.endswith(_SUFFIXES)]
+    candidates = [file.name for file in files if file.name.endswith(_SUFFIXES)]
     raise NotFoundError(
         f"{path}: no .npy, .parquet or Hugging Face data in this folder",
-        f"name a file in it: {listed(others)}" if others else _GIVE,
+        f"name a file in it: {listed(candidates)}" if candidates else _GIVE,
     )
 
 
 def _not_found(file: Path, path: str) -> NotFoundError:
-    """The error for a path that is not there, with a sibling of a similar name."""
+    """Return the error for a missing path, with a sibling of a similar name."""
     if "://" in path:
         return NotFoundError(f"{path}: not a file on this machine", "download it, and name the local file")
     hint = "check the path; a relative one is relative to the curv.toml that names it"
@@ -215,7 +215,7 @@ def _not_found(file: Path, path: str) -> NotFoundError:
 
 
 def _npz_source(file: Path, path: str, split: str | None) -> Source:
-    """The arrays of an .npz archive."""
+    """Return the arrays of an .npz archive as a source."""
     with reading(path):
         if not zipfile.is_zipfile(file):
             raise DataError(f"{path}: truncated, or not an .npz archive", "write it again with np.savez")
@@ -230,9 +230,9 @@ def _npz_source(file: Path, path: str, split: str | None) -> Source:
 
 
 def _npz_member(archive: zipfile.ZipFile, file: Path, member: str, where: str) -> np.ndarray:
-    """One array, once its header has been seen to be honest: a lie would reserve any amount of memory.
+    """Read an array after its header was validated: a wrong header would allocate any amount of memory.
 
-    Large ones that are stored as they are, as `np.savez` does, stay on the disk.
+    Large uncompressed arrays, as written by `np.savez`, stay on the disk.
     """
     npy = np.lib.format
     with archive.open(member) as stream:
@@ -240,9 +240,9 @@ def _npz_member(archive: zipfile.ZipFile, file: Path, member: str, where: str) -
         shape, fortran, dtype = header(stream)
         check_dtype(where, dtype)
         info, begins = archive.getinfo(member), stream.tell()
-        size, there = prod(shape) * dtype.itemsize, info.file_size - begins
-        if size != there:
-            raise DataError(f"{where} should have {size} bytes and has {there}", "write the file again")
+        size, stored_bytes = prod(shape) * dtype.itemsize, info.file_size - begins
+        if size != stored_bytes:
+            raise DataError(f"{where} should have {size} bytes and has {stored_bytes}", "write the file again")
     if size > stored.WHOLE_BYTES and info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
         offset = _content_at(file, info) + begins
         return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
@@ -251,21 +251,21 @@ def _npz_member(archive: zipfile.ZipFile, file: Path, member: str, where: str) -
 
 
 def _content_at(file: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's content begins: behind its own header of 30 bytes, its name and extra fields."""
+    """Return the offset of a member's content, after its header of 30 bytes, its name and extra fields."""
     with file.open("rb") as stream:
         stream.seek(info.header_offset + 26)
         return info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
 
 
 def _npy_source(files: dict[str, Path], path: str, split: str | None) -> Source:
-    """The arrays of a folder of .npy files, left on the disk."""
+    """Return the arrays of a folder of .npy files, memory-mapped, as a source."""
 
     def read(names: Sequence[str], _: int | None) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         for name in names:
             with reading(f"{path}/{files[name].name}"):
-                found[name] = np.lib.format.open_memmap(files[name], mode="r")  # refuses pickles
-        return found
+                arrays[name] = np.lib.format.open_memmap(files[name], mode="r")  # refuses pickles
+        return arrays
 
     return Source(tuple(files), read, "array", f"_{split}" if split else "")
 
@@ -275,7 +275,7 @@ def _npy_source(files: dict[str, Path], path: str, split: str | None) -> Source:
 
 @contextmanager
 def _users_code(path: str) -> Iterator[None]:
-    """Tell what the user's own code raised, and that it was theirs."""
+    """Translate exceptions of the user's code into an error that says so."""
     try:
         yield
     except CurvError:
@@ -290,23 +290,23 @@ def _users_code(path: str) -> Iterator[None]:
 def _from_target(
     spec: DataSpec, path: str, call_target: Callable[[str], Any], limit: int | None
 ) -> dict[Key, np.ndarray]:
-    """What a function of the user returns, gathered."""
+    """Gather the arrays that a function of the user returns."""
     target = call_target(path)
     gathered: dict[Key, list[np.ndarray]] = {}
     with _users_code(path):
-        made = target() if callable(target) else target
+        returned = target() if callable(target) else target
         count = 0
-        for batch in _batches(path, made):
-            named = _named(spec, path, batch)
-            gathered = gathered or {key: [] for key in named}
-            if named.keys() != gathered.keys():
+        for batch in _batches(path, returned):
+            members = _batch_arrays(spec, path, batch)
+            gathered = gathered or {key: [] for key in members}
+            if members.keys() != gathered.keys():
                 raise DataError(
                     f"{path}: the batch after example {count} has other arrays than the first",
                     "give the same arrays in every batch",
                 )
-            for key, array in named.items():
+            for key, array in members.items():
                 _add_batch(f"{path}: array {key.name!r}", array, gathered[key], count)
-            count += max(map(len, named.values()), default=0)
+            count += max(map(len, members.values()), default=0)
             if limit is not None and count >= limit:  # a loader may repeat without end
                 break
     with reading(path):
@@ -314,7 +314,7 @@ def _from_target(
 
 
 def _batches(path: str, made: Any) -> Iterable[Any]:
-    """One set of arrays is a single batch; anything else is iterated over."""
+    """Iterate over batches; a set of arrays is a single batch."""
     if isinstance(made, Mapping):
         return [made]
     if isinstance(made, tuple) and not all(isinstance(part, tuple | list) for part in made):
@@ -324,12 +324,12 @@ def _batches(path: str, made: Any) -> Iterable[Any]:
     raise SpecError(f"{path}: gave {type(made).__name__}, not data", _BATCH)
 
 
-def _named(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
-    """The arrays of one batch."""
+def _batch_arrays(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
+    """Return the arrays of a batch."""
     if isinstance(batch, Mapping):
         batch = {str(name): value for name, value in batch.items()}
         source = Source(tuple(batch), lambda *_: {}, "array", f"_{spec.split}" if spec.split else "")
-        found = {key: batch[key.name] for key in _keys(spec, path, source)}
+        members = {key: batch[key.name] for key in _keys(spec, path, source)}
     elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
         for key, absent in (("split", spec.split), ("mask", spec.mask and len(batch) == 2)):
             if absent:
@@ -337,11 +337,11 @@ def _named(spec: DataSpec, path: str, batch: Any) -> dict[Key, np.ndarray]:
                     f"{path}: gave {len(batch)} arrays without names, where `{key}` cannot be found",
                     f"remove `{key}` under [data], or return a dict of named arrays",
                 )
-        found = {Key(role, role, False): value for role, value in zip(_ROLES, batch, strict=False)}
+        members = {Key(role, role, False): value for role, value in zip(_ROLES, batch, strict=False)}
     else:
         raise SpecError(f"{path}: gave {type(batch).__name__} as a batch", _BATCH)
     arrays: dict[Key, np.ndarray] = {}
-    for key, value in found.items():
+    for key, value in members.items():
         if isinstance(value, Mapping):
             arrays |= {Key(key.role, str(name), True): np.asarray(part) for name, part in value.items()}
         else:
@@ -363,7 +363,7 @@ def _add_batch(where: str, array: np.ndarray, gathered: list[np.ndarray], count:
 
 
 def _inputs(arrays: dict[Key, np.ndarray], *, stacked: bool) -> Any:
-    """One array, a dict of several, or the columns of a table side by side: [N, F]."""
+    """Return the inputs: one array, a dict of several, or stacked columns of a table, [N, F]."""
     inputs = of("inputs", arrays)
     if stacked and all(array.ndim == 1 for array in inputs.values()):
         return side_by_side(list(inputs.values()))
@@ -372,7 +372,7 @@ def _inputs(arrays: dict[Key, np.ndarray], *, stacked: bool) -> Any:
 
 
 def _targets(path: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """One array, or several of one number per example side by side."""
+    """Return the targets: one array, or several with one number per example, stacked."""
     targets = list(arrays.values())
     if len(targets) == 1:
         return targets[0]

@@ -1,4 +1,4 @@
-"""Inputs of single examples, where they are images."""
+"""Input images of single examples."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ LARGEST = 128
 def read_images(
     problem: ProblemRecord, rows: Sequence[tuple[str, int]], shape: tuple[int, ...] | None
 ) -> tuple[dict[tuple[str, int], np.ndarray], str]:
-    """Images [H, W] or [H, W, 3] between 0 and 1, by where they stand; and why there are none, where there are none.
+    """Return images [H, W] or [H, W, 3] between 0 and 1 by source and row, and the reason where there are none.
 
     Parameters
     ----------
     problem
-        What the report says of the data. A function of the user's own is not called.
+        The problem of a report. Functions of the user are not called.
     rows
-        (`data` or `test`, row) of each.
+        The source (`data` or `test`) and row of each image.
     shape
-        Of each input; by default its own.
+        Shape of the images; default: that of the inputs.
 
     Raises
     ------
@@ -36,56 +36,58 @@ def read_images(
         The inputs do not have as many entries as the shape.
     """
     sources = list(dict.fromkeys(source for source, _ in rows))
-    read = _read(problem, sources)
-    if isinstance(read, str):
-        return {}, read
-    found: dict[tuple[str, int], np.ndarray] = {}
+    examples = _read(problem, sources)
+    if isinstance(examples, str):
+        return {}, examples
+    images: dict[tuple[str, int], np.ndarray] = {}
     for source in sources:
-        inputs = read[source].inputs
+        inputs = examples[source].inputs
         if isinstance(inputs, dict):
             return {}, "the inputs are several arrays"
-        each = tuple(inputs.shape[1:]) if shape is None else shape
+        extent = tuple(inputs.shape[1:]) if shape is None else shape
         if shape is not None and np.prod(shape) != np.prod(inputs.shape[1:]):
             raise UsageError(
                 f"--image-shape {'x'.join(map(str, shape))}: the inputs are {list(inputs.shape[1:])} each",
                 f"give a shape with {int(np.prod(inputs.shape[1:]))} entries",
             )
-        if len(each) not in (2, 3) or (len(each) == 3 and each[2] not in (1, 3)) or min(each[:2]) < 2:
-            return {}, f"the inputs are {list(each)} each; --image-shape 8x8 would make images of rows of 64"
+        if len(extent) not in (2, 3) or (len(extent) == 3 and extent[2] not in (1, 3)) or min(extent[:2]) < 2:
+            return {}, f"the inputs are {list(extent)} each; --image-shape 8x8 would make images of rows of 64"
         for place, row in rows:
             if place == source and row < len(inputs):
-                found[place, row] = np.asarray(inputs[row], float).reshape(each)
-    return _scaled(found), ""
+                images[place, row] = np.asarray(inputs[row], float).reshape(extent)
+    return _scaled(images), ""
 
 
 def _scaled(images: dict[tuple[str, int], np.ndarray]) -> dict[tuple[str, int], np.ndarray]:
-    """Between the least and the largest value of all; a single channel is grey."""
+    """Scale images by the least and the largest value of all; a single channel is grey."""
     if not images:
         return {}
-    low = min(float(one.min()) for one in images.values())
-    extent = max(float(one.max()) for one in images.values()) - low or 1.0
+    low = min(float(image.min()) for image in images.values())
+    extent = max(float(image.max()) for image in images.values()) - low or 1.0
     small = {}
-    for place, one in images.items():
-        every = max(1, -(-max(one.shape[:2]) // LARGEST))
-        grey = one[..., 0] if one.ndim == 3 and one.shape[2] == 1 else one
+    for place, image in images.items():
+        every = max(1, -(-max(image.shape[:2]) // LARGEST))
+        grey = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
         small[place] = (grey[::every, ::every] - low) / extent
     return small
 
 
 def _read(problem: ProblemRecord, sources: Sequence[str]) -> dict[str, Dataset] | str:
-    """The examples that the report is of, and other splits of the same source; or why they cannot be had."""
+    """Read the examples of a report and other splits of the source, or return the reason why that is impossible."""
     spec, record = problem.spec.data, problem.data
     bases = [Path.cwd(), *([Path(problem.spec_file).resolve().parent] if problem.spec_file else [])]
-    base = next((one for one in bases if spec.path and (one / spec.path).exists()), None)
+    base = next((folder for folder in bases if spec.path and (folder / spec.path).exists()), None)
     if base is None:
         return f"{spec.path} is not there"
     try:
-        own = load_dataset(spec, base=base, call_target=_no_code, num_examples=record.num_examples)
-        if own.sha256 != record.sha256:
+        data = load_dataset(spec, base=base, call_target=_no_code, num_examples=record.num_examples)
+        if data.sha256 != record.sha256:
             return f"{spec.path} has changed since the report"
-        splits = {one: spec.model_copy(update={"split": one, "sha256": None}) for one in sources if one != "data"}
-        others = {name: load_dataset(one, base=base, call_target=_no_code) for name, one in splits.items()}
-        return {"data": own, **others}
+        splits = {
+            source: spec.model_copy(update={"split": source, "sha256": None}) for source in sources if source != "data"
+        }
+        other_splits = {name: load_dataset(split, base=base, call_target=_no_code) for name, split in splits.items()}
+        return {"data": data, **other_splits}
     except CurvError as error:
         return error.message
 

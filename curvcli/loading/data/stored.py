@@ -1,4 +1,4 @@
-"""Arrays whose rows stay in their files until they are asked for."""
+"""Arrays whose rows are read from their files when used."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ GAP = 8
 
 
 class Rows:
-    """An array [N, …] as numpy has it, but that its rows are read, or computed, when they are used.
+    """An array [N, …] with numpy's indexing whose rows are read, or computed, when they are used.
 
-    As of a memory map, a slice of the rows is another such array, which `np.asarray` reads; rows chosen by an array of
+    As for a memory map, a slice of the rows is another such array, which `np.asarray` reads. Rows chosen by an array of
     integers are read at once, in the order of the file.
 
     Parameters
     ----------
     read
-        Called with first and last row + 1, any number of times, from any thread: an array of these rows.
+        Returns the rows from a first to before a last one. It may be called repeatedly and from any thread.
     shape, dtype
-        Of the whole.
+        Shape and dtype of the whole array.
     first
         The row of `read` that is row 0 here.
     """
@@ -36,17 +36,17 @@ class Rows:
 
     @property
     def ndim(self) -> int:
-        """Axes."""
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Numbers in all."""
+        """Number of entries."""
         return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the whole would take in memory."""
+        """Bytes of the whole array in memory."""
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class Rows:
         return self._rows(0, len(self)).astype(dtype or self.dtype, copy=False)
 
     def astype(self, dtype: Any) -> Rows:
-        """The same numbers in another dtype, cast as they are read."""
+        """Return the array in another dtype, cast when it is read."""
         return mapped(self, lambda block: block.astype(dtype), dtype)
 
     def __getitem__(self, key: Any) -> Any:
@@ -69,39 +69,39 @@ class Rows:
         return self._indexed(key, first, rest)
 
     def _indexed(self, key: Any, rows: Any, rest: list[Any]) -> Any:
-        """This array at a key whose first part says which rows."""
+        """Index the array by a key whose first part selects rows."""
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             if step != 1:
                 return self._indexed(key, np.arange(len(self))[rows], rest)
             part = Rows(self._read, (max(stop - start, 0), *self.shape[1:]), self.dtype, self._first + start)
             return mapped(part, lambda block: block[(slice(None), *rest)], self.dtype) if rest else part
-        which = np.asarray(rows)
-        if which.dtype.kind not in "iu" or which.ndim > 1:
+        indices = np.asarray(rows)
+        if indices.dtype.kind not in "iu" or indices.ndim > 1:
             return np.asarray(self)[key]
-        if which.ndim:
-            return self._gathered(which)[(slice(None), *rest)]
-        return self._gathered(which[None])[(0, *rest)]
+        if indices.ndim:
+            return self._gathered(indices)[(slice(None), *rest)]
+        return self._gathered(indices[None])[(0, *rest)]
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
         return self._read(self._first + start, self._first + stop)
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        """These rows in this order, read in that of the file."""
+        """Return rows in the given order, read in the order of the file."""
         rows = np.where(rows < 0, rows + len(self), rows)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} … {rows.max()} of {len(self)}")
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        gathered = np.empty((len(rows), *self.shape[1:]), self.dtype)
         order = np.argsort(rows, kind="stable")
         for run in np.split(order, np.flatnonzero(np.diff(rows[order]) > GAP) + 1):
             if len(run):
                 low = int(rows[run[0]])
-                found[run] = self._rows(low, int(rows[run[-1]]) + 1)[rows[run] - low]
-        return found
+                gathered[run] = self._rows(low, int(rows[run[-1]]) + 1)[rows[run] - low]
+        return gathered
 
 
 def mapped(array: Any, function: Callable[[np.ndarray], np.ndarray], dtype: Any) -> Any:
-    """A function of each row of an array, such as a cast: of all at once, or of a large array as its rows are read."""
+    """Apply a row-wise function to an array, such as a cast: at once, or for a large array when its rows are read."""
     if not isinstance(array, Rows) and array.nbytes <= WHOLE_BYTES:
         return function(np.asarray(array))
     none = function(np.zeros((0, *array.shape[1:]), array.dtype))
@@ -109,7 +109,7 @@ def mapped(array: Any, function: Callable[[np.ndarray], np.ndarray], dtype: Any)
 
 
 def side_by_side(columns: Sequence[Any]) -> Any:
-    """Arrays [N] as the columns of one [N, F]."""
+    """Stack arrays [N] as the columns of one [N, F]."""
     if not any(isinstance(column, Rows) for column in columns):
         return np.stack(columns, axis=1)
     shape = len(columns[0]), len(columns)
@@ -118,7 +118,7 @@ def side_by_side(columns: Sequence[Any]) -> Any:
 
 
 def whole_if_small(arrays: dict[str, Rows]) -> dict[str, Any]:
-    """Arrays in memory where they take no more than `WHOLE_BYTES` together, else as they are."""
+    """Read arrays into memory if they take at most `WHOLE_BYTES` together."""
     if sum(array.nbytes for array in arrays.values()) > WHOLE_BYTES:
         return dict(arrays)
     return {name: np.asarray(array) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""Tables of examples (.csv, .parquet, Hugging Face folders) as named numeric columns."""
+"""Tables of examples (.csv, .parquet, Hugging Face folders) as named columns of numbers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ _SPLIT_IN_NAME = re.compile(r"(train|test|valid|validation|val|dev)(?![a-z])")
 
 @dataclass(frozen=True)
 class Source:
-    """Arrays or columns that are there by name and have not been read yet.
+    """A source of named arrays or columns, which are read on request.
 
     Parameters
     ----------
     names
-        What there is, in the order of the file.
+        The names, in the order of the file.
     read
-        Called with names, all of them in `names`, and with how many examples are wanted (None for all); may
-        return more examples than that.
+        Called with some of `names` and the number of examples to read (None for all); it may return more examples.
     noun
-        What messages call one of them: "array" or "column".
+        The noun for messages: "array" or "column".
     suffix
-        What a split adds to every name: "_train", or nothing where the source is one split already.
+        The suffix of a split's names, such as "_train"; empty where the source is a single split.
     """
 
     names: tuple[str, ...]
@@ -49,55 +48,55 @@ class Source:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join names for a message, the first twenty of them."""
+    """Join at most twenty names for a message."""
     told = ", ".join(repr(name) for name in names[:20])
     return told + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def choose(path: str, source: Source, role: str, wanted: str) -> list[str]:
-    """Find the names that `a`, `a,b` or `pixel_*` stands for.
+def choose(path: str, source: Source, role: str, pattern: str) -> list[str]:
+    """Return the names that match `a`, `a,b` or `pixel_*`.
 
     Raises
     ------
     SpecError
-        One of them is not there.
+        A name is missing.
     """
-    if wanted + source.suffix in source.names:
-        return [wanted + source.suffix]
+    if pattern + source.suffix in source.names:
+        return [pattern + source.suffix]
     chosen: dict[str, None] = {}
-    for part in [part.strip() + source.suffix for part in wanted.split(",") if part.strip()] or [wanted]:
-        found = [part] if part in source.names else [name for name in source.names if fnmatchcase(name, part)]
-        if not found:
+    for part in [part.strip() + source.suffix for part in pattern.split(",") if part.strip()] or [pattern]:
+        matching = [part] if part in source.names else [name for name in source.names if fnmatchcase(name, part)]
+        if not matching:
             raise _missing(path, source, role, part)
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(matching))
     return list(chosen)
 
 
 def _missing(path: str, source: Source, role: str, name: str) -> SpecError:
-    """The error for a name that is not there."""
+    """Return the error for a missing name."""
     set_it = f"set `{role}` under [data]" + ("" if role == "mask" else f" (or --{role})")
-    lower = {other.lower(): other for other in source.names}
-    close = [lower[other] for other in difflib.get_close_matches(name.lower(), lower, 1)]
+    lower = {existing.lower(): existing for existing in source.names}
+    close = [lower[existing] for existing in difflib.get_close_matches(name.lower(), lower, 1)]
     if source.suffix and name.removesuffix(source.suffix) in source.names:
         hint = "remove `split` under [data]"
-    elif splits := [other.removeprefix(f"{name}_") for other in source.names if other.startswith(f"{name}_")]:
+    elif splits := [existing.removeprefix(f"{name}_") for existing in source.names if existing.startswith(f"{name}_")]:
         hint = f'{set_it}, or `split`, such as split = "{splits[0]}"'
     else:
         hint = set_it + (f": did you mean {close[0]!r}?" if close else "")
-    there = f"there are {listed(source.names)}" if source.names else "there are none"
-    return SpecError(f"{path}: no {source.noun} {name!r} for the {role}; {there}", hint)
+    available = f"there are {listed(source.names)}" if source.names else "there are none"
+    return SpecError(f"{path}: no {source.noun} {name!r} for the {role}; {available}", hint)
 
 
 # --- .csv -------------------------------------------------------------------------------------------------
 
 
 def csv_source(file: Path, path: str, split: str | None = None) -> Source:
-    """Read the header of a .csv file; the rows are read when columns are asked for.
+    """Read the header of a .csv file; the rows are read on request.
 
     Parameters
     ----------
     file, path
-        Where the file is, and what messages call it.
+        The file, and its name in messages.
     split
         Appended to the names of columns.
 
@@ -123,8 +122,8 @@ def csv_source(file: Path, path: str, split: str | None = None) -> Source:
                 raise DataError(f"{path}: several columns are named {name!r}", "give each a name of its own")
         pieces: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in names}
         with closing(_csv_rows(file, path)) as rows:
-            wanted = islice(rows, 1, None if limit is None else limit + 1)
-            while chunk := list(islice(wanted, math.ceil(_CELLS_AT_ONCE / len(header)))):
+            requested = islice(rows, 1, None if limit is None else limit + 1)
+            while chunk := list(islice(requested, math.ceil(_CELLS_AT_ONCE / len(header)))):
                 for line, row in chunk:
                     if len(row) != len(header):
                         raise _ragged(path, line, row, header)
@@ -139,7 +138,7 @@ def csv_source(file: Path, path: str, split: str | None = None) -> Source:
 
 
 def _csv_rows(file: Path, path: str) -> Generator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with its line number in the file."""
+    """Iterate over the rows that are not blank, with their line numbers."""
     with reading(path), file.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, skipinitialspace=True, strict=True)
         try:
@@ -156,7 +155,7 @@ def _csv_rows(file: Path, path: str) -> Generator[tuple[int, list[str]]]:
 
 
 def _ragged(path: str, line: int, row: list[str], header: list[str]) -> DataError:
-    """The error for a row with a cell too few or too many."""
+    """Return the error for a row with too few or too many cells."""
     at = (
         f"nothing in column {header[len(row)]!r}"
         if len(row) < len(header)
@@ -169,22 +168,22 @@ def _ragged(path: str, line: int, row: list[str], header: list[str]) -> DataErro
 
 
 def _csv_column(path: str, name: str, lines: list[int], cells: Sequence[str]) -> np.ndarray:
-    """Integers where every cell is one, else floats."""
+    """Convert cells to integers if all are integers, else to floats."""
     if "_" not in "".join(cells):  # Python takes 1_000 for a number; a data file never means one by it
         with suppress(ValueError, OverflowError):
             return np.array([int(cell) for cell in cells], np.int64)
         with suppress(ValueError):
             return np.array([float(cell) for cell in cells])
     line, cell = next((line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_number(cell))
-    told = f"{cell[:40]!r} is not a number" if cell.strip() else "the cell is empty"
+    fault = f"{cell[:40]!r} is not a number" if cell.strip() else "the cell is empty"
     raise DataError(
-        f"{path}: line {line}, column {name!r}: {told}",
+        f"{path}: line {line}, column {name!r}: {fault}",
         "put a number there, remove the line, or leave the column out of inputs and targets",
     )
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is read as a number."""
+    """Whether a cell is a number."""
     try:
         float(cell)
     except ValueError:
@@ -201,15 +200,15 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
     Parameters
     ----------
     files, path
-        Where the files are, in order, and what messages call them together.
+        The files in order, and their common name in messages.
     split
-        Picks the files that it begins (`train-00000-of-00002.parquet`); if there is a single file that it
-        does not begin, it is appended to the names of columns.
+        Selects the files whose names begin with it (`train-00000-of-00002.parquet`). For a single file with another
+        name it is appended to the names of columns.
 
     Raises
     ------
     SpecError
-        pyarrow is not installed, or the split is not there, or several are and none was asked for.
+        pyarrow is not installed, the split is missing, or none of several splits was given.
     """
     parquet: Any = require("pyarrow.parquet", "tables", "reading .parquet files")
     suffix = f"_{split}" if split else ""
@@ -222,12 +221,12 @@ def parquet_source(files: Sequence[Path], path: str, split: str | None = None) -
 
 
 def _files_of_split(files: Sequence[Path], path: str, split: str | None) -> list[Path]:
-    """The files of one split, or all where their names tell of no splits."""
+    """Return the files of a split, or all where their names contain no splits."""
     if split is None:
-        found = {match[1] for file in files if (match := _SPLIT_IN_NAME.match(file.stem))}
-        if len(found) > 1:
+        splits = {match[1] for file in files if (match := _SPLIT_IN_NAME.match(file.stem))}
+        if len(splits) > 1:
             raise SpecError(
-                f"{path}: holds several splits: {listed(sorted(found))}",
+                f"{path}: holds several splits: {listed(sorted(splits))}",
                 'set `split` under [data], such as split = "train"',
             )
         return list(files)
@@ -246,23 +245,23 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
     Parameters
     ----------
     folder, path
-        A Dataset (state.json, .arrow files) or a DatasetDict (dataset_dict.json, a folder for each split),
-        and what messages call it.
+        A Dataset (state.json, .arrow files) or a DatasetDict (dataset_dict.json, a folder for each split), and its name
+        in messages.
     split
-        Which split; may be left out where there is one.
+        The split; optional where there is only one.
 
     Raises
     ------
     SpecError
-        pyarrow is not installed, or the split is not there, or several are and none was asked for.
+        pyarrow is not installed, the split is missing, or none of several splits was given.
     """
     require("pyarrow", "tables", "reading Hugging Face folders")
     if (folder / "dataset_dict.json").is_file():
         splits = _strings(_json(folder / "dataset_dict.json", path).get("splits"))
         split = split or (splits[0] if len(splits) == 1 else None)
         if split not in splits or split != Path(split).name or split == "..":
-            asked = f"no split {split!r}; there are" if split else "holds several splits:"
-            raise SpecError(f"{path}: {asked} {listed(splits)}", 'set `split` under [data], such as split = "train"')
+            problem = f"no split {split!r}; there are" if split else "holds several splits:"
+            raise SpecError(f"{path}: {problem} {listed(splits)}", 'set `split` under [data], such as split = "train"')
         folder, path = folder / split, f"{path}/{split}"
         state = _json(folder / "state.json", path)
     else:
@@ -292,7 +291,7 @@ def saved_source(folder: Path, path: str, split: str | None = None) -> Source:
 
 
 def _json(file: Path, path: str) -> dict[str, Any]:
-    """A JSON object."""
+    """Read a JSON object."""
     with reading(f"{path}/{file.name}"):
         found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -300,6 +299,6 @@ def _json(file: Path, path: str) -> dict[str, Any]:
     return found
 
 
-def _strings(found: Any) -> list[str]:
-    """The strings of a list."""
-    return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+def _strings(values: Any) -> list[str]:
+    """Return the strings of a list."""
+    return [item for item in values if isinstance(item, str)] if isinstance(values, list) else []

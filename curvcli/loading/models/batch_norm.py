@@ -1,11 +1,11 @@
-"""A network called as in training, but for dropout: each BatchNorm normalises by the batch, and says its moments.
+"""Calls in training mode without dropout: each BatchNorm normalises by the batch, and returns its moments.
 
-BatchNorm layers of Flax are told by their class and switched wherever they are, whatever the model's call passes to
-them. Where statistics belong to other layers, the arguments of the call (`train`, `training`, `is_training`,
-`use_running_average`) ask for training. Dropout layers return their inputs in both cases.
+BatchNorm layers of Flax are recognised by their class and switched, whatever arguments the model passes to them. Where
+statistics belong to other layers, training mode is set by the arguments of the call (`train`, `training`,
+`is_training`, `use_running_average`). Dropout layers return their inputs in both cases.
 
 A running average is r ← m r + (1 − m) s with the moments s of the batch. In the layers of Flax m is set to 0, so that
-what the call writes is s itself.
+the call writes s.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SWITCHED = {"use_running_average": False, "momentum": 0.0, "axis_name": None}
 
 
 def statistics_of(names: list[str], call: Call, arguments: Callable[[], Arguments], shapes: Any) -> BatchStatistics:
-    """The statistics of a network, with its call in training mode.
+    """Return the batch statistics of a network, with its call in training mode.
 
     Parameters
     ----------
@@ -46,26 +46,26 @@ def statistics_of(names: list[str], call: Call, arguments: Callable[[], Argument
     call
         The network with its BatchNorm and Dropout layers switched.
     arguments
-        Gives those of its call for evaluation.
+        Returns the arguments of the call for evaluation.
     shapes
-        `(params by path, collections, inputs)` as shapes and dtypes.
+        Shapes and dtypes of `(params by path, collections, inputs)`.
     """
 
     @functools.cache
     def chosen() -> Arguments:
-        """The arguments with which all statistics are written, or else some. Cost: one trace or two; nothing runs."""
+        """Return the arguments with which most statistics are written. Cost: one or two traces, no computation."""
         evaluation, most, reason = arguments(), 0, "it leaves the statistics as they are"
         best: Arguments | None = None
-        for given in (evaluation, {name: TRAINING[name] for name in evaluation}):
+        for candidate in (evaluation, {name: TRAINING[name] for name in evaluation}):
             try:
-                count = _count_written(call, given, names, *shapes)
+                count = _count_written(call, candidate, names, *shapes)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a model may raise anything
                 reason = f"it fails: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 continue
             if count > most:
-                best, most = given, count
+                best, most = candidate, count
         if best is None:
             raise SpecError(
                 f"the model has no call in training mode without dropout: {reason}",
@@ -74,51 +74,51 @@ def statistics_of(names: list[str], call: Call, arguments: Callable[[], Argument
         return best
 
     def training(params: Flat, collections: PyTree, inputs: PyTree) -> tuple[Any, Flat]:
-        outputs, written = call(params, collections, inputs, chosen())
-        return outputs, {name: written[name] for name in names}
+        outputs, updated = call(params, collections, inputs, chosen())
+        return outputs, {name: updated[name] for name in names}
 
     return BatchStatistics(tuple(names), training)
 
 
 def in_training_mode(network: Any) -> Any:
-    """A `Network` whose call normalises each batch by its own statistics, dropout off.
+    """Return a `Network` whose call normalises each batch by its own statistics, without dropout.
 
     Raises
     ------
     UsageError
-        It has no batch statistics.
+        The network has no batch statistics.
     """
     statistics = network.statistics
     if statistics is None:
         raise UsageError(
             "--batch-norm batch: the model has no batch statistics", "leave it out: the answer is that of fixed ones"
         )
-    return replace(network, call=lambda *given: statistics.training(*given)[0], statistics=None)
+    return replace(network, call=lambda *arguments: statistics.training(*arguments)[0], statistics=None)
 
 
 def whole_batches(data: Dataset, size: int) -> tuple[Dataset, list[str]]:
-    """The examples that fill batches of this size, and what a user should know of them.
+    """Return the examples that fill batches of this size, and notes for the user.
 
-    Padding would enter the statistics, and a smaller last batch would have noisier ones than training had: a rest is
-    left out, as loaders that drop the last batch do.
+    Padding would change the statistics, and a smaller last batch would have noisier ones than in training. The
+    remaining examples are left out, as by loaders that drop the last batch.
     """
-    used = data.num_examples - data.num_examples % size
-    told = (
-        f"--batch-norm batch: the loss is the mean over {used // size} fixed batches of {size} examples, in the order "
+    count = data.num_examples - data.num_examples % size
+    note = (
+        f"--batch-norm batch: the loss is the mean over {count // size} fixed batches of {size} examples, in the order "
         "of the data, each normalised by its own statistics; the batch size is part of the answer"
     )
-    rest = data.num_examples - used
+    rest = data.num_examples - count
     if not rest:
-        return data, [told]
-    inputs, targets, mask = jax.tree.map(lambda leaf: leaf[:used], (data.inputs, data.targets, data.mask))
-    whole = replace(data, inputs=inputs, targets=targets, mask=mask, num_examples=used)
-    return whole, [told, f"the last {rest} examples fill no batch of {size} and are left out"]
+        return data, [note]
+    inputs, targets, mask = jax.tree.map(lambda leaf: leaf[:count], (data.inputs, data.targets, data.mask))
+    trimmed = replace(data, inputs=inputs, targets=targets, mask=mask, num_examples=count)
+    return trimmed, [note, f"the last {rest} examples fill no batch of {size} and are left out"]
 
 
 def _count_written(
     call: Call, arguments: Arguments, names: list[str], params: Flat, collections: PyTree, inputs: PyTree
 ) -> int:
-    """How many statistics are written: what the call leaves alone is the very value that it was given."""
+    """Count the statistics that a call writes: the others are the very objects that it was given."""
     count = 0
 
     def traced(params: Flat, collections: PyTree, inputs: PyTree) -> Any:
@@ -133,18 +133,18 @@ def _count_written(
 
 
 def named(collections: PyTree) -> Flat:
-    """The leaves of collections by path."""
+    """Return the leaves of collections by path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(collections)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def floating(collections: PyTree) -> list[str]:
-    """The paths of those that are real numbers."""
+    """Return the paths of the leaves that are real numbers."""
     return sorted(name for name, leaf in named(collections).items() if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def intercept_linen(next_function: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-    """For `nn.intercept_methods`: BatchNorm normalises by the batch, Dropout returns its inputs."""
+    """Intercept the methods of linen modules: BatchNorm normalises by the batch, Dropout returns its inputs."""
     import flax.linen as nn
 
     layer = context.module
@@ -159,7 +159,7 @@ def intercept_linen(next_function: Callable[..., Any], args: tuple, kwargs: dict
 
 @contextmanager
 def _set(layer: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Attributes of a linen module, which it does not let be set, for the length of a block."""
+    """Set attributes of a frozen linen module until the block ends."""
     before = {name: getattr(layer, name) for name in values}
     try:
         for name, value in values.items():
@@ -184,7 +184,7 @@ def switch_nnx(network: Any) -> None:
 
 @functools.cache
 def _deaf(layer: type) -> Any:
-    """A subclass of BatchNorm or Dropout that goes by its own attributes, not by what its call is given."""
+    """Return a subclass of BatchNorm or Dropout that ignores the mode given to its call."""
     from flax import nnx
 
     def normalise(self: Any, x: Any, use_running_average: Any = None, **rest: Any) -> Any:

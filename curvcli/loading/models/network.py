@@ -1,8 +1,8 @@
-"""A target becomes a network: Flax linen, Flax nnx, or a plain `apply(params, x)`.
+"""Networks from targets: Flax linen, Flax nnx, or a plain `apply(params, x)`.
 
-Every kind ends as the same three things: which of the checkpoint's arrays are differentiated, which are held fixed, and
-a function of both. Evaluation mode (dropout off, running statistics) is asked for by the arguments that the call's
-signature has. Nothing is initialised: the weights are in the checkpoint, and `jax.eval_shape` gives the shapes.
+Each kind gives the arrays of the checkpoint that are differentiated, those that are held fixed, and a function of both.
+Evaluation mode (no dropout, running statistics) is set by the arguments of the call's signature. No parameters are
+initialised: the weights are in the checkpoint, and `jax.eval_shape` gives the shapes.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ class Network:
     Parameters
     ----------
     kind
-        linen, nnx or apply.
+        The kind of the model: linen, nnx or apply.
     params
-        The arrays to differentiate (float leaves) or hold (others), by path.
+        The arrays that are differentiated (float leaves) or held fixed (others), by path.
     collections
-        What else the model needs, held fixed: batch statistics.
+        Further variables of the model, held fixed, such as batch statistics.
     call
         `(params by path, collections, inputs) -> outputs`.
     nest
-        All parameters by path in the user's own form, for a user's regulariser.
+        Maps parameters by path to the form of the user's model, for a regulariser.
     expected
-        Shapes that the model itself has, by path; None where it cannot say.
+        Shapes of the model's parameters by path; None where they are not known.
     statistics
-        Its batch statistics, if it has any.
+        The batch statistics; None where the model has none.
     """
 
     kind: str
@@ -81,18 +81,18 @@ def make_network(spec: ModelSpec, target: Any, params: PyTree, rest: dict[str, P
     Parameters
     ----------
     spec
-        Kind and arguments.
+        Kind and arguments of the model.
     target
-        What `spec.target` names: a class, a factory or an instance.
+        The object that `spec.target` names: a class, a factory or an instance.
     params, rest
-        The checkpoint's differentiated subtree and its other collections, leaves being arrays.
+        The checkpoint's differentiated subtree and its other collections, with arrays as leaves.
     inputs
         Shapes and dtypes of a batch of inputs.
 
     Raises
     ------
     SpecError
-        The kind cannot be told, or the target fails.
+        The kind cannot be detected, or the target fails.
     """
     kind, model = _instantiate(spec, target)
     make = {"linen": _linen, "nnx": _nnx, "apply": _apply}[kind]
@@ -100,32 +100,33 @@ def make_network(spec: ModelSpec, target: Any, params: PyTree, rest: dict[str, P
 
 
 def _instantiate(spec: ModelSpec, target: Any) -> tuple[str, Any]:
-    """The kind of a target, and its instance (linen), constructor (nnx) or function (apply)."""
+    """Return the kind of a target, and its instance (linen), constructor (nnx) or function (apply)."""
     plain = _kind_of(target, spec.kwargs)
     kind = spec.kind or plain
     if plain in ("linen", "nnx") and kind != plain:
-        told = f"{spec.target} is no {kind} module: it is a {plain} one"
-        raise SpecError(told, f"give --kind {plain}, or leave it out")
+        raise SpecError(
+            f"{spec.target} is no {kind} module: it is a {plain} one", f"give --kind {plain}, or leave it out"
+        )
     if kind == "apply":
         return kind, _apply_function(target, spec.kwargs)
     make = _constructor(target, spec.kwargs)
     if kind == "nnx":
         return kind, make
     # A linen class, or a factory: what it returns tells the kind.
-    made = user_code("the model's constructor", make)
-    told = _kind_of(made, {})
-    if told is None or told != (kind or told):
+    model = user_code("the model's constructor", make)
+    actual = _kind_of(model, {})
+    if actual is None or actual != (kind or actual):
         raise SpecError(
-            f"cannot tell what kind of model {spec.target} is: it gives a {type(made).__name__}"
+            f"cannot tell what kind of model {spec.target} is: it gives a {type(model).__name__}"
             if kind is None
-            else f"{spec.target} is no {kind} module: it gives a {type(made).__name__}",
+            else f"{spec.target} is no {kind} module: it gives a {type(model).__name__}",
             "give --kind linen, nnx or apply, as the target is",
         )
-    return told, make if told == "nnx" else made
+    return actual, make if actual == "nnx" else model
 
 
 def _constructor(target: Any, kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """A function without arguments that gives the instance; random streams are supplied where asked for."""
+    """Return a function without arguments that builds the instance, with random streams where required."""
     if not inspect.isclass(target) and _kind_of(target, {}) in ("linen", "nnx"):
         return lambda: target
     # The metaclass of nnx hides the signature of its classes.
@@ -138,7 +139,7 @@ def _constructor(target: Any, kwargs: dict[str, Any]) -> Callable[[], Any]:
 
 
 def _kind_of(target: Any, kwargs: dict[str, Any]) -> str | None:
-    """linen, nnx or apply if the target is plainly that; None for a factory."""
+    """Return linen, nnx or apply by the type of the target; None for a factory."""
     cls = target if inspect.isclass(target) else type(target)
     for name, module in (("linen", "flax.linen"), ("nnx", "flax.nnx")):
         if module in sys.modules and issubclass(cls, sys.modules[module].Module):
@@ -149,7 +150,7 @@ def _kind_of(target: Any, kwargs: dict[str, Any]) -> str | None:
 
 
 def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
-    """Parameters by name; none where they cannot be told."""
+    """Return the parameters of a signature by name; empty where there is no signature."""
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -157,7 +158,7 @@ def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _required(function: Any, kwargs: dict[str, Any]) -> list[str]:
-    """Names of parameters with neither a default nor a given value."""
+    """Return the names of parameters with neither a default nor a given value."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
@@ -167,29 +168,29 @@ def _required(function: Any, kwargs: dict[str, Any]) -> list[str]:
 
 
 def _evaluation_arguments(function: Any) -> dict[str, bool]:
-    """The arguments among `EVALUATION` that the function takes."""
+    """Return the arguments among `EVALUATION` that a function takes."""
     names = _signature(function)
     return {name: value for name, value in EVALUATION.items() if name in names}
 
 
-def user_code(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call the user's code; whatever it raises is told in one line.
+def user_code(role: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the user's code, and translate any exception into an error of one line.
 
     Raises
     ------
     SpecError
-        It raised, or asked the process to exit.
+        The code raised an exception, or tried to exit.
     """
     try:
         return function(*args, **kwargs)
     except (SpecError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a model may raise anything, SystemExit included
-        raise SpecError(f"{what} fails: {described(error)}", _advice(what, error)) from error
+        raise SpecError(f"{role} fails: {described(error)}", _advice(role, error)) from error
 
 
 def _attempt(function: Callable[[], Any]) -> Any:
-    """What a function of the user's code gives; None where it fails, which the model's own call will tell."""
+    """Call the user's code; None where it fails, as the call of the model will raise the error."""
     try:
         return function()
     except KeyboardInterrupt:
@@ -198,17 +199,17 @@ def _attempt(function: Callable[[], Any]) -> Any:
         return None
 
 
-def _advice(what: str, error: BaseException) -> str:
+def _advice(role: str, error: BaseException) -> str:
     text = str(error)
-    if what == "the loss":
+    if role == "the loss":
         return "check --loss: it is called as fn(outputs, targets) with arrays of a batch; --debug shows where"
-    if what == "the likelihood":
+    if role == "the likelihood":
         return "check [loss] likelihood: it is called as fn(outputs, key) with a batch of one; --debug shows where"
-    if what.startswith("--hyper"):
+    if role.startswith("--hyper"):
         return "it is called as fn(outputs, targets, theta) for loss:, fn(params, theta) for regulariser:; see --debug"
-    if what.startswith("the transformation"):
+    if role.startswith("the transformation"):
         return "check --along tangent: it is called as T(params, s) with the model's parameters; --debug shows where"
-    if what == "the regulariser":
+    if role == "the regulariser":
         return "check [loss] regulariser: it is called as fn(params) with the model's parameters; --debug shows where"
     if "rng" in text.lower() and ("dropout" in text.lower() or "PRNG" in text):
         return "dropout is on: give the call an argument train=False or deterministic=True that turns it off"
@@ -222,14 +223,14 @@ def _advice(what: str, error: BaseException) -> str:
 
 
 def _call_with(function: Callable[..., Any], inputs: PyTree, extra: Mapping[str, Any], lead: tuple = ()) -> Any:
-    """Call with one input, or with several by name where the signature has their names."""
+    """Call a model with one input, or with several by name where its signature has their names."""
     if isinstance(inputs, dict) and inputs.keys() <= _signature(function).keys():
         return function(*lead, **inputs, **extra)
     return function(*lead, inputs, **extra)
 
 
 def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
-    """A linen module: `apply({'params': …, **collections}, x)`."""
+    """Bind a linen module: `apply({'params': …, **collections}, x)`."""
     import flax.linen as nn
 
     extra = _evaluation_arguments(module)
@@ -244,8 +245,8 @@ def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree)
     def train(flat: Flat, collections: PyTree, x: PyTree, arguments: Mapping[str, bool]) -> tuple[Any, Flat]:
         with nn.intercept_methods(intercept_linen):
             run = nn.apply(lambda bound, value: _call_with(bound, value, arguments), module, mutable=[STATISTICS])
-            outputs, written = run({"params": nest_tree(flat), **collections}, x)
-        return outputs, named(written)
+            outputs, updated = run({"params": nest_tree(flat), **collections}, x)
+        return outputs, named(updated)
 
     def initialise(key: Any, x: PyTree) -> Any:
         rngs = {"params": key, "dropout": key}
@@ -262,10 +263,10 @@ def _linen(module: Any, params: PyTree, rest: dict[str, PyTree], inputs: PyTree)
             'save the whole variables dictionary, or name the subtree: [checkpoint] params = "…/params"',
         )
     expected = {**flatten_tree(shapes.get("params", {})), **flatten_tree(needed)}
-    flat, held = flatten_tree(params), {name: rest[name] for name in needed}
-    names = floating({STATISTICS: held[STATISTICS]}) if STATISTICS in held else []
-    statistics = statistics_of(names, train, lambda: extra, _shapes(flat, held, inputs)) if names else None
-    return Network("linen", flat, held, call, nest_tree, expected, statistics)
+    flat, fixed = flatten_tree(params), {name: rest[name] for name in needed}
+    names = floating({STATISTICS: fixed[STATISTICS]}) if STATISTICS in fixed else []
+    statistics = statistics_of(names, train, lambda: extra, _shapes(flat, fixed, inputs)) if names else None
+    return Network("linen", flat, fixed, call, nest_tree, expected, statistics)
 
 
 def _shapes(*trees: PyTree) -> PyTree:
@@ -273,7 +274,7 @@ def _shapes(*trees: PyTree) -> PyTree:
 
 
 def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
-    """An nnx module: its variables are replaced by the checkpoint's, then it is called."""
+    """Bind an nnx module, whose variables are replaced by those of the checkpoint."""
     from flax import nnx
 
     model = user_code("the model's constructor", nnx.eval_shape, construct)
@@ -281,14 +282,14 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         raise SpecError(f"the model is no nnx module: it gives a {type(model).__name__}", "give --kind linen or apply")
     model.eval()
     graph, state = nnx.split(model)
-    variables = {"/".join(str(part) for part in path): (path, one) for path, one in nnx.to_flat_state(state)}
+    variables = {"/".join(str(part) for part in path): (path, variable) for path, variable in nnx.to_flat_state(state)}
     stored = flatten_tree(params)
     for tree in rest.values():
         stored.update({path: leaf for path, leaf in flatten_tree(tree).items() if path in variables})
 
-    trained = {path for path, (_, one) in variables.items() if isinstance(one, nnx.Param)}
+    trained = {path for path, (_, variable) in variables.items() if isinstance(variable, nnx.Param)}
     # Random streams serve dropout, which is off; any key will do, and it never reaches the outputs.
-    random = {path for path, (_, one) in variables.items() if isinstance(one, nnx.RngState)}
+    random = {path for path, (_, variable) in variables.items() if isinstance(variable, nnx.RngState)}
     fixed = set(variables) - trained - random
     missing = sorted(fixed - set(stored))
     if missing:
@@ -298,14 +299,14 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         )
 
     def streams() -> Flat:
-        made = {}
+        keys = {}
         for path in random:
             shape = variables[path][1].get_value()
             typed = jax.numpy.issubdtype(shape.dtype, jax.dtypes.prng_key)
-            made[path] = jax.numpy.broadcast_to(
+            keys[path] = jax.numpy.broadcast_to(
                 jax.random.key(0) if typed else jax.numpy.zeros((), shape.dtype), shape.shape
             )
-        return made
+        return keys
 
     def nest(flat: Flat) -> Any:
         return nnx.from_flat_state(
@@ -315,16 +316,16 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
     def call(flat: Flat, collections: PyTree, x: PyTree) -> Any:
         return run({**flat, **collections, **streams()}, x)[0]
 
-    def run(given: Flat, x: PyTree) -> tuple[Any, Flat]:
-        """Outputs, and the counters and statistics that the call has set."""
-        network = nnx.merge(graph, nest(given))
+    def run(values: Flat, x: PyTree) -> tuple[Any, Flat]:
+        """Return the outputs, and the counters and statistics that the call has changed."""
+        network = nnx.merge(graph, nest(values))
         outputs = _call_with(network, x, _evaluation_arguments(network))
         watched = variables_of(network, nnx.RngCount | nnx.BatchStat)
-        return outputs, {name: value for name, value in watched.items() if value is not given.get(name)}
+        return outputs, {name: value for name, value in watched.items() if value is not values.get(name)}
 
     def variables_of(network: Any, kinds: Any) -> Flat:
-        after = {"/".join(map(str, path)): one for path, one in nnx.to_flat_state(nnx.state(network))}
-        return {name: one.get_value() for name, one in after.items() if isinstance(one, kinds)}
+        after = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(network))}
+        return {name: variable.get_value() for name, variable in after.items() if isinstance(variable, kinds)}
 
     def train(flat: Flat, collections: PyTree, x: PyTree, arguments: Mapping[str, bool]) -> tuple[Any, Flat]:
         network = nnx.merge(graph, nest({**flat, **collections, **streams()}))
@@ -332,31 +333,33 @@ def _nnx(construct: Callable[[], Any], params: PyTree, rest: dict[str, PyTree], 
         outputs = _call_with(network, x, arguments)
         return outputs, variables_of(network, nnx.BatchStat)
 
-    def check_evaluation(given: Flat) -> None:
-        if not _attempt(lambda: jax.eval_shape(run, given, inputs)[1]):
+    def check_evaluation(values: Flat) -> None:
+        if not _attempt(lambda: jax.eval_shape(run, values, inputs)[1]):
             return
         # A transformation such as nnx.scan sets them to what they were: only other values tell.
-        example = jax.tree.map(lambda one: jax.numpy.ones((1, *one.shape[1:]), one.dtype), inputs)
-        for name, after in (_attempt(lambda: jit(run)(given, example)[1]) or {}).items():
-            if name not in given or not np.array_equal(after, jax.numpy.asarray(given[name])):
-                told = f"dropout is on ({name} advances)" if name in random else f"{name} is updated"
+        example = jax.tree.map(lambda leaf: jax.numpy.ones((1, *leaf.shape[1:]), leaf.dtype), inputs)
+        for name, after in (_attempt(lambda: jit(run)(values, example)[1]) or {}).items():
+            if name not in values or not np.array_equal(after, jax.numpy.asarray(values[name])):
+                fault = f"dropout is on ({name} advances)" if name in random else f"{name} is updated"
                 raise SpecError(
-                    f"the model is not in evaluation mode: {told}",
+                    f"the model is not in evaluation mode: {fault}",
                     "give its call an argument train=False or deterministic=True that turns dropout and statistics off",
                 )
 
     expected = {path: variables[path][1].get_value() for path in trained | fixed}
     differentiated = {path: leaf for path, leaf in stored.items() if path not in fixed | random}
-    held = {path: stored[path] for path in fixed}
-    check_evaluation({**differentiated, **held, **streams()})
-    names = floating({path: held[path] for path in fixed if isinstance(variables[path][1], nnx.BatchStat)})
-    shapes = _shapes(differentiated, held, inputs)
+    constants = {path: stored[path] for path in fixed}
+    check_evaluation({**differentiated, **constants, **streams()})
+    names = floating({path: constants[path] for path in fixed if isinstance(variables[path][1], nnx.BatchStat)})
+    shapes = _shapes(differentiated, constants, inputs)
     statistics = statistics_of(names, train, lambda: _evaluation_arguments(model), shapes) if names else None
-    return Network("nnx", differentiated, held, call, lambda flat: nnx.to_pure_dict(nest(flat)), expected, statistics)
+    return Network(
+        "nnx", differentiated, constants, call, lambda flat: nnx.to_pure_dict(nest(flat)), expected, statistics
+    )
 
 
 def _apply_function(target: Any, kwargs: dict[str, Any]) -> Callable[..., Any]:
-    """`apply(params, x)`, with its keyword arguments bound; or what a factory with these arguments returns."""
+    """Return `apply(params, x)` with its keyword arguments bound, or the function that a factory returns."""
     if not callable(target):
         raise SpecError(f"the model is a {type(target).__name__}, not a function", "name a function apply(params, x)")
     if len(_required(target, kwargs)) >= 2:
@@ -368,7 +371,7 @@ def _apply_function(target: Any, kwargs: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _apply(function: Callable[..., Any], params: PyTree, rest: dict[str, PyTree], inputs: PyTree) -> Network:
-    """A plain function of parameters and inputs."""
+    """Bind a plain function of parameters and inputs."""
     extra = _evaluation_arguments(function)
     flat = flatten_tree(params)
 
@@ -390,7 +393,7 @@ def _apply(function: Callable[..., Any], params: PyTree, rest: dict[str, PyTree]
 
 
 def _has_lists(tree: Any) -> bool:
-    """Whether `with_lists` would change anything."""
+    """Whether `with_lists` would change a tree."""
     if not isinstance(tree, dict):
         return False
     return isinstance(with_lists(tree), list) or any(_has_lists(value) for value in tree.values())

@@ -1,1 +1,1 @@
-"""curv.toml, and the code that it names."""
+"""Reading of curv.toml, and import of the code that it names."""

@@ -1,4 +1,4 @@
-"""Finding and reading `curv.toml`, and laying the command line over it."""
+"""Search and reading of `curv.toml`, and overrides of the command line."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ PROJECT_MARKERS = (".git", "pyproject.toml")
 
 @dataclass(frozen=True)
 class FoundSpec:
-    """A specification and where it came from.
+    """A specification and its origin.
 
     Parameters
     ----------
     values
-        The tables as read; `{}` where there is none.
+        The tables as read; `{}` without a file.
     base
-        The folder that its paths and files are relative to.
+        The folder to which its paths and files are relative.
     origin
-        Its file, for messages.
+        The name of its file, for messages.
     trusted
         Whether the user named it (`--spec`), so that the code that it names may run.
     carried
-        Whether it came with a checkpoint: it may then name no data far from itself.
+        Whether it belongs to a checkpoint. Its data must then lie near it.
     passed_over
-        The nearest curv.toml of a parent folder that is not read, and why; empty where there is none.
+        A message about the nearest curv.toml of a parent folder that was not read; empty where there is none.
     """
 
     values: dict[str, Any]
@@ -57,11 +57,11 @@ def find_spec(
     explicit: Path | None,
     metadata: Callable[[Path], Mapping[str, Any]] = lambda path: {},
 ) -> FoundSpec:
-    """The specification for a checkpoint; `metadata` reads what Orbax keeps beside the arrays.
+    """Find the specification for a checkpoint; `metadata` reads the user's metadata of Orbax.
 
-    Searched in this order: `--spec`; in the checkpoint; in its manager root; beside it as `CKPT.curv.toml`; the Orbax
+    Order of the search: `--spec`; in the checkpoint; in its manager root; beside it as `CKPT.curv.toml`; the Orbax
     metadata key `curv`; the current folder; its parents up to the first one that holds `.git` or `pyproject.toml`. The
-    search ends before a parent of another owner, on another file system or writable by all.
+    search ends before a parent that has another owner, is on another file system or is writable by all.
     """
     if explicit is not None:
         if not is_there(explicit, file=True):
@@ -70,9 +70,9 @@ def find_spec(
     carried = carried_spec(checkpoint, metadata) if checkpoint is not None else None
     if carried is not None:
         return carried
-    here, barrier, passed_over = Path.cwd(), "", ""
-    for child, folder in pairwise((here, here, *here.parents)):
-        barrier = barrier or ("" if folder == here else _barrier(child, folder))
+    current, barrier, passed_over = Path.cwd(), "", ""
+    for child, folder in pairwise((current, current, *current.parents)):
+        barrier = barrier or ("" if folder == current else _barrier(child, folder))
         path = folder / NAME
         if not _is_file(path):
             continue
@@ -80,11 +80,11 @@ def find_spec(
             return _read(path, trusted=False)
         passed_over = f"{path} is not read: {barrier}"
         break
-    return FoundSpec({}, here, "the command line", trusted=True, passed_over=passed_over)
+    return FoundSpec({}, current, "the command line", trusted=True, passed_over=passed_over)
 
 
 def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]) -> FoundSpec | None:
-    """The specification in a checkpoint, in its manager root, beside it or in its metadata; None if there is none."""
+    """Return the specification of a checkpoint: in it, in its manager root, beside it or in its metadata; or None."""
     place = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - absolute() keeps "..", resolve() follows links
     # A step folder lies in its manager root, and an item folder in its step.
     step = next((folder for folder in (place, place.parent) if step_number(folder.name)), None)
@@ -100,7 +100,7 @@ def carried_spec(checkpoint: Path, metadata: Callable[[Path], Mapping[str, Any]]
 
 
 def _barrier(child: Path, folder: Path) -> str:
-    """Why a curv.toml of this folder is not one for its child folder; empty where nothing speaks against it."""
+    """Return the reason why a curv.toml of a folder does not apply to its child folder; empty where it does."""
     if any(is_there(child / marker) for marker in PROJECT_MARKERS):
         return f"{child} is the root of a project"
     try:
@@ -116,7 +116,7 @@ def _barrier(child: Path, folder: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether the file is there; where even that may not be known, reading the checkpoint will tell."""
+    """Whether a file exists; False where that cannot be known, as reading the checkpoint raises the error."""
     try:
         return path.is_file()
     except OSError:
@@ -139,15 +139,17 @@ def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
     return FoundSpec(values, path.parent, str(path), trusted, carried)
 
 
-def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> ProblemSpec:
-    """The specification with what the command line (or environment) gave laid over it; None there means not given.
+def merge(source: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> ProblemSpec:
+    """Return the specification with the overrides of the command line or environment; None there means not given.
 
     Raises
     ------
     SpecError
         A key is unknown or has a value of the wrong type; the message names it.
     """
-    values = {table: dict(entries) if isinstance(entries, dict) else entries for table, entries in found.values.items()}
+    values = {
+        table: dict(entries) if isinstance(entries, dict) else entries for table, entries in source.values.items()
+    }
     for table, entries in overrides.items():
         for key, value in entries.items():
             if value is None:
@@ -158,86 +160,86 @@ def merge(found: FoundSpec, overrides: Mapping[str, Mapping[str, Any]]) -> Probl
             if key == "kwargs" and isinstance(entry.get("kwargs", {}), dict):
                 entry["kwargs"] = {**entry.get("kwargs", {}), **value}
             elif key != "kwargs":
-                if table == "data" and "sha256" in entry and not _is_stored(found, key, value):
+                if table == "data" and "sha256" in entry and not _is_stored(source, key, value):
                     del entry["sha256"]  # of other arrays than those asked for now
                 entry[key] = value
     try:
         return ProblemSpec.model_validate(values, strict=True)  # a number in quotes is no number
     except ValidationError as error:
-        raise SpecError(*_told(error, found.origin)) from error
+        raise SpecError(*_first_problem(error, source.origin)) from error
 
 
-def settings_from(spec: ProblemSpec, found: FoundSpec, overridden: Mapping[str, str]) -> dict[str, str]:
-    """Where each setting of a specification comes from: `found.origin`, what overrides it, or `default`.
+def settings_from(spec: ProblemSpec, source: FoundSpec, overridden: Mapping[str, str]) -> dict[str, str]:
+    """Return the origin of each setting of a specification: `source.origin`, that of its override, or `default`.
 
     Parameters
     ----------
     spec
-        As merged.
-    found
+        The merged specification.
+    source
         The file that it was merged from.
     overridden
-        What lies over the file, by setting (`loss.l2`), and where that comes from.
+        The origin of each override by setting (`loss.l2`).
     """
     origins: dict[str, str] = {}
     for table, field in ProblemSpec.model_fields.items():
-        stored, values = found.values.get(table, {}), getattr(spec, table)
+        stored, values = source.values.get(table, {}), getattr(spec, table)
         for key in type(field.default).model_fields:
             if key != "kwargs":
-                read = key in stored and getattr(values, key) is not None
-                origins[f"{table}.{key}"] = found.origin if read else "default"
+                is_set = key in stored and getattr(values, key) is not None
+                origins[f"{table}.{key}"] = source.origin if is_set else "default"
                 continue
-            origins |= {f"{table}.{key}.{name}": found.origin for name in stored.get(key, {})}
+            origins |= {f"{table}.{key}.{name}": source.origin for name in stored.get(key, {})}
     return {**origins, **overridden}
 
 
-def _is_stored(found: FoundSpec, key: str, value: Any) -> bool:
-    """Whether the file's own `[data]` says the same."""
-    stored = found.values["data"].get(key, DataSpec.model_fields[key].default)
+def _is_stored(source: FoundSpec, key: str, value: Any) -> bool:
+    """Whether `[data]` of the file has the same value."""
+    stored = source.values["data"].get(key, DataSpec.model_fields[key].default)
     if key == "path" and isinstance(stored, str):
-        return value == stored or os.path.realpath(found.base / stored) == os.path.realpath(value)
+        return value == stored or os.path.realpath(source.base / stored) == os.path.realpath(value)
     return value == stored
 
 
-def pinned(spec: ProblemSpec, found: FoundSpec, checkpoint: Path) -> ProblemSpec:
-    """The specification without the digest of another checkpoint than the one that is read."""
-    named = found.base / (spec.checkpoint.path or "")
+def pinned(spec: ProblemSpec, source: FoundSpec, checkpoint: Path) -> ProblemSpec:
+    """Remove the digest of the checkpoint from a specification if another checkpoint is read."""
+    named = source.base / (spec.checkpoint.path or "")
     if spec.checkpoint.path is None or os.path.realpath(named) == os.path.realpath(checkpoint):
         return spec
     return spec.model_copy(update={"checkpoint": spec.checkpoint.model_copy(update={"sha256": None})})
 
 
-def _told(error: ValidationError, origin: str) -> tuple[str, str]:
-    """The first problem of a validation error, in words."""
+def _first_problem(error: ValidationError, origin: str) -> tuple[str, str]:
+    """Return message and hint for the first problem of a validation error."""
     first = error.errors()[0]
     *tables, key = [str(part) for part in first["loc"]]
     where = f"[{'.'.join(tables)}] {key}" if tables else f"[{key}]"
     if first["type"] == "extra_forbidden":
-        known = ProblemSpec.model_fields
+        allowed = ProblemSpec.model_fields
         if tables:
-            model = known[tables[0]].default.__class__ if tables[0] in known else ProblemSpec
-            known = model.model_fields
-        return f"unknown key {where} in {origin}", f"known here: {', '.join(known)}"
+            model = allowed[tables[0]].default.__class__ if tables[0] in allowed else ProblemSpec
+            allowed = model.model_fields
+        return f"unknown key {where} in {origin}", f"known here: {', '.join(allowed)}"
     return f"{where} in {origin}: {first['msg']}", "see: curv schema curv.toml"
 
 
 def relative_to(
     spec: ProblemSpec, *, checkpoint: Path, base: Path, folder: Path, copied: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The specification as the tables of a curv.toml in another folder, its files relative to that; defaults left out.
+    """Return a specification as tables of a curv.toml in another folder, with relative paths and without defaults.
 
     Parameters
     ----------
     spec
-        As resolved.
+        The merged specification.
     checkpoint
-        Where the weights are.
+        The path of the weights.
     base
-        What the paths of `spec` are relative to.
+        The folder to which the paths of `spec` are relative.
     folder
-        Where the new curv.toml will lie.
+        The folder of the new curv.toml.
     copied
-        A folder that `folder` is a copy of: what lies in it is named where it lies in the copy.
+        The folder of which `folder` is a copy. Paths inside it are replaced by those in the copy.
     """
 
     folder = folder.resolve()
@@ -254,8 +256,8 @@ def relative_to(
 
     document = spec.model_dump(exclude_defaults=True, exclude_none=True)
     document.setdefault("checkpoint", {})["path"] = os.path.relpath(checkpoint.resolve(), folder)
-    named = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
-    for table, key in ((table, key) for table, keys in named.items() for key in keys):
+    targets = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
+    for table, key in ((table, key) for table, keys in targets.items() for key in keys):
         if key in document.get(table, {}):
             document[table][key] = moved(document[table][key], key)
     return document

@@ -1,4 +1,4 @@
-"""`pkg.mod:attr` and `file.py:attr`: the user's own code, imported only where the user named it."""
+"""Import of targets, `pkg.mod:attr` and `file.py:attr`: user code, imported only if the user named or trusts it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ ZOO = "curvcli.zoo"
 
 @dataclass(frozen=True)
 class Targets:
-    """Imports targets relative to one folder.
+    """An importer of targets relative to a folder.
 
     Parameters
     ----------
     base
-        The folder of the curv.toml (or the current one) that `file.py:attr` is relative to.
+        The folder of the curv.toml, or the current one, to which `file.py:attr` is relative.
     trusted
-        Whether the code that `origin` names may run, the zoo aside.
+        Whether the code that `origin` names may run. The zoo always may.
     origin
         The file that names the targets, for messages.
     named
-        What `origin` names; the user named all other targets. None: it names all.
+        The targets that `origin` names; the user named all others. None: it names all.
     carried
-        Whether `origin` came with a checkpoint: the data that it names must then lie near it.
+        Whether `origin` belongs to a checkpoint. The data that it names must then lie near it.
     """
 
     base: Path
@@ -45,36 +45,36 @@ class Targets:
     carried: bool = True
 
     def load(self, target: str) -> Any:
-        """The object that a target names.
+        """Import the object that a target names.
 
         Raises
         ------
         SpecError
             The target is malformed, untrusted, or fails to import.
         NotFoundError
-            Its file is not there.
+            The file of the target does not exist.
         """
         module_name, separator, attribute = target.rpartition(":")
         if not separator or not module_name or not attribute:
             raise SpecError(f"{target!r} is not a target", "write it as package.module:attribute or file.py:attribute")
-        asked = self._asked(target)
-        if not asked and module_name != ZOO:
+        allowed = self._is_allowed(target)
+        if not allowed and module_name != ZOO:
             raise self._refusal(target)
-        found = self._attribute(self._module(module_name, target), module_name, attribute, target)
+        loaded = self._attribute(self._module(module_name, target), module_name, attribute, target)
         # What the zoo itself imports (a module, a function of another) is not of the zoo.
-        if not asked and getattr(found, "__module__", None) != ZOO:
+        if not allowed and getattr(loaded, "__module__", None) != ZOO:
             raise self._refusal(target)
-        return found
+        return loaded
 
     def check_path(self, path: str) -> None:
-        """Refuse data that a checkpoint's own specification names far from it, directly or by a symbolic link.
+        """Raise an error if a checkpoint's own specification names data far from it, also by symbolic links.
 
         Raises
         ------
         SpecError
-            The path leads out of the folder that holds the specification's own folder, and nobody trusts it.
+            The path leaves the parent of the specification's folder, and the specification is not trusted.
         """
-        if not self.carried or self._asked(path):
+        if not self.carried or self._is_allowed(path):
             return
         near = Path(os.path.realpath(self.base)).parent
         with reading(path):
@@ -85,8 +85,8 @@ class Targets:
                         f"it lies beside the checkpoint and may name nothing further off; read it, then {self._advice}",
                     )
 
-    def _asked(self, name: str) -> bool:
-        """Whether the user trusts the file that names this target or path, or named it directly."""
+    def _is_allowed(self, name: str) -> bool:
+        """Whether the user named a target or path directly, or trusts the file that names it."""
         return self.trusted or (self.named is not None and name not in self.named)
 
     def _refusal(self, target: str) -> SpecError:
@@ -97,12 +97,12 @@ class Targets:
 
     @property
     def _advice(self) -> str:
-        """How to trust the file; a table in a checkpoint's metadata is no file."""
+        """Return advice on how to trust the file; a table in a checkpoint's metadata is no file."""
         is_file = Path(self.origin).suffix == ".toml"
         return f"run: curv trust {shlex.quote(self.origin)} (or give --trust)" if is_file else "give --trust"
 
     def _attribute(self, found: Any, module_name: str, attribute: str, target: str) -> Any:
-        """`a.b` of a module."""
+        """Return the attribute `a.b` of a module."""
         for part in attribute.split("."):
             if not hasattr(found, part):
                 names = ", ".join(name for name in dir(found) if not name.startswith("_"))[:200]
@@ -129,7 +129,7 @@ class Targets:
             ) from error
 
     def _file(self, path: Path) -> Any:
-        """A module from a file; its folder joins the path, so that it can import its neighbours."""
+        """Import a module from a file, whose folder is added to the path for its own imports."""
         path = path.resolve()
         if not is_there(path, file=True):
             raise NotFoundError(
@@ -154,20 +154,20 @@ class Targets:
 
 
 def _add_to_path(folder: str) -> None:
-    """Let modules import their neighbours; behind the libraries, so that a `random.py` there stands for none."""
+    """Append a folder to the path; after the libraries, so that a `random.py` in it does not replace a library."""
     if folder not in sys.path:
         sys.path.append(folder)
 
 
 def _with_links(place: Path) -> Iterator[Path]:
-    """The path, and every symbolic link inside if it is a folder."""
+    """Iterate over a path, and every symbolic link inside if it is a folder."""
     yield place
     for folder, folders, names in os.walk(place):
         yield from (Path(folder, name) for name in folders + names if Path(folder, name).is_symlink())
 
 
 def _import_advice(error: BaseException) -> str:
-    """What to do about an import that failed."""
+    """Return advice on a failed import."""
     if isinstance(error, ModuleNotFoundError):
         return f"check the target's name, or install {error.name} in the environment that curv runs in"
     if isinstance(error, SyntaxError):
@@ -176,6 +176,6 @@ def _import_advice(error: BaseException) -> str:
 
 
 def described(error: BaseException, limit: int = 300) -> str:
-    """`TypeError: …` in one line."""
+    """Format an exception in one line, as `TypeError: …`."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:limit]}" if text else type(error).__name__
