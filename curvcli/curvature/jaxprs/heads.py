@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, evaluated
-from curvcli.curvature.products.outputs import OutputMap, sampled_fisher, weighted
+from curvcli.curvature.products.outputs import OutputMap, weighted
 from curvcli.jax_internals import bound, is_literal, plain_where_unknown
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, unit_weight
@@ -95,7 +95,7 @@ def in_two(
         return lambda p: functions[0](p, frozen, batch.inputs), middle
 
     def around(loss: Loss, values: Values, batch: Batch, *extra: Array) -> Callable[[Values], Values]:
-        by_units = _by_units(loss, middle)
+        by_units = _by_units(loss, extra)
 
         @jax.checkpoint
         def piece(weights: Any, moved: Any, features: Array, tangent: Array, part: Batch) -> tuple[Array, list[Array]]:
@@ -149,7 +149,7 @@ class Forms(NamedTuple):
             return jnp.sum(tangents * images, axis=tuple(range(2, tangents.ndim))).T
 
         told, head = self._told(shares, values, tangents)
-        units = told[0] if head is None else _joined(told, head, _by_units(self.functions[1], self.middle))
+        units = told[0] if head is None else _joined(told, head, _by_units(self.functions[1], self.extra))
         return jnp.sum(units.reshape(len(self.batch.weight), -1, units.shape[-1]), axis=1).T
 
     def _told(self, tell: Callable[[Array, Array], Array], values: Any, tangents: Any) -> tuple[Array, Head | None]:
@@ -165,15 +165,15 @@ class Forms(NamedTuple):
             pushed = jax.vmap(forward)(jnp.moveaxis(moved, -2, 0), tangents.weights)
             return tell(pushed, jax.vmap(self.middle(loss, outputs, part, *self.extra))(pushed))
 
-        count, by_units = len(tangents.features), _by_units(loss, self.middle)
+        count, by_units = len(tangents.features), _by_units(loss, self.extra)
         moved = jnp.moveaxis(tangents.features, 0, -2)
         chunks = _chunks(head, by_units, batch, values.features, moved, vectors=count)
         return jax.lax.map(piece, chunks), head
 
 
-def _by_units(loss: Loss, middle: Middle) -> bool:
+def _by_units(loss: Loss, extra: tuple[Array, ...]) -> bool:
     """Whether tokens are apart: a user's loss may couple those of an example, to which draws of labels belong too."""
-    return loss.known and middle is not sampled_fisher
+    return loss.known and not extra
 
 
 def _joined(chunks: Array, head: Head, by_units: bool) -> Array:
