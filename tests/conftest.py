@@ -33,13 +33,23 @@ jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="curv-tes
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# JAX opens its cache at the first program. Were that one of a `curv` run in this process, the cache would have a largest
-# size, and JAX would read the age of every entry whenever it writes one.
+# JAX opens its cache at the first program. Were that one of a `curv` run in this process, the cache would have a
+# largest size, and JAX would read the age of every entry whenever it writes one.
 jax.jit(lambda: 0)()
 
 
 # Thousands of loaded programs exhaust the memory maps that a process may have (65,530 by default), and XLA crashes.
 MOST_MAPS = 25_000
+
+
+EVERY_TEST = pytest.StashKey[list[pytest.Item]]()
+"""The tests that were collected, before `-m` leaves some out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what `test_tiers.py` compares."""
+    config.stash[EVERY_TEST] = list(items)
 
 
 @pytest.hookimpl(trylast=True)
