@@ -79,7 +79,7 @@ def test_dense_is_exact(kind: str) -> None:
         {"softmax": "softmax_cross_entropy", "squared": "squared_error"}[kind], l2=1e-3
     )  # fmt: skip
     truth = np.diag(dense_hessian(problem))
-    answer = run(problem)
+    answer = run(problem, matrix="hessian")
     np.testing.assert_allclose(flat(problem, answer), truth, atol=1e-13)
     np.testing.assert_array_equal(flat(problem, answer, ".stderr"), 0)
     assert answer.result.method == "dense"
