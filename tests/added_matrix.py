@@ -110,9 +110,8 @@ def main(folder: Path) -> None:
     asked("saddle", *chosen, code=2)
     asked("step", *chosen, code=2)
 
-    from curvcli.schema.registry import SCHEMAS
-
     from curvcli import Objective
+    from curvcli.registry import ANALYSES
 
     data = np.load(folder / "data.npz")
     objective = Objective(
@@ -120,10 +119,10 @@ def main(folder: Path) -> None:
     )
     found = objective.trace({"w": np.load(folder / "model.npz")["w"]}, matrix=NAME, dtype="float64")
     np.testing.assert_allclose(found.result.trace.value, values.sum(), rtol=1e-9)
-    for name, kind in SCHEMAS.items():
+    for name, analysis in ANALYSES.items():
         if name in ("spectrum", "trace", "diag", "eigs", "compare", "influence"):
-            assert NAME in json.dumps(kind.model_json_schema()), name
-            kind.model_validate(json.loads((folder / f"{name}.json").read_text()))
+            assert NAME in json.dumps(analysis.report.model_json_schema()), name
+            analysis.report.model_validate(json.loads((folder / f"{name}.json").read_text()))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ import pytest
 
 from curvcli import errors
 from curvcli.cli.main import COMMANDS
-from curvcli.curvature import MATRICES as FIELDS
 from curvcli.losses import LOSSES
-from curvcli.schema.settings import FACTORED
+from curvcli.schema.matrices import MATRICES as FACTS
 from tests.conftest import EVERY_TEST
 
 TESTS = Path(__file__).parent
-MATRICES = (*FIELDS, *FACTORED)
+MATRICES = [name for name, facts in FACTS.items() if facts.matrix == "taken"]
 EXIT_CODES = sorted({0, *(kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code"))})
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from curvcli.cli.following import Following
 from curvcli.errors import UsageError
 from curvcli.schema.settings import FIXED
-from curvcli.schema.spec import ProblemSpec
+from curvcli.schema.spec import LOSS_NAMES, ProblemSpec
 
 Kind = Literal["linen", "nnx", "apply"]
 ReductionName = Literal["mean", "sum", "tokens"]
@@ -38,8 +38,7 @@ _SPEC: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "data": (str, "--data", ".npz, .npy folder, .csv, .parquet, Hugging Face folder, pkg.mod:fn", {"metavar": "SRC"}),
     "inputs": (str, "--inputs", "name of the input array, or columns: a,b or px_* (default: x)", {"metavar": "NAME"}),
     "targets": (str, "--targets", "name of the target array, or columns (default: y)", {"metavar": "NAME"}),
-    "loss": (str, "--loss", "squared_error, softmax_cross_entropy, sigmoid_cross_entropy, poisson, or a target",
-             {"metavar": "NAME"}),
+    "loss": (str, "--loss", f"{', '.join(LOSS_NAMES)}, or a target", {"metavar": "NAME"}),
     "l2": (float, "--l2", "adds ½·l2·‖w‖² to the loss", {"metavar": "X"}),
     "reduction": (ReductionName, "--reduction", "divide the summed losses by examples, 1 or tokens", {}),
     "step": (int, "--step", "the step of a checkpoint manager's root (default: the latest)", {"metavar": "N"}),
