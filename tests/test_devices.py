@@ -19,7 +19,7 @@ from curvcli.analyses.common.planning import plan_lanczos
 from curvcli.analyses.common.tuning import planned
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.influence import analysis as influence
-from curvcli.analyses.influence.context import Given as Queries
+from curvcli.analyses.influence.context import Inputs as Queries
 from curvcli.analyses.lines import direction, landscape
 from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.analyses.saddle import analysis as saddle
@@ -249,7 +249,7 @@ ANALYSES: dict[str, Callable[[Problem], Any]] = {
         Context(p, Silent(), Queries(queries=p.batches.resized(1).chosen(np.arange(3)))),
         InfluenceSettings(label_perturb=True, solver="cg", tol=1e-10, damping=0.1, **COMMON),
     ),
-    "step": lambda p: step.run(Context(p, Silent(), step.Given()), StepSettings(**COMMON)),
+    "step": lambda p: step.run(Context(p, Silent(), step.Inputs()), StepSettings(**COMMON)),
     "compare": lambda p: compare.run(Context(p, Silent()), CompareSettings(matrices="ggn,kfac", **COMMON)),
 }
 

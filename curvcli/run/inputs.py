@@ -52,7 +52,7 @@ def adam(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
 
 def influence(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
     """Read the queries, groups, changes and functions of `curv influence`."""
-    from curvcli.analyses.influence.context import Given
+    from curvcli.analyses.influence.context import Inputs
     from curvcli.loading import influence as reading
     from curvcli.loading.directions import read_arrays
 
@@ -67,12 +67,12 @@ def influence(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
         fields["clean"] = reading.read_clean(loaded)
     if settings.factors_from is not None:
         fields["factors"] = read_arrays(Path(settings.factors_from))
-    return Given(**fields), []
+    return Inputs(**fields), []
 
 
 def step(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
     """Read the previous step and the Kronecker factors of `curv step`."""
-    from curvcli.analyses.step.analysis import Given
+    from curvcli.analyses.step.analysis import Inputs
     from curvcli.loading.directions import read_arrays, read_directions
 
     fields: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def step(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:
         fields["previous"] = read_directions([name], loaded).vectors[name]
     if settings.factors_from is not None:
         fields["factors"] = read_arrays(Path(settings.factors_from))
-    return Given(**fields), []
+    return Inputs(**fields), []
 
 
 def network(loaded: Loaded, settings: Any) -> tuple[Any, list[str]]:

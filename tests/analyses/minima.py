@@ -14,7 +14,7 @@ import scipy.special
 
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.influence import analysis as influence
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Batches, Problem
@@ -37,7 +37,7 @@ def run(
     }
     settings["queries"] = None if queries is None else "0"  # which rows these are is the command's business
     return influence.run(
-        Context(problem, Silent(), Given(queries=queries, **(given or {}))), InfluenceSettings(**settings)
+        Context(problem, Silent(), Inputs(queries=queries, **(given or {}))), InfluenceSettings(**settings)
     )
 
 

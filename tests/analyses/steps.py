@@ -9,7 +9,7 @@ import numpy as np
 
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.step import analysis as step
-from curvcli.analyses.step.analysis import Given
+from curvcli.analyses.step.analysis import Inputs
 from curvcli.curvature.flatten import Layout
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
@@ -19,10 +19,10 @@ from tests.problems import make_problem
 METHODS = ("newton", "gauss-newton", "natural", "kfac", "ekfac", "hessian-free", "bfgs", "covariance")
 
 
-def answer(problem: Problem, given: Given | None = None, **settings: Any) -> Any:
+def answer(problem: Problem, given: Inputs | None = None, **settings: Any) -> Any:
     """The answer with the step among its arrays."""
     chosen = StepSettings(**{"dtype": "float64", "skip_checks": True, "arrays": "x.npz", **settings})
-    return step.run(Context(problem, Silent(), given or Given()), chosen)
+    return step.run(Context(problem, Silent(), given or Inputs()), chosen)
 
 
 def delta(problem: Problem, found: Any) -> np.ndarray:

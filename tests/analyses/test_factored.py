@@ -14,7 +14,7 @@ from curvcli.analyses.common.checks import matrix_notes
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.preconditioners import running_factors
 from curvcli.analyses.influence import analysis as influence
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.analyses.influence.ranking import median_spearman
 from curvcli.curvature import build
 from curvcli.curvature.kronecker import running
@@ -77,7 +77,7 @@ def influenced(saved: Any = None, **asked: Any) -> Any:
     queries = PROBLEM.batches.chosen(np.arange(2))
     settings = {"remove": True, "queries": "0:2", "dtype": "float64", "factors": "exact", "skip_checks": True, **asked}
     return influence.run(
-        Context(PROBLEM, Silent(), Given(queries=queries, factors=saved)), InfluenceSettings(**settings)
+        Context(PROBLEM, Silent(), Inputs(queries=queries, factors=saved)), InfluenceSettings(**settings)
     )
 
 
@@ -108,7 +108,7 @@ def test_self_influence_by_the_inverse_of_factors(name: str) -> None:
         remove=True, dtype="float64", factors="exact", skip_checks=True, solver=name, damping=0.1, samples=512,
         scores="s.npz",
     )  # fmt: skip
-    answer = influence.run(Context(PROBLEM, Silent(), Given()), settings)
+    answer = influence.run(Context(PROBLEM, Silent(), Inputs()), settings)
     slopes = np.asarray(gradients(PROBLEM, PROBLEM.batches, "loss"))
     expected = np.einsum("nd,nd->n", slopes, np.linalg.solve(dense(name), slopes.T).T) / PROBLEM.normaliser
     off = (answer.arrays["scores"] - expected) / answer.arrays["self_stderr"]

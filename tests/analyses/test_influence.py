@@ -12,7 +12,7 @@ import pytest
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence import solving
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Silent
 from curvcli.problem import Problem
@@ -35,7 +35,7 @@ def run(problem: Problem, *, queries: Any = None, monitor: Any = None, given: An
     modes = ("label_perturb", "input_perturb", "hyper")
     settings = InfluenceSettings(**options, remove=not any(options.get(mode) for mode in modes))
     rows = None if queries is None else problem.batches.chosen(np.asarray(queries))
-    return influence.run(Context(problem, monitor or Silent(), Given(queries=rows, **(given or {}))), settings)
+    return influence.run(Context(problem, monitor or Silent(), Inputs(queries=rows, **(given or {}))), settings)
 
 
 PROBLEM = mlp_problem(l2=0.02)
@@ -259,7 +259,7 @@ def test_one_damping_for_one_matrix_whatever_the_solver() -> None:
             settings = InfluenceSettings(
                 dtype="float64", skip_checks=True, remove=True, matrix="ggn", solver=solver, probes=4000,  # type: ignore[arg-type]
             )  # fmt: skip
-            given = Given(queries=problem.batches.chosen(np.arange(2)))
+            given = Inputs(queries=problem.batches.chosen(np.arange(2)))
             found.add(influence.run(Context(problem, Silent(), given), settings).result.damping)
         assert len(found) == 1
         assert (found == {0.0}) == (l2 > 0)

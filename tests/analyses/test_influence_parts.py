@@ -11,7 +11,7 @@ import pytest
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.influence import analysis as influence
 from curvcli.analyses.influence import solving
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.errors import MemoryLimitError, NumericsError, UsageError
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import LOSSES, user_loss
@@ -79,9 +79,9 @@ def test_what_cannot_be_drawn_from_is_refused_before_anything_is_spent(problem: 
     for more in ({}, {"queries": "0", "self_": True}, {"queries": "0", "leverage": True}):
         settings = InfluenceSettings(remove=True, solver="cg", **asked, **more)
         with pytest.raises(UsageError, match="draw from the matrix"):
-            influence.forecast(Context(problem, inputs=Given(queries=problem.batches if more else None)), settings)
+            influence.forecast(Context(problem, inputs=Inputs(queries=problem.batches if more else None)), settings)
     queried = InfluenceSettings(remove=True, solver="cg", queries="0", **asked)
-    assert influence.forecast(Context(problem, inputs=Given(queries=problem.batches.chosen(QUERIES))), queried)
+    assert influence.forecast(Context(problem, inputs=Inputs(queries=problem.batches.chosen(QUERIES))), queried)
 
 
 # --- leverage ---------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_scores_that_do_not_fit_are_refused_before_they_are_computed() -> None:
     def planned(**asked: Any) -> int:
         settings = InfluenceSettings(input_perturb=True, **asked)
         rows = None if settings.queries is None else PROBLEM.batches
-        return influence.memory_plan(PROBLEM, settings, Given(queries=rows)).bytes
+        return influence.memory_plan(PROBLEM, settings, Inputs(queries=rows)).bytes
 
     few, all_of_them = planned(queries="0"), planned(queries="0", measure="output", scores="x.npz")
     assert all_of_them - few > 23 * 3 * 23 * 4 * 8  # Q · O · N · inputs

@@ -13,7 +13,7 @@ import scipy.optimize
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.room import beyond, room_to_fall
 from curvcli.analyses.influence import analysis as influence
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.curvature.products import sums
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import LOSSES, user_loss
@@ -79,7 +79,7 @@ def far_away() -> Any:
 def test_influence_marks_its_ranking() -> None:
     problem = far_away()
     settings = InfluenceSettings(remove=True, damping=0.0, dtype="float64", skip_checks=True, solver="dense")
-    answer = influence.run(Context(problem, Silent(), Given()), settings)
+    answer = influence.run(Context(problem, Silent(), Inputs()), settings)
     valid = answer.result.validity
     assert valid.decrement > sums.objective(problem) == pytest.approx(valid.loss_above_least)
     assert valid.model_holds is False

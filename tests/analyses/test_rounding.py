@@ -13,10 +13,10 @@ from curvcli.analyses.common import rounding
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.influence import analysis as influence
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.analyses.saddle import analysis as saddle
 from curvcli.analyses.step import analysis as step
-from curvcli.analyses.step.analysis import Given as StepGiven
+from curvcli.analyses.step.analysis import Inputs as StepInputs
 from curvcli.curvature import build
 from curvcli.linalg.iterate import Silent
 from curvcli.linalg.krylov import eigen
@@ -184,7 +184,9 @@ def test_influence_measures_its_solves(solver: str) -> None:
     problem = rounding_problem("logits30")
     matrix = np.asarray(build(in_float64(problem), "ggn").matmat(jnp.eye(problem.dim)), np.float64)
     settings = InfluenceSettings(**COMMON, remove=True, matrix="ggn", solver=solver, damping=1e-2)  # type: ignore[arg-type]
-    answer = influence.run(Context(problem, Silent(), Given(queries=problem.batches.chosen(np.arange(1, 4)))), settings)
+    answer = influence.run(
+        Context(problem, Silent(), Inputs(queries=problem.batches.chosen(np.arange(1, 4)))), settings
+    )
     # The best that float32 solutions can have: their own rounding.
     attainable = np.finfo(np.float32).eps * np.linalg.norm(matrix, 2) / 1e-2
     for one in answer.result.solves[:-1]:  # the last is that of the gradient, whose tolerance is wider
@@ -195,7 +197,7 @@ def test_steps_are_judged_by_the_matrix_itself() -> None:
     problem = rounding_problem("logits30")
     for steps in (None, 400):
         settings = StepSettings(**COMMON, method="gauss-newton", damping=1e-2, cg_steps=steps)
-        result = step.run(Context(problem, Silent(), StepGiven()), settings).result
+        result = step.run(Context(problem, Silent(), StepInputs()), settings).result
         assert result.solve.residual is not None
         assert 0 < result.solve.residual < 1e-3
 

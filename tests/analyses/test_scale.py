@@ -16,12 +16,12 @@ from curvcli.analyses.common.answer import Answer
 from curvcli.analyses.common.context import Context
 from curvcli.analyses.compare import analysis as compare
 from curvcli.analyses.influence import analysis as influence
-from curvcli.analyses.influence.context import Given
+from curvcli.analyses.influence.context import Inputs
 from curvcli.analyses.lines import direction, landscape
 from curvcli.analyses.lines.directions import Inputs as LineInputs
 from curvcli.analyses.saddle import analysis as saddle
 from curvcli.analyses.step import analysis as step
-from curvcli.analyses.step.analysis import Given as StepGiven
+from curvcli.analyses.step.analysis import Inputs as StepInputs
 from curvcli.errors import NumericsError
 from curvcli.linalg.iterate import Silent
 from curvcli.losses import user_loss
@@ -64,8 +64,8 @@ def scaled(problem: Problem, c: float) -> Problem:
     return replace(problem, batches=replace(problem.batches, targets=targets), regulariser=Regulariser(L2 * c))
 
 
-def some(problem: Problem) -> Given:
-    return Given(queries=problem.batches.chosen(np.arange(3)))
+def some(problem: Problem) -> Inputs:
+    return Inputs(queries=problem.batches.chosen(np.arange(3)))
 
 
 def _influence(**settings: Any) -> Callable[[Problem, dict], Answer]:
@@ -73,7 +73,7 @@ def _influence(**settings: Any) -> Callable[[Problem, dict], Answer]:
 
 
 def _step(**settings: Any) -> Callable[[Problem, dict], Answer]:
-    return lambda p, s: step.run(Context(p, Silent(), StepGiven()), StepSettings(**s, **settings))
+    return lambda p, s: step.run(Context(p, Silent(), StepInputs()), StepSettings(**s, **settings))
 
 
 def _of(analysis: Any, kind: Any, **settings: Any) -> Callable[[Problem, dict], Answer]:
@@ -188,7 +188,7 @@ def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> No
         if not given:
             return run(scaled(base, c), settings)
         asked = StepSettings(**settings, method="gauss-newton", cg_steps=200, damping=1e-3 * c)
-        return step.run(Context(scaled(base, c), Silent(), StepGiven()), asked)
+        return step.run(Context(scaled(base, c), Silent(), StepInputs()), asked)
 
     plain = told(1.0)
     numbers = dict(leaves(plain.result.model_dump()))

@@ -14,7 +14,7 @@ from hypothesis import given as given_data
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from curvcli.analyses.step.analysis import Given
+from curvcli.analyses.step.analysis import Inputs
 from curvcli.analyses.step.judging import next_damping
 from curvcli.curvature.flatten import Layout
 from curvcli.problem import Problem
@@ -146,7 +146,7 @@ def test_a_warm_start_is_used_by_hessian_free() -> None:
     exact = delta(problem, answer(problem, method="gauss-newton", damping=0.3))
     layout = Layout.of(problem.params)
     behind = {name: np.asarray(leaf) for name, leaf in layout.unravel(jnp.asarray(exact / 0.95)).items()}
-    warm = answer(problem, Given(previous=behind), method="hessian-free", damping=0.3).result
+    warm = answer(problem, Inputs(previous=behind), method="hessian-free", damping=0.3).result
     assert warm.solve.iterations == 0
     assert warm.reduction_ratio == pytest.approx(1, rel=1e-9)
 
@@ -156,7 +156,7 @@ def test_with_the_step_before_the_least_of_the_plane_is_taken() -> None:
     behind = {name: rng.normal(size=leaf.shape) for name, leaf in problem.params.items()}
     before = np.concatenate([np.ravel(behind[name]) for name in sorted(behind)])
     alone = delta(problem, answer(problem, method="kfac", damping=0.1, rescale=False))
-    found = answer(problem, Given(previous=behind), method="kfac", damping=0.1)
+    found = answer(problem, Inputs(previous=behind), method="kfac", damping=0.1)
     rows, matrix = np.stack([alone, before]), dense_ggn(problem) + 0.1 * np.eye(problem.dim)
     chosen = -np.linalg.solve(rows @ matrix @ rows.T, rows @ gradient(problem))
     assert [found.result.momentum.step, found.result.momentum.previous] == pytest.approx(chosen.tolist(), rel=1e-8)
@@ -167,7 +167,7 @@ def test_bfgs_learns_from_the_step_before() -> None:
     problem = linear()
     s = np.linspace(-1, 1, problem.dim)
     behind = {name: np.asarray(leaf) for name, leaf in Layout.of(problem.params).unravel(jnp.asarray(s)).items()}
-    found = answer(problem, Given(previous=behind), method="bfgs", damping=0.0, rescale=False)
+    found = answer(problem, Inputs(previous=behind), method="bfgs", damping=0.0, rescale=False)
     assert found.result.solve.iterations == 1
     y = dense_ggn(problem) @ s
     b = (y @ y) / (s @ y) * np.eye(len(s))

@@ -23,7 +23,7 @@ from curvcli.analyses.common.context import Context
 from curvcli.analyses.common.dense import DENSE_BLOCK
 from curvcli.analyses.influence import response, scoring, solving
 from curvcli.analyses.influence import self_influence as own
-from curvcli.analyses.influence.context import Given, Study
+from curvcli.analyses.influence.context import Inputs, Study
 from curvcli.analyses.influence.validity import caution, validity
 from curvcli.curvature.influence.queries import check_labels, check_measure
 from curvcli.curvature.products.ntk import outputs_per_example
@@ -39,7 +39,7 @@ EXPECTED_STEPS, LEAST_STEPS = 120, 8
 """Products a query, for a forecast: 120/√k in a block of k. Measured at the tolerance of 1e-4: 82 of 4, 9 of 101."""
 
 
-def run(context: Context[Given], settings: InfluenceSettings) -> Answer[InfluenceResult]:
+def run(context: Context[Inputs], settings: InfluenceSettings) -> Answer[InfluenceResult]:
     """Scores of every example, with the certificate of every solve.
 
     Raises
@@ -94,7 +94,7 @@ def run(context: Context[Given], settings: InfluenceSettings) -> Answer[Influenc
     return Answer(result, meter, loss, checks, warnings, study.arrays if settings.scores else {}, study.axes)
 
 
-def forecast(context: Context[Given], settings: InfluenceSettings) -> tuple[Plan, Forecast]:
+def forecast(context: Context[Inputs], settings: InfluenceSettings) -> tuple[Plan, Forecast]:
     """How the work would be cut, the bytes, and an estimate of the products."""
     problem, given = context.problem, context.inputs
     plan, rows = memory_plan(problem, settings, given), count_rows(problem, settings, given)
@@ -120,7 +120,7 @@ def forecast(context: Context[Given], settings: InfluenceSettings) -> tuple[Plan
     )
 
 
-def memory_plan(problem: Problem, settings: InfluenceSettings, given: Given) -> planning.MemoryPlan:
+def memory_plan(problem: Problem, settings: InfluenceSettings, given: Inputs) -> planning.MemoryPlan:
     """Vectors in a block, and the bytes; everything that can be said before a product is spent is said here.
 
     Raises
@@ -193,7 +193,7 @@ MOST_OUTPUTS = 256
 """Outputs of an example, for the leverage correction."""
 
 
-def needs_root(settings: InfluenceSettings, given: Given) -> bool:
+def needs_root(settings: InfluenceSettings, given: Inputs) -> bool:
     """Whether self-influence or leverage is asked for."""
     return settings.self_ or settings.leverage or (given.queries is None and not _responds(settings))
 
@@ -202,7 +202,7 @@ def _responds(settings: InfluenceSettings) -> bool:
     return bool(settings.hyper) or settings.perturb is not None
 
 
-def count_rows(problem: Problem, settings: InfluenceSettings, given: Given) -> int:
+def count_rows(problem: Problem, settings: InfluenceSettings, given: Inputs) -> int:
     """Right-hand sides of the queries."""
     if given.queries is None or _responds(settings):
         return 0
@@ -230,7 +230,7 @@ SIGNS: dict[Mode | Literal["perturb"], str] = {
 }
 
 
-def units(problem: Problem, settings: InfluenceSettings, given: Given) -> str:
+def units(problem: Problem, settings: InfluenceSettings, given: Inputs) -> str:
     """What a score counts."""
     whose = "example" if given.queries is None else "query"
     measure = {

@@ -25,7 +25,7 @@ INLINE = 10_000
 
 
 @dataclass(frozen=True)
-class Given:
+class Inputs:
     """What comes from files and the user's code.
 
     Parameters
@@ -76,7 +76,7 @@ class Study:
 
     problem: Problem
     settings: InfluenceSettings
-    given: Given
+    given: Inputs
     system: System
     meter: Meter
     monitor: Monitor

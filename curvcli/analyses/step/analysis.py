@@ -45,7 +45,7 @@ EXPECTED_STEPS = 60
 
 
 @dataclass(frozen=True)
-class Given:
+class Inputs:
     """What comes from files.
 
     Parameters
@@ -60,7 +60,7 @@ class Given:
     factors: dict[str, np.ndarray] | None = None
 
 
-def run(context: Context[Given], settings: StepSettings) -> Answer[StepResult]:
+def run(context: Context[Inputs], settings: StepSettings) -> Answer[StepResult]:
     """The step of a method at these weights, judged by J and by its quadratic model; more steps where asked for.
 
     Raises
@@ -163,7 +163,7 @@ def memory_plan(problem: Problem, settings: StepSettings) -> planning.MemoryPlan
     return planning.plan_vectors(problem, settings, problem.dim, rows=2 * kept, block=2)
 
 
-def _memory(here: Ground, given: Given) -> Memory:
+def _memory(here: Ground, given: Inputs) -> Memory:
     """What there is before the first step."""
     settings, layout, memory = here.settings, Layout.of(here.problem.params), Memory()
     if given.previous is not None:
