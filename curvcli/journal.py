@@ -16,9 +16,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-Array = Any
+if TYPE_CHECKING:
+    import numpy as np
+    from jax import Array
+
 _open: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
@@ -40,7 +43,7 @@ class Store(Protocol):
         """Whether all that earlier runs kept was taken: no key need be looked up any more."""
         ...
 
-    def keep(self, keys: Iterable[bytes], rows: Array) -> None:
+    def keep(self, keys: Iterable[bytes], rows: np.ndarray) -> None:
         """Keep rows together: later runs find all of them or none. Keys may be found out by another thread."""
         ...
 
@@ -149,7 +152,7 @@ def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable
         return function
     place = _place(journal, problem, "whole", *name)
 
-    def recalled(*arrays: Array) -> Array:
+    def recalled(*arrays: Array) -> Any:
         import numpy as np
 
         key = _key(place, *(np.asarray(one) for one in arrays))
@@ -180,7 +183,7 @@ def finished_rows(problem: Any, vectors: Array, *name: object) -> list[Any]:
     return journal.store.take([_key(place, row) for row in np.asarray(vectors)], finished=True)
 
 
-def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> None:
+def keep_rows(problem: Any, vectors: Array, values: np.ndarray, *name: object) -> None:
     """Keep what belongs to rows, where a journal is open, for `finished_rows` of later runs."""
     journal = _covering(problem)
     if journal is None:
@@ -191,7 +194,7 @@ def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> Non
     keys = [_key(place, row) for row in np.asarray(vectors)]
     new = [i for i, key in enumerate(keys) if not journal.store.holds(key)]
     if new:
-        journal.store.keep([keys[i] for i in new], np.asarray(values)[new])
+        journal.store.keep([keys[i] for i in new], values[new])
 
 
 def unchanging(array: Any) -> Any:

@@ -5,11 +5,10 @@ Source: LeCun, Denker and Solla (1990), *Optimal brain damage*.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common.rounding import exact
 from curvcli.curvature import build
@@ -27,8 +26,6 @@ from curvcli.linalg.statistics import student_interval
 from curvcli.problem import Problem
 from curvcli.schema.diag import DiagSettings, LayerPruned, LayerSaliency, Pruning
 from curvcli.schema.estimate import Estimate
-
-Array = Any
 
 CURVATURES = ("hessian", "ggn", "gauss-newton", "fisher", "fisher-mc")
 """Matrices that stand for the second derivative of J by its parameters."""

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli import journal
 from curvcli.curvature.flatten import Layout
@@ -28,8 +29,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.losses import LOSSES, Loss
 from curvcli.problem import Batch, Problem, Way, in_float64
 from curvcli.schema.settings import FACTORED, UNREGULARISED, AnalysisSettings
-
-Array = Any
 
 
 @dataclass(frozen=True)

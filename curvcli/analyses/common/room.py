@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy.special
 
 from curvcli.devices import on_host
 from curvcli.problem import Problem, unit_weight
-
-Array = Any
 
 
 def room_to_fall(problem: Problem, loss: float) -> float | None:
@@ -37,19 +33,19 @@ def room_to_fall(problem: Problem, loss: float) -> float | None:
     return loss - total / problem.normaliser if np.isfinite(total) else None
 
 
-def _softmax(t: Array) -> Array:
+def _softmax(t: np.ndarray) -> np.ndarray:
     """−Σ t log(t/s), s = Σ t: at outputs log t. Without bound where one is negative."""
     sums = t.sum(axis=-1, keepdims=True)
     return np.where(np.all(t >= 0, axis=-1), np.sum(-scipy.special.rel_entr(np.maximum(t, 0), sums), axis=-1), -np.inf)
 
 
-def _sigmoid(t: Array) -> Array:
+def _sigmoid(t: np.ndarray) -> np.ndarray:
     inside = np.all((t >= 0) & (t <= 1), axis=-1)
     p = np.clip(t, 0, 1)
     return np.where(inside, np.sum(scipy.special.entr(p) + scipy.special.entr(1 - p), axis=-1), -np.inf)
 
 
-def _poisson(t: Array) -> Array:
+def _poisson(t: np.ndarray) -> np.ndarray:
     return np.where(np.all(t >= 0, axis=-1), np.sum(t + scipy.special.entr(np.maximum(t, 0)), axis=-1), -np.inf)
 
 

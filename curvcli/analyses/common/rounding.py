@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from curvcli.devices import on_host
 from curvcli.errors import NumericsError
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.schema.estimate import Estimate
-
-Array = Any
 
 PROBES = 2
 """Random vectors that the rounding is measured along."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.products.forms import example_forms
@@ -32,7 +33,6 @@ from curvcli.schema.estimate import Eigenvalue, Interval
 from curvcli.schema.settings import FACTORED, AnalysisSettings
 
 Number = TypeVar("Number", bound=Interval)
-Array = Any
 
 PROBES = 32
 PRODUCTS = 8
@@ -190,7 +190,7 @@ def eigenvalue_errors(
     problem: Problem,
     settings: AnalysisSettings,
     values: np.ndarray,
-    vectors: Array,
+    vectors: Array | np.ndarray,
     sides: Sequence[Side],
     known: Images,
 ) -> list[DataError]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,6 @@ from curvcli.schema.inspect import Forecast
 from curvcli.schema.plan import Plan
 from curvcli.schema.report import Check
 from curvcli.schema.settings import FACTORED, AnalysisSettings
-
-Array = Any
 
 COMMON = 12
 """Stream of the common test vectors within a seed; the starts of eigenpairs have others."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.analyses.common.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.common.preconditioners import affordable_sampling
@@ -23,7 +24,6 @@ from curvcli.problem import Problem
 from curvcli.schema.compare import DEFAULT, ComparedName, CompareSettings, Equal
 from curvcli.schema.settings import BY_EXAMPLES, FACTORED, MIXED
 
-Array = Any
 CLOSED = (*FACTORED, "diagonal")
 """Matrices whose eigenvalues and eigenvectors cost no product."""
 LIKELIHOOD = ("fisher", *CLOSED)
@@ -37,7 +37,7 @@ class Spectral(Protocol):
         """All of them, ascending: [dim]."""
         ...
 
-    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array | np.ndarray], Array | np.ndarray]:
         """Products with f(A): [k, dim] -> [k, dim]."""
         ...
 
@@ -75,7 +75,7 @@ class Diagonalised:
         """The diagonal: [D]."""
         return np.diag(self.matrix)
 
-    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array | np.ndarray], np.ndarray]:
         """Products with f(A), on the host in float64: [k, D] -> [k, D]."""
         values = f(self.values)
         return lambda rows: ((np.asarray(rows, np.float64) @ self.vectors) * values) @ self.vectors.T

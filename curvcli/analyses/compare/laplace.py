@@ -18,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.special
+from jax import Array
 
 from curvcli.analyses.common import planning, rounding
 from curvcli.analyses.common.dense import (
@@ -56,8 +57,6 @@ from curvcli.problem import Problem, in_float64, unit_weight
 from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.settings import AnalysisSettings
-
-Array = Any
 
 PROBES, STEPS = 10, 80
 """Lanczos processes, and their steps, for a determinant that is sampled."""
@@ -358,7 +357,7 @@ def _roots(
     at_once: int,
     monitor: Monitor,
     warnings: list[str],
-) -> Iterator[Array]:
+) -> Iterator[Array | np.ndarray]:
     """Blocks of vectors [b, D]: all of P^(−1/2) where it is written out, else draws of covariance P⁻¹."""
     dim, dtype, normaliser, residuals = problem.dim, problem.dtype, problem.normaliser, [0.0]
     root = None

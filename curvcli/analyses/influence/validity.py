@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.analyses.common.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.common.precision import weights_norm
@@ -23,8 +24,6 @@ from curvcli.analyses.spectrum import noise
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.reductions import norm
 from curvcli.schema.influence import Validity
-
-Array = Any
 
 TELLING = 0.05
 """A difference between C and the Hessian that is worth a word."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses import eigs
 from curvcli.analyses.common import planning
@@ -29,8 +30,6 @@ from curvcli.schema.eigs import EigsSettings
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.lines import Along, LineSettings, Solve, Undefined
 from curvcli.schema.settings import AnalysisSettings
-
-Array = Any
 
 RANDOM, FILTERS, ROUNDING = 2, 3, 4
 """Streams of random draws within a seed; 0 and 1 are those of start vectors and self-checks."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
@@ -32,8 +33,6 @@ from curvcli.problem import Params, Problem
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.landscape import LandscapeResult, LandscapeSettings
 from curvcli.schema.plan import Plan
-
-Array = Any
 
 
 class Barrier(NamedTuple):

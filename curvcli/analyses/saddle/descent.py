@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
 from curvcli.compiling import jit
@@ -29,8 +30,6 @@ from curvcli.linalg.krylov import spaces as krylov
 from curvcli.linalg.operator import LinearOperator
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.saddle import Adam, GradientDescent, LeftOut, Mode, SaddleSettings
-
-Array = Any
 
 SHOWN = 5
 """Eigenvectors at each end whose rates are given."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -25,8 +26,6 @@ from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions
 from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
-
-Array = Any
 
 
 def draw(problem: Problem, name: str, shift: float, seed: int, first: int, count: int) -> Array:

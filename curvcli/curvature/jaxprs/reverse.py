@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, evaluated, rewritten
 from curvcli.jax_internals import bound, closed, inner_jaxprs, plain_where_unknown
 
-Array = Any
 CALL = "custom_vjp_call"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature import matrices
@@ -22,8 +23,6 @@ from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions, Middle
 from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
-
-Array = Any
 
 
 def example_forms(problem: Problem, name: str, vectors: Array, *, mc_samples: int = 1, seed: int = 0) -> np.ndarray:

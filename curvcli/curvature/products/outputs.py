@@ -11,15 +11,14 @@ Source: Grosse, *Neural Net Training Dynamics*, chapter 2, for the sampled Fishe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.losses import DRAWN, LOSSES, Loss
 from curvcli.problem import Batch, unit_weight
 
-Array = Any
 OutputMap = Callable[[Array], Array]
 
 DRAWS, ROOTS = 2**31 - 1, 2**31 - 2

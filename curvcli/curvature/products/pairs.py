@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -19,8 +20,6 @@ from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions, Middle
 from curvcli.problem import Batch, Params, Problem
-
-Array = Any
 
 
 def pair_forms(

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax import Array
 
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.matrices import MATRICES, abstract_extra
@@ -18,8 +19,6 @@ from curvcli.curvature.products.borrowing import returned
 from curvcli.devices import on_every
 from curvcli.problem import Batch, Params, Problem, Way
 from curvcli.schema.settings import FACTORED
-
-Array = Any
 
 
 class Programs(NamedTuple):

@@ -28,7 +28,7 @@ def named_loss(spec: ProblemSpec, targets: Targets) -> Loss:
             f"unknown loss {name!r}",
             f"did you mean {near[0]}?" if near else f"known: {', '.join(LOSSES)}, or module:fn for your own",
         )
-    function = targets.load(name)
+    function: Callable[..., Any] = targets.load(name)
     if not callable(function):
         raise SpecError(f"the loss {name} is no function", "it should be fn(outputs, targets) -> one loss an example")
     return user_loss(name, function, **_likelihood(spec.loss.likelihood, targets))
