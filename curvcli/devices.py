@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from curvcli.compiling import jit
 from curvcli.errors import UsageError
 
-Array = Any
 AXIS = "data"
 
 
@@ -74,7 +74,7 @@ def rounded_up(mesh: Mesh | None, size: int) -> int:
     return size if mesh is None else -(-size // mesh.size) * mesh.size
 
 
-def placed(array: Array, sharding: NamedSharding) -> Array:
+def placed(array: Array | np.ndarray, sharding: NamedSharding) -> Array:
     """Place an array that every process holds on the devices of a sharding: each device gets its own shard alone."""
     return jax.make_array_from_callback(tuple(array.shape), sharding, lambda part: np.asarray(array[part]))
 

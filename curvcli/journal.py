@@ -17,9 +17,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-Array = Any
+if TYPE_CHECKING:
+    import numpy as np
+    from jax import Array
+
 _open: ContextVar[Journal | None] = ContextVar("journal", default=None)
 
 
@@ -41,7 +44,7 @@ class Store(Protocol):
         """Whether all rows of earlier runs have been taken, so that no key need be looked up."""
         ...
 
-    def keep(self, keys: Iterable[bytes], rows: Array) -> None:
+    def keep(self, keys: Iterable[bytes], rows: np.ndarray) -> None:
         """Store rows together: later runs find all of them or none. Keys may be computed by another thread."""
         ...
 
@@ -150,7 +153,7 @@ def whole(function: Callable[..., Any], problem: Any, *name: object) -> Callable
         return function
     place = _place(journal, problem, "whole", *name)
 
-    def recalled(*arrays: Array) -> Array:
+    def recalled(*arrays: Array) -> Any:
         import numpy as np
 
         key = _key(place, *(np.asarray(array) for array in arrays))
@@ -181,7 +184,7 @@ def finished_rows(problem: Any, vectors: Array, *name: object) -> list[Any]:
     return journal.store.take([_key(place, row) for row in np.asarray(vectors)], finished=True)
 
 
-def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> None:
+def keep_rows(problem: Any, vectors: Array, values: np.ndarray, *name: object) -> None:
     """Store the values that belong to rows, where a journal is open, for `finished_rows` of later runs."""
     journal = _covering(problem)
     if journal is None:
@@ -192,7 +195,7 @@ def keep_rows(problem: Any, vectors: Array, values: Array, *name: object) -> Non
     keys = [_key(place, row) for row in np.asarray(vectors)]
     new = [i for i, key in enumerate(keys) if not journal.store.holds(key)]
     if new:
-        journal.store.keep([keys[i] for i in new], np.asarray(values)[new])
+        journal.store.keep([keys[i] for i in new], values[new])
 
 
 def unchanging(array: Any) -> Any:

@@ -21,14 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-
-Array = Any
+from jax import Array
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Array = Any
 PyTree = Any
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
@@ -36,8 +37,6 @@ from curvcli.schema.inspect import Forecast
 from curvcli.schema.matrices import MATRICES
 from curvcli.schema.plan import Plan
 from curvcli.streams import Stream
-
-Array = Any
 
 BLOCK = 2
 """Vectors in a block. Two find double eigenvalues at no further cost and share a linearisation; every further one costs
@@ -74,7 +73,7 @@ class Pairs:
 
     values: np.ndarray  # [r]
     residuals: np.ndarray  # [r]
-    vectors: Array  # [r, dim]
+    vectors: Array | np.ndarray  # [r, dim]
     norm: float
     block: int
     starts: int = 0
@@ -262,7 +261,7 @@ def _eigenpairs(
     ]  # fmt: skip
 
 
-def _cosines_squared(vectors: Array, gradient: Array) -> np.ndarray | None:
+def _cosines_squared(vectors: Array | np.ndarray, gradient: Array) -> np.ndarray | None:
     """cos² of the angle between each unit vector and the gradient, in float64; None for a zero gradient."""
     direction = np.asarray(gradient, np.float64)
     norm = float(np.linalg.norm(direction))

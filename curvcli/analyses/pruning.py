@@ -5,10 +5,9 @@ Source: LeCun, Denker and Solla (1990), *Optimal brain damage*.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common.rounding import exact
 from curvcli.curvature import build
@@ -28,8 +27,6 @@ from curvcli.schema.diag import DiagSettings, LayerPruned, LayerSaliency, Prunin
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.matrices import refusal, taken_by
 from curvcli.streams import Stream
-
-Array = Any
 
 PROBES = 16
 """Fresh probes for the predicted change."""

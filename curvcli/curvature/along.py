@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli import journal
 from curvcli.compiling import jit
@@ -26,8 +27,6 @@ from curvcli.curvature.products.linear_map import Functions
 from curvcli.devices import on_host
 from curvcli.losses import Likelihood
 from curvcli.problem import Batch, Params, Problem, Regulariser, unit_weight
-
-Array = Any
 
 
 def losses(

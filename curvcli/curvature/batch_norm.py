@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout, moved
@@ -15,7 +16,6 @@ from curvcli.devices import on_host
 from curvcli.errors import SpecError
 from curvcli.problem import Params, Problem
 
-Array = Any
 Statistics = dict[str, np.ndarray]
 """By path, float64: [...] of one place, or [p, ...] of several."""
 

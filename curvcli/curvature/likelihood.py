@@ -6,19 +6,16 @@ loss. A loss with class weights, a temperature or a focal term has another one.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.products import outputs, sums
 from curvcli.curvature.products.linear_map import Functions
 from curvcli.errors import SpecError
 from curvcli.problem import Batch, Params, Problem
-
-Array = Any
 
 TOLERANCE = 1e-3
 """Relative difference of products with both Hessians up to which they are taken for the same."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker.factors import Kronecker
@@ -25,8 +26,6 @@ from curvcli.losses import LOSSES, Likelihood, Loss
 from curvcli.problem import Batch, Problem
 from curvcli.schema.matrices import MATRICES as FACTS
 from curvcli.schema.matrices import Refusal
-
-Array = Any
 
 
 class OutputSide(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli import journal
 from curvcli.curvature.flatten import Layout
@@ -32,8 +33,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem, Way, in_float64
 from curvcli.schema.matrices import MATRICES as FACTS
 from curvcli.schema.settings import AnalysisSettings
-
-Array = Any
 
 
 def build_for(problem: Problem, settings: AnalysisSettings) -> LinearOperator:

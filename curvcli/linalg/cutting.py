@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import Mesh
 
 from curvcli.compiling import jit
 from curvcli.devices import cut_along, on_every
 from curvcli.linalg.operator import LinearOperator
-
-Array = Any
-
 
 BLOCKS = 64
 """Sums over dim are taken in so many parts, wherever these lie: any number of devices that divides it gives the same

@@ -12,12 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.krylov.lanczos import not_finite
 from curvcli.linalg.operator import LinearOperator
-
-Array = Any
 
 
 @dataclass

@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from curvcli.devices import on_host
 from curvcli.linalg.reductions import combinations
-
-Array = Any
 
 
 class Known(Protocol):
@@ -71,7 +70,7 @@ class LinearOperator:
     known: Known | None = None
     mesh: Mesh | None = None
     by_another: Callable[[], LinearOperator] | None = None
-    precise: Callable[[Any], np.ndarray] | None = None
+    precise: Callable[[Array | np.ndarray], np.ndarray] | None = None
     floor: float = 0.0
 
     def with_products(self, matmat: Callable[[Array], Array], **changed: Any) -> LinearOperator:
@@ -85,7 +84,7 @@ class LinearOperator:
         exactly = None if precise is None else lambda v: precise(v) + shift * on_host(v).astype(np.float64)
         return self.with_products(lambda v: matmat(v) + shift * v, precise=exactly, **changed)
 
-    def images(self, vectors: Array) -> np.ndarray:
+    def images(self, vectors: Array | np.ndarray) -> np.ndarray:
         """A times vectors [k, dim] in float64 on the host, by the most precise product that there is. k products."""
         if self.precise is not None:
             return self.precise(vectors)

@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.compiling import jit
-
-Array = Any
 
 
 def sphere(key: Array, first: int, count: int, dim: int, dtype: Any) -> Array:

@@ -5,13 +5,10 @@ Called eagerly, JAX would compile them without the options of `compiling.jit`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.compiling import jit
-
-Array = Any
 
 
 @jit

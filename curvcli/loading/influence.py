@@ -236,7 +236,7 @@ def hyper_functions(loaded: Loaded, texts: list[str]) -> dict[str, Callable[...,
         kind, separator, target = text.partition(":")
         if not separator:
             continue
-        function = loaded.targets.load(target)
+        function: Callable[..., Any] = loaded.targets.load(target)
         form = "fn(outputs, targets, theta)" if kind == "loss" else "fn(params, theta)"
         if not callable(function):
             raise SpecError(f"--hyper {text}: {target} is no function", f"it should be {form}")

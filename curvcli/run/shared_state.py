@@ -7,14 +7,15 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curvcli.devices import from_first, is_first
 from curvcli.journal import Journal, Store
 from curvcli.run.state import State, state
 from curvcli.schema.plan import Way
 
-Array = Any
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class SharedState:
@@ -54,7 +55,7 @@ class _SharedStore:
     def __init__(self, first: Store | None) -> None:
         self._own = first
 
-    def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Array]:
+    def take(self, keys: Sequence[bytes], *, finished: bool = False) -> list[Any]:
         import numpy as np
 
         buffer = io.BytesIO()
@@ -70,7 +71,7 @@ class _SharedStore:
     def exhausted(self) -> bool:
         return from_first(b"1" if self._own is not None and self._own.exhausted() else b"0") == b"1"
 
-    def keep(self, keys: Iterable[bytes], rows: Array) -> None:
+    def keep(self, keys: Iterable[bytes], rows: np.ndarray) -> None:
         if self._own is not None:
             self._own.keep(keys, rows)
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common.causes import likely_cause
 from curvcli.analyses.common.kinks import kinks
@@ -41,7 +42,6 @@ from curvcli.schema.report import Check
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
 
-Array = Any
 Best = Callable[[Callable[[float], float]], float]
 """`error(h) -> the least` over several lengths h of a difference."""
 

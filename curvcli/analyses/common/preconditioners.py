@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.kronecker.kfac import Recipe, Sampling, squared_gradients
@@ -16,8 +17,6 @@ from curvcli.curvature.matrices import check_likelihood, facet
 from curvcli.curvature.products.ntk import outputs_per_example
 from curvcli.problem import Problem
 from curvcli.schema.settings import AnalysisSettings
-
-Array = Any
 
 EXACT_OUTPUTS = 32
 """Outputs of an example up to which each takes a gradient of its own."""

@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax import Array
 
 from curvcli.devices import on_host
 from curvcli.errors import NumericsError
@@ -18,8 +19,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.schema.estimate import Estimate
 from curvcli.streams import Stream
-
-Array = Any
 
 PROBES = 2
 """Random vectors that the rounding is measured along."""

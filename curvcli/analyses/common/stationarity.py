@@ -6,7 +6,7 @@ lies above the place where its quadratic model is flat, that is small against J.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +18,6 @@ from curvcli.linalg.krylov.gauss import SettledForm
 from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.saddle import SaddleSettings, Stationarity
-
-Array = Any
 
 WEIGHT_FLOOR = 0.01
 """The size of w is at least this times √D, so that w = 0 has one too."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature import matrices
@@ -34,7 +35,6 @@ from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
 
 Number = TypeVar("Number", bound=Interval)
-Array = Any
 
 PROBES = 32
 PRODUCTS = 8
@@ -192,7 +192,7 @@ def eigenvalue_errors(
     problem: Problem,
     settings: AnalysisSettings,
     values: np.ndarray,
-    vectors: Array,
+    vectors: Array | np.ndarray,
     sides: Sequence[Side],
     known: Images,
 ) -> list[DataError]:

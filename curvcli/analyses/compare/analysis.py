@@ -47,8 +47,6 @@ from curvcli.schema.plan import Plan
 from curvcli.schema.report import Check
 from curvcli.streams import Stream
 
-Array = Any
-
 BLOCK = 8
 FIRST_LOOK = 16
 """Probes before the intervals are first held against a tolerance."""

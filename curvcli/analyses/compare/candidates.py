@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.analyses.common.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.common.preconditioners import affordable_sampling
@@ -25,7 +26,6 @@ from curvcli.schema.matrices import MATRICES as FACTS
 from curvcli.schema.matrices import having
 from curvcli.schema.settings import MIXED
 
-Array = Any
 CLOSED = having("closed_form")
 """Matrices whose eigenvalues and eigenvectors cost no product."""
 
@@ -37,7 +37,7 @@ class Spectral(Protocol):
         """All of them, ascending: [dim]."""
         ...
 
-    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array | np.ndarray], Array | np.ndarray]:
         """Products with f(A): [k, dim] -> [k, dim]."""
         ...
 
@@ -75,7 +75,7 @@ class Diagonalised:
         """The diagonal: [D]."""
         return np.diag(self.matrix)
 
-    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array | np.ndarray], np.ndarray]:
         """Products with f(A), on the host in float64: [k, D] -> [k, D]."""
         values = f(self.values)
         return lambda rows: ((np.asarray(rows, np.float64) @ self.vectors) * values) @ self.vectors.T

@@ -18,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.special
+from jax import Array
 
 from curvcli.analyses.common import planning, rounding
 from curvcli.analyses.common.dense import (
@@ -57,8 +58,6 @@ from curvcli.schema.compare import CompareSettings, Laplace, Predictive
 from curvcli.schema.estimate import Bounded, Estimate
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
-
-Array = Any
 
 PROBES, STEPS = 10, 80
 """Lanczos processes, and their steps, for a determinant that is sampled."""
@@ -351,7 +350,7 @@ def _roots(
     at_once: int,
     monitor: Monitor,
     warnings: list[str],
-) -> Iterator[Array]:
+) -> Iterator[Array | np.ndarray]:
     """Blocks of vectors [b, D]: all of P^(−1/2) where it is written out, else draws of covariance P⁻¹."""
     dim, dtype, normaliser, residuals = problem.dim, problem.dtype, problem.normaliser, [0.0]
     root = None
@@ -383,7 +382,7 @@ def _roots(
 
 
 def _predictive(
-    problem: Problem, settings: CompareSettings, roots: Iterator[Array], *, exact: bool
+    problem: Problem, settings: CompareSettings, roots: Iterator[Array | np.ndarray], *, exact: bool
 ) -> tuple[Predictive, np.ndarray]:
     """Variances [N, ..., C] of the outputs, and their summary over outputs with any weight."""
     weights = _output_weights(problem)

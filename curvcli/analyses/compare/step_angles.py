@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.compare.candidates import Candidate, Spectral
 from curvcli.analyses.influence.solving import SHARE
@@ -18,8 +19,6 @@ from curvcli.problem import Problem
 from curvcli.schema.compare import CompareSettings, Step, StepAngles, StepPair, StepSolve
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.matrices import MATRICES
-
-Array = Any
 
 
 class Solved(NamedTuple):

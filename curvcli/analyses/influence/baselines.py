@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.influence.context import Study
 from curvcli.analyses.influence.ranking import LEAST_CLEAN, auc, median_spearman
@@ -14,8 +15,6 @@ from curvcli.curvature.influence.responses import entries
 from curvcli.linalg.krylov.lanczos import normalise
 from curvcli.problem import Problem
 from curvcli.schema.influence import Baseline
-
-Array = Any
 
 
 def for_queries(study: Study, strengths: np.ndarray, gradients: Array) -> list[Baseline]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.influence.solving import System
 from curvcli.curvature.products.ntk import outputs_per_example
@@ -15,7 +16,6 @@ from curvcli.linalg.meter import Meter
 from curvcli.problem import Batches, Problem, PyTree
 from curvcli.schema.influence import InfluenceSettings
 
-Array = Any
 Rows = list[tuple[int | None, int | None]]
 """`(query, output)` of each row of scores: the query's row in its source, and the output asked about."""
 

@@ -12,10 +12,10 @@ Source: Basu, You and Feizi (2020), *On second-order group influence functions*.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.influence.context import Study
 from curvcli.analyses.influence.solving import undamped
@@ -24,8 +24,6 @@ from curvcli.linalg.solvers import minres
 from curvcli.linalg.solvers.solution import Status
 from curvcli.problem import Problem, Regulariser
 from curvcli.schema.influence import GroupScore
-
-Array = Any
 
 DISAGREE = 0.2
 """Of Newton's score: by how much the first order may be off before it is flagged."""

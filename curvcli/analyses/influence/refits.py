@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli import journal
 from curvcli.analyses.common.precision import precision
@@ -43,8 +44,6 @@ from curvcli.problem import Batch, Batches, Problem, PyTree, in_float64
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.schema.verification import Control, Refit, Verification
 from curvcli.streams import Stream
-
-Array = Any
 
 RTOL = 1e-4
 """Gradients are fitted to this share of what the change adds to them: a refit's error is then far below its effect."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.influence.context import INLINE, Study
 from curvcli.analyses.influence.solves import Newton
@@ -22,8 +23,6 @@ from curvcli.curvature.products.ntk import example_outputs
 from curvcli.errors import UsageError
 from curvcli.problem import Problem
 from curvcli.schema.influence import Response
-
-Array = Any
 
 
 def respond(study: Study) -> tuple[dict[str, Any], Newton]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.influence import baselines, groups, refits
 from curvcli.analyses.influence import self_influence as own
@@ -22,8 +23,6 @@ from curvcli.curvature.products.ntk import example_outputs, outputs_per_example
 from curvcli.linalg.iterate import watched
 from curvcli.problem import Batches, Problem
 from curvcli.schema.influence import InfluenceSettings, SweepPoint
-
-Array = Any
 
 FACTORS = (0.01, 0.1, 10.0, 100.0)
 """Of λ, in a sweep."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jax import Array
 
 from curvcli.analyses.common.rounding import exact
 from curvcli.analyses.influence.context import Study
@@ -21,8 +22,6 @@ from curvcli.problem import Problem
 from curvcli.schema.estimate import Estimate
 from curvcli.schema.influence import InfluenceSettings, Leverage, SelfInfluence
 from curvcli.streams import Stream
-
-Array = Any
 
 LARGEST = 0.99
 """Of an eigenvalue of a sampled H_n h_n. An exact one is at most 1 where C is a GGN: at 1 the others do not determine

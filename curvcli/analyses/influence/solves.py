@@ -7,11 +7,10 @@ from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.linalg.solvers.solution import Solution, Status
 from curvcli.schema.influence import InfluenceSolve
-
-Array = Any
 
 STATUSES = get_args(Status)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli import journal
 from curvcli.analyses.common import planning, preconditioners
@@ -30,8 +31,6 @@ from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.influence import DampingChoice, InfluenceSettings, InfluenceSolve, SolverName
 from curvcli.schema.matrices import FACTORED
 from curvcli.streams import Stream
-
-Array = Any
 
 SCOUTS, STEPS, FEW_STEPS = 2, 40, 12
 """Lanczos processes, and their steps, that look at a spectrum before anything is solved; few where no eigenvalue can

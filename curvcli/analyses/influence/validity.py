@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.analyses.common.dense import DENSE_BLOCK, written_out
 from curvcli.analyses.common.precision import weights_norm
@@ -24,8 +25,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.reductions import norm
 from curvcli.schema.influence import Validity
 from curvcli.schema.matrices import MATRICES
-
-Array = Any
 
 TELLING = 0.05
 """A difference between C and the Hessian that is worth a word."""

@@ -14,14 +14,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.lines.directions import Direction
 from curvcli.curvature.batch_norm import Statistics, recomputed, stored
 from curvcli.errors import SpecError
 from curvcli.problem import Problem
 from curvcli.schema.lines import BATCH_STATS, BatchStats, LineSettings
-
-Array = Any
 
 LEAST_EXAMPLES = 16
 """From so many examples on statistics are recomputed where nothing is asked for."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
@@ -41,8 +42,6 @@ from curvcli.schema.direction import (
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.lines import Line, LineSettings
 from curvcli.schema.plan import Plan
-
-Array = Any
 
 WITHIN = 0.1
 """Of the change that the quadratic predicts: how far the loss may be from it inside the radius."""

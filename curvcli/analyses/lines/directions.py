@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses import eigs
 from curvcli.analyses.common import planning
@@ -33,8 +34,6 @@ from curvcli.schema.lines import Along, LineSettings, Solve, Undefined
 from curvcli.schema.matrices import refusal
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.streams import Stream
-
-Array = Any
 
 NUDGES = (1, -1, 2, -2, 3, -3)
 """Changes of every weight in its last digit, by which the rounding of a loss is measured."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.common import planning
 from curvcli.analyses.common.answer import Answer
@@ -30,8 +31,6 @@ from curvcli.problem import Problem
 from curvcli.schema.inspect import Forecast
 from curvcli.schema.landscape import LandscapeResult, LandscapeSettings
 from curvcli.schema.plan import Plan
-
-Array = Any
 
 
 class Barrier(NamedTuple):

@@ -22,8 +22,6 @@ from curvcli.devices import on_host
 from curvcli.problem import Problem, in_float64
 from curvcli.schema.saddle import Certificate, Witness
 
-Array = Any
-
 ROUNDING = 64
 """Rounding of vᵀHv in units of eps·‖H‖: a product's was measured at up to 14, sums over examples come on top."""
 

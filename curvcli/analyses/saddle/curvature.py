@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.analyses.common import estimates, stationarity
 from curvcli.analyses.common.dense import written_out
@@ -23,8 +23,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.problem import Problem
 from curvcli.schema.estimate import Beyond, Bounded, Eigenvalue
 from curvcli.schema.saddle import Bound, SaddleSettings
-
-Array = Any
 
 
 @dataclass(frozen=True)

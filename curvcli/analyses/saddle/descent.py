@@ -17,6 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.analyses.spectrum import eigenvalue, noise, tolerance
 from curvcli.compiling import jit
@@ -29,8 +30,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.schema.estimate import Eigenvalue
 from curvcli.schema.saddle import Adam, GradientDescent, LeftOut, Mode, SaddleSettings
 from curvcli.streams import Stream
-
-Array = Any
 
 SHOWN = 5
 """Eigenvectors at each end whose rates are given."""

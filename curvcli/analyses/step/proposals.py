@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.analyses.common import preconditioners
 from curvcli.analyses.common.dense import DENSE_BLOCK, DENSE_DIM, written_out
@@ -32,8 +33,6 @@ from curvcli.linalg.solvers.truncated_cg import Truncated, truncated_cg
 from curvcli.problem import Problem
 from curvcli.schema.matrices import FACTORED
 from curvcli.schema.step import CgStep, NegativeCurvature, Solve, StepSettings
-
-Array = Any
 
 DECAY = 0.95
 """Of the step before, from which `hessian-free` starts (Martens and Sutskever 2012)."""

@@ -20,8 +20,6 @@ from curvcli.problem import Problem
 from curvcli.schema.matrices import MATRICES
 from curvcli.schema.step import Passes, StepSettings
 
-Array = Any
-
 FORWARD, GRADIENT, GAUSS_NEWTON, HESSIAN, FACTORS = 1, 3, 5, 9, 4
 """Matrix products that a dense layer takes: one forward; two more for the cotangents of inputs and weights; of a
 linearised network two forward and two back, after one to linearise it; forward over reverse, two for each of the

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli import streams
 from curvcli.compiling import jit
@@ -28,8 +29,6 @@ from curvcli.curvature.products.linear_map import Functions
 from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
 from curvcli.streams import Stream
-
-Array = Any
 
 
 def draw(problem: Problem, name: str, shift: float, seed: int, first: int, count: int) -> Array:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -29,7 +30,6 @@ from curvcli.errors import UsageError
 from curvcli.losses import Likelihood, Loss, labelled
 from curvcli.problem import Batch, Batches, Params, Problem, unit_weight
 
-Array = Any
 Measure = Literal["loss", "output", "margin"]
 
 

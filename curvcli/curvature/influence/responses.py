@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -36,7 +37,6 @@ from curvcli.devices import on_host
 from curvcli.losses import Likelihood, Loss, user_loss
 from curvcli.problem import Batch, Params, Problem, PyTree, Regulariser, unit_weight
 
-Array = Any
 Parameter = Literal["remove", "label-perturb", "input-perturb"]
 Piece = dict[str, np.ndarray]
 """One batch's entries, by the name of an input array; "" where there is only one."""

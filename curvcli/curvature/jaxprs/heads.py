@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, evaluated
 from curvcli.curvature.products.outputs import OutputMap, weighted
@@ -27,7 +28,6 @@ from curvcli.jax_internals import bound, is_literal, plain_where_unknown
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, unit_weight
 
-Array = Any
 Functions = tuple[Callable, Loss]
 Middle = Callable[..., OutputMap]
 
@@ -88,7 +88,7 @@ def by_examples(
 
 def in_two(
     middle: Middle, functions: Functions, params: Params, frozen: dict, batch: Batch
-) -> tuple[Callable[[Params], Any], Middle]:
+) -> tuple[Callable[[Params], Any], Callable[..., Callable[[Any], Any]]]:
     """The network up to its last layer, and what stands between J and Jᵀ there; both as they are if nothing is cut."""
     head = cut(functions, params, frozen, batch)
     if head is None:

@@ -17,11 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, rewritten
 from curvcli.jax_internals import equations
-
-Array = Any
 
 LARGEST = 16
 """Entries of a window, at most."""

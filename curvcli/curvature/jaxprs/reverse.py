@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.curvature.jaxprs.rewriting import Rewrite, evaluated, rewritten
 from curvcli.jax_internals import CUSTOM_VJP, bound, closed, inner_jaxprs, plain_where_unknown
-
-Array = Any
 
 
 def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:

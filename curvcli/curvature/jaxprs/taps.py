@@ -22,12 +22,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.curvature.jaxprs.work import abstract_batch
 from curvcli.jax_internals import Interpreter, bound, plain_where_unknown
 from curvcli.problem import Params, Problem
 
-Array = Any
 Kind = Literal["dense", "conv", "embed"]
 
 MOVES = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p")

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.devices import cut_along, placed, rounded_up
 from curvcli.linalg.operator import LinearOperator
-
-Array = Any
 
 
 class Block(NamedTuple):
@@ -71,7 +70,7 @@ class Kronecker:
     shift: float = 0.0
     mesh: Mesh | None = None
 
-    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+    def function(self, f: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array | np.ndarray], Array]:
         """Products with f(C), f of the eigenvalues with the shift: [k, D] -> [k, D]."""
         pieces = [
             _piece(self.mesh, self.layout.dim, block, np.asarray(f(block.values + self.shift), self.dtype))

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -40,7 +41,6 @@ from curvcli.curvature.products.ntk import outputs_per_example
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Batches, Params, Problem
 
-Array = Any
 Sampling = Literal["exact", "sampled", "empirical"]
 Sharing = Literal["expand", "reduce"]
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.curvature.jaxprs.taps import Layer, traced
 from curvcli.jax_internals import Interpreter, plain_where_unknown
 from curvcli.problem import Problem
 
-Array = Any
 Axes = list[int]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -18,8 +19,6 @@ from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products import outputs
 from curvcli.curvature.products.linear_map import Functions, Middle
 from curvcli.problem import Batch, Params
-
-Array = Any
 
 
 @jit(static_argnums=(0, 1, 2))

@@ -15,11 +15,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature import matrices
@@ -31,8 +31,6 @@ from curvcli.devices import on_host
 from curvcli.problem import Batch, Params, Problem
 from curvcli.schema.settings import AnalysisSettings
 from curvcli.stopwatch import timed
-
-Array = Any
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Gram:
 
     rows: int
     shift: float
-    pull: Callable[[Array], Array]
+    pull: Callable[[Array | np.ndarray], Array]
     push: Callable[[Array], Array]
     dtype: np.dtype
 
@@ -98,7 +96,7 @@ def build_gram(problem: Problem, settings: AnalysisSettings) -> Gram:
     rows = problem.batches.num_examples * outputs_per_example(problem)
     missing, scale = jacobian.padded - rows, problem.normaliser**-0.5
 
-    def pull(vectors: Array) -> Array:
+    def pull(vectors: Array | np.ndarray) -> Array:
         held = np.flatnonzero(np.any(np.asarray(vectors) != 0, axis=0))
         block = _through(roots, jnp.pad(vectors, ((0, 0), (0, missing))))
         return scale * jacobian.pull(block, (held[0], held[-1]) if len(held) else (0, 0))

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -27,7 +28,6 @@ from curvcli.curvature.products.outputs import OutputMap, active, weighted_loss
 from curvcli.losses import Loss
 from curvcli.problem import Batch, Params, Way
 
-Array = Any
 Functions = tuple[Callable, Loss]
 """`(predict, loss)`: what is static in a problem."""
 Middle = Callable[..., OutputMap]

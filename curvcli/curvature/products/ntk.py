@@ -11,18 +11,16 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.products import sums
 from curvcli.curvature.products.linear_map import Functions
 from curvcli.problem import Batch, Params, Problem, unit_weight
-
-Array = Any
 
 
 def example_outputs(problem: Problem) -> jax.ShapeDtypeStruct:

@@ -11,16 +11,15 @@ Source: Grosse, *Neural Net Training Dynamics*, chapter 2, for the sampled Fishe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.losses import DRAWN, LOSSES, Likelihood, Loss
 from curvcli.problem import Batch, unit_weight
 from curvcli.streams import Stream
 
-Array = Any
 OutputMap = Callable[[Array], Array]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -18,8 +19,6 @@ from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products import sums
 from curvcli.curvature.products.linear_map import Functions, Middle
 from curvcli.problem import Batch, Params, Problem
-
-Array = Any
 
 
 def pair_forms(

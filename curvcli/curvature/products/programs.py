@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax import Array
 
 from curvcli.curvature.flatten import Layout
 from curvcli.curvature.matrices import abstract_extra, facet, has
@@ -17,8 +18,6 @@ from curvcli.curvature.products import sums
 from curvcli.curvature.products.borrowing import returned
 from curvcli.devices import on_every
 from curvcli.problem import Batch, Params, Problem, Way
-
-Array = Any
 
 
 class Programs(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.curvature.flatten import Layout
@@ -24,8 +25,6 @@ from curvcli.curvature.jaxprs.rewriting import rewritten
 from curvcli.curvature.products import linear_map as products
 from curvcli.curvature.products.prefetch import AHEAD, Prefetched
 from curvcli.problem import Batch, Batches, Params, Problem
-
-Array = Any
 
 RESIDENT_BYTES = 2 << 30
 """Data up to this size are put on the device once; larger data stream from the host at every pass."""

@@ -11,11 +11,12 @@ Source: Bekas, Kokiopoulou and Saad (2007), *An estimator for the diagonal of a 
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.krylov.lanczos import check_powers, not_finite
@@ -23,7 +24,6 @@ from curvcli.linalg.reductions import largest
 from curvcli.linalg.statistics import Law, degrees_of_freedom
 from curvcli.linalg.trace.hutchinson import Segments
 
-Array = Any
 FEWEST_ALIKE = 3
 MOST_ALIKE = 1e6
 """Entries that lend each other their variances, at least; degrees of freedom that they add, at most."""

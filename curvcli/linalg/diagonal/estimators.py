@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.diagonal.entries import Found, Moments, Ranges, Segments
@@ -20,8 +21,6 @@ from curvcli.linalg.diagonal.xdiag import xdiag
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.reductions import inner_products
 from curvcli.linalg.trace.stock import Stock
-
-Array = Any
 
 
 def signs(key: Array, first: int, count: int, dim: int, dtype: Any) -> Array:

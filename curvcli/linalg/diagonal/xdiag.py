@@ -19,17 +19,16 @@ stochastic trace estimation*, on XDiag; the two sides, c and the covariance are 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.diagonal.entries import Found, Ranges, Shared, assemble, ratio
 from curvcli.linalg.reductions import inner_products
 from curvcli.linalg.trace import exchange
-
-Array = Any
 
 COLUMNS = 1 << 14
 """Entries that samples are formed for at once: all of them together would take n·D numbers several times."""

@@ -12,19 +12,18 @@ come and go are whole on each of them. A pass of Gram–Schmidt then adds up coe
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from curvcli.compiling import jit
 from curvcli.linalg.cutting import cut, in_parts, sum_of_parts, whole
 from curvcli.linalg.krylov.offload import Store, brought
 from curvcli.stopwatch import timed
-
-Array = Any
 
 CHUNK = 16
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.devices import on_host
@@ -17,8 +18,6 @@ from curvcli.linalg.krylov.lanczos import normalise, not_finite
 from curvcli.linalg.krylov.spaces import KrylovSpace, Ritz
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
-
-Array = Any
 
 WIDEST = 8
 """Vectors in the blocks that look for missed copies, at most."""

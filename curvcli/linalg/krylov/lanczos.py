@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.errors import NumericsError, suggest_float64
@@ -21,8 +22,6 @@ from curvcli.linalg.krylov import basis as bases
 from curvcli.linalg.krylov.basis import Basis
 from curvcli.linalg.krylov.offload import Store
 from curvcli.linalg.operator import LinearOperator
-
-Array = Any
 
 
 class LanczosState(NamedTuple):

@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from curvcli.errors import MemoryLimitError
-
-Array = Any
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.krylov.lanczos import breakdown
-
-Array = Any
 
 PASSES = 4
 """At most; two are the rule. Each divides a condition number by up to 1/√eps, and one more cleans up."""

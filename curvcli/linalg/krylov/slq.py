@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from jax import Array
 
 from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.krylov import basis as bases
@@ -21,8 +22,6 @@ from curvcli.linalg.krylov.quadrature import ENOUGH_STEPS, NO_OUTLIERS, Outliers
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import inner_products
-
-Array = Any
 
 OUTLIERS_PER_PROBE = 16
 OUTLIERS_IN_ALL = 128
@@ -39,7 +38,9 @@ class Collected:
     tridiagonals: list[Tridiagonal] = field(default_factory=list)
     low: krylov.KrylovSpace | None = None
     high: krylov.KrylovSpace | None = None
-    outliers: list[tuple[int, np.ndarray, Array]] = field(default_factory=list)  # probe, values [r], vectors [r, dim]
+    outliers: list[tuple[int, np.ndarray, Array | np.ndarray]] = field(
+        default_factory=list
+    )  # probe, values [r], vectors [r, dim]
     products: int = 0
     eps: float = 0.0  # of the products' dtype
 
@@ -170,7 +171,7 @@ def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Ou
     blocks = [(len(values), rows) for _, values, rows in collected.outliers]
     count = len(collected.tridiagonals)
 
-    def along(rows: Array, found: int) -> np.ndarray:
+    def along(rows: Array | np.ndarray, found: int) -> np.ndarray:
         """The first rows' products with all vectors."""
         return np.hstack([np.asarray(inner_products(rows, block), np.float64)[:found, :size] for size, block in blocks])
 

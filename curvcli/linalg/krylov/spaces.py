@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from curvcli.compiling import jit
@@ -21,8 +22,6 @@ from curvcli.linalg.krylov.lanczos import LanczosState, breakdown, not_finite
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import combinations, inner_products
-
-Array = Any
 
 
 class KrylovSpace(NamedTuple):

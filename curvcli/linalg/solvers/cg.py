@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from curvcli.compiling import jit
@@ -23,7 +24,6 @@ from curvcli.linalg.krylov.orthonormal import orthonormalise
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.solvers.solution import Solution, Status, residual, with_true_residuals
 
-Array = Any
 Root = Callable[[Array], Array]
 """M^{-1/2}, symmetric, of a preconditioner M ≈ A: [k, dim] -> [k, dim]."""
 Each = Callable[[int, Array], None]

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor
@@ -19,8 +20,6 @@ from curvcli.linalg.krylov.lanczos import Lanczos, LanczosState, breakdown, norm
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.reductions import nonzero_rows
 from curvcli.linalg.solvers.solution import Solution, Status, solved
-
-Array = Any
 
 
 class MinresState(NamedTuple):

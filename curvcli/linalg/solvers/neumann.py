@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor, iterate
@@ -17,8 +18,6 @@ from curvcli.linalg.krylov.lanczos import Lanczos, breakdown, normalise, not_fin
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.solvers.solution import Solution, Status, solved
-
-Array = Any
 
 LANCZOS_STEPS = 10
 SAFETY = 1.1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.devices import on_host
 from curvcli.linalg.iterate import Algorithm, Monitor, State, iterate
 from curvcli.linalg.krylov.lanczos import normalise, not_finite
 from curvcli.linalg.operator import LinearOperator
 
-Array = Any
 Status = Literal["converged", "least-squares", "not-converged", "indefinite"]
 """`indefinite`: a direction with pᵀAp < 0 was met by a method that needs A to be positive definite."""
 

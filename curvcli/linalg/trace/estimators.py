@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.operator import LinearOperator
@@ -24,8 +25,6 @@ from curvcli.linalg.statistics import Law, SquareLaw
 from curvcli.linalg.trace import exchange
 from curvcli.linalg.trace.hutchinson import Samples, Segments
 from curvcli.linalg.trace.stock import Stock
-
-Array = Any
 
 FRESH = 1 << 20
 """Index of the first probe that Hutch++ draws in the complement, beyond all test vectors."""

@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.reductions import combinations, inner_products, row_norms
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, square_law
 from curvcli.linalg.trace.hutchinson import Segments
-
-Array = Any
 
 MOST_PAIRS = 512
 """Pairs of test vectors that the covariance is averaged over, at most."""

@@ -10,10 +10,11 @@ Cost: one product a sample. Source: Hutchinson (1990); Meyer, Musco, Musco and W
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.krylov.lanczos import check_powers
@@ -21,7 +22,6 @@ from curvcli.linalg.reductions import largest, row_dots
 from curvcli.linalg.statistics import Law, Pairs, SquareLaw, degrees_of_freedom, over_pairs, square_law
 from curvcli.linalg.trace.quadratic import Block
 
-Array = Any
 Segments = tuple[tuple[tuple[int, int], ...], ...]
 """Parts of a vector: for each the ranges `(start, stop)` that belong to it; together they are the whole. Static."""
 

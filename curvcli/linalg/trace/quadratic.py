@@ -19,10 +19,11 @@ Cost: a form a sample. Source: Hutchinson (1990); Kong and Valiant (2017) for th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.iterate import Monitor
@@ -31,8 +32,6 @@ from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.probes import sphere
 from curvcli.linalg.sampling import block_sizes
 from curvcli.linalg.statistics import Law, SquareLaw
-
-Array = Any
 
 FIRST = 1 << 21
 """Index of the first vector, beyond all that products are spent on."""

@@ -7,16 +7,15 @@ be made after half of the products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax.numpy as jnp
+from jax import Array
 
 from curvcli.linalg.iterate import Monitor
 from curvcli.linalg.operator import LinearOperator
 from curvcli.linalg.sampling import block_sizes
 from curvcli.linalg.trace import exchange
-
-Array = Any
 
 
 class Gathered(Protocol):

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from curvcli.compiling import jit
 from curvcli.linalg.normalised import power_of_two
@@ -30,8 +31,6 @@ from curvcli.linalg.probes import sphere
 from curvcli.linalg.reductions import row_norms
 from curvcli.linalg.statistics import Law, degrees_of_freedom, over_pairs
 from curvcli.linalg.trace.quadratic import Block, estimates
-
-Array = Any
 
 
 @dataclass

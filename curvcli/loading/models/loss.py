@@ -23,7 +23,7 @@ def named_loss(spec: ProblemSpec, targets: Targets) -> Loss:
     row = _row_of_table(name, "loss", "your own")
     if row is not None:
         return row
-    function = targets.load(name)
+    function: Callable[..., Any] = targets.load(name)
     if not callable(function):
         raise SpecError(f"the loss {name} is no function", "it should be fn(outputs, targets) -> one loss an example")
     return user_loss(name, function, **_likelihood(spec.loss.likelihood, targets))
