@@ -95,9 +95,7 @@ def trust(specification: Any) -> None:
     """
     record = _record(specification)
     if record is None:
-        raise OutputError(
-            "what is trusted cannot be remembered: there is no cache folder", "set CURV_CACHE_DIR, or give --trust"
-        )
+        raise OutputError("trust cannot be stored: there is no cache folder", "set CURV_CACHE_DIR, or give --trust")
     with atomic.replacing(record) as stream:
         stream.write(digest(specification).encode())
 

@@ -93,4 +93,4 @@ def _read(problem: ProblemRecord, sources: Sequence[str]) -> dict[str, Dataset] 
 
 
 def _no_code(target: str) -> Any:
-    raise UsageError(f"{target} is code", "pictures run none")
+    raise UsageError(f"{target} is code", "pictures run no code")

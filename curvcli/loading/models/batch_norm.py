@@ -91,7 +91,7 @@ def in_training_mode(network: Any) -> Any:
     statistics = network.statistics
     if statistics is None:
         raise UsageError(
-            "--batch-norm batch: the model has no batch statistics", "leave it out: the answer is that of fixed ones"
+            "--batch-norm batch: the model has no batch statistics", "leave it out: the answer is the same"
         )
     return replace(network, call=lambda *arguments: statistics.training(*arguments)[0], statistics=None)
 

@@ -134,7 +134,7 @@ def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
         RecursionError,
     ) as error:  # an integer of 5000 digits, 1000 brackets
         raise SpecError(
-            f"{path} is not valid TOML: {error}", "mend the line named, or write it anew: curv init"
+            f"{path} is not valid TOML: {error}", "correct the line named, or write a new file: curv init"
         ) from error
     return FoundSpec(values, path.parent, str(path), trusted, carried)
 
