@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 1 << 30
-"""Bytes of compiled programs; the least recently used go."""
+"""Maximum number of bytes of compiled programs; the least recently used are removed."""
 
 
 def folder(name: str) -> Path | None:

@@ -16,7 +16,7 @@ from curvcli.errors import OutputError
 from curvcli.run import cache
 
 ZOO = "curvcli.zoo"
-"""Its functions may be named by any file."""
+"""The module whose functions any file may name."""
 
 CODE = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
 """Settings of curv.toml that can name code."""

@@ -30,10 +30,10 @@ Call = Callable[[Flat, PyTree, PyTree, Arguments], tuple[Any, Flat]]
 """`(params by path, collections, inputs, arguments) -> (outputs, statistics as the call leaves them, by path)`."""
 
 TRAINING = {"train": True, "training": True, "is_training": True, "use_running_average": False, "deterministic": True}
-"""Arguments of a model's call that ask for batch statistics without dropout."""
+"""Arguments of a model's call that select batch statistics without dropout."""
 
 SWITCHED = {"use_running_average": False, "momentum": 0.0, "axis_name": None}
-"""What a BatchNorm is set to. One program has the whole batch: there is no axis of devices."""
+"""Attributes of a BatchNorm in training mode. A program has the whole batch, so there is no axis of devices."""
 
 
 def statistics_of(names: list[str], call: Call, arguments: Callable[[], Arguments], shapes: Any) -> BatchStatistics:

@@ -21,7 +21,7 @@ from curvcli.sources import register
 
 NAME = "curv.toml"
 PROJECT_MARKERS = (".git", "pyproject.toml")
-"""What the root folder of a project holds; curv.toml is not looked for above it."""
+"""Files that mark the root folder of a project, above which curv.toml is not searched."""
 
 
 @dataclass(frozen=True)
