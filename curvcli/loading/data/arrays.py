@@ -87,7 +87,7 @@ def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-_BLOCK = struct.Struct("32sqq")
+_CHECKED = struct.Struct("32sqq")
 """The layout of a block's digest, its number of invalid values, and its first invalid row."""
 
 
@@ -95,9 +95,9 @@ def _block_checks(array: Any) -> list[tuple[bytes, int, int]]:
     """Return digest, number of invalid values and first invalid row of each block; each process reads its own."""
     starts = _starts(array)
     count = processes()
-    local = [_BLOCK.pack(*_look(array, start)) for start in starts[process() :: count]]
-    local += [_BLOCK.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(local))
-    everyone = [list(_BLOCK.iter_unpack(part)) for part in from_all(b"".join(local))]
+    local = [_CHECKED.pack(*_look(array, start)) for start in starts[process() :: count]]
+    local += [_CHECKED.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(local))
+    everyone = [list(_CHECKED.iter_unpack(part)) for part in from_all(b"".join(local))]
     return [everyone[place % count][place // count] for place in range(len(starts))]
 
 
