@@ -284,12 +284,12 @@ def _settings(analysis: Analysis, arguments: dict[str, Any]) -> Any:
 
     model, name = analysis.settings, analysis.name
     if arguments.get("distributed"):
-        raise UsageError("distributed is of processes that curv joins", "call jax.distributed.initialize beforehand")
+        raise UsageError(
+            "distributed is an option of the command line", "call jax.distributed.initialize before the analysis"
+        )
     for setting in FILES:
         if arguments.get(setting) is not None:
-            raise UsageError(
-                f"{setting} is of files", "a program has what it would hold: see Found.params, Found.arrays"
-            )
+            raise UsageError(f"{setting} is of files", "in Python the values are in Found.params and Found.arrays")
     defaults = {"save": "memory"} if name == "step" else {}
     aliases = {key: f"{key}_" for key in ("self",) if key in arguments}
     plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in arguments.items()}

@@ -28,7 +28,7 @@ def as_curv_error(error: Exception | SystemExit) -> CurvError:
     if isinstance(error, CurvError):
         return error
     if isinstance(error, SystemExit):
-        return SpecError("the model's code asks the process to exit", "take sys.exit out of it; --debug shows where")
+        return SpecError("the model's code tried to exit the process", "remove sys.exit from it; --debug shows where")
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     bug = InternalError(text, "this is a bug of curv's; please report it with the command and what --debug prints")
     bug.__cause__ = error

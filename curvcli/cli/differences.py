@@ -13,7 +13,7 @@ from curvcli.schema.diff import Difference, DiffRecord, Setting, Side
 
 CURVES = {"density", "cumulative", "nodes", "weights", "profile", "solves", "refits", "scores", "top", "a", "b", "plan",
           "reason", "words"}  # fmt: skip
-"""Parts of results that are no single numbers, or say how the others were found."""
+"""Parts of results that are not compared: curves, and details of the computation."""
 
 EXPECTED = {
     "path",
@@ -28,7 +28,7 @@ EXPECTED = {
     "sha256",
     "step",
 }
-"""What may differ without a word: the two reports are of two points, and may have been asked for differently."""
+"""Entries whose differences are expected, and not listed."""
 
 
 class Data(NamedTuple):

@@ -26,15 +26,15 @@ from curvcli.errors import DistributedError, UsageError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _WORK = "import sys; sys.path.append(sys.argv.pop(1)); from curvcli.__main__ import main; main()"
-"""What the worker runs, under `-P`: the current folder is not on its path, where a file of any library's name would run
-in that library's place. The folder of this package comes last: it is needed where the package is not installed."""
+"""The program of the child process, run with `-P`: the current folder is not on its path, where files could shadow
+libraries. The folder of this package comes last; it is needed where the package is not installed."""
 
 WORKER = "_CURV_WORKER"
-"""Names the descriptors of the one that computes: standard error, and a pipe that closes when its parent dies."""
+"""Environment variable with the descriptors of the child: standard error, and a pipe that closes with its parent."""
 
 START, SILENT, STUCK = 300, 30, 600
-"""Seconds: for all processes to start; without a sign of life of one; that a collective operation waits for one that
-lives. Overridden by CURV_START_TIMEOUT, CURV_SILENT_TIMEOUT and CURV_STUCK_TIMEOUT."""
+"""Timeouts in seconds: for the start of all processes, for a process without a heartbeat, and for a collective
+operation. Overridden by CURV_START_TIMEOUT, CURV_SILENT_TIMEOUT and CURV_STUCK_TIMEOUT."""
 
 THREE = ("CURV_COORDINATOR", "CURV_NUM_PROCESSES", "CURV_PROCESS_ID")
 AGAIN = "start all processes again; with --state DIR they go on where they stopped"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 EXIT_UNTRUSTED = 3
 CHECKPOINTS = ("escape", "save")
-"""Settings that name a checkpoint to be written."""
+"""Settings that name a checkpoint to write."""
 
 
 def execute(request: Request, analysis: Analysis) -> int:

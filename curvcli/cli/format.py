@@ -13,7 +13,7 @@ from curvcli.schema.estimate import Bounded, Eigenvalue, Estimate, Interval
 from curvcli.schema.report import Cost, Report
 
 Part = Any
-"""What rich can print."""
+"""A part of a view, which rich can print."""
 
 
 def number(value: float) -> str:

@@ -16,10 +16,10 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "pydantic", "typer", "rich",
     "pyarrow", "safetensors", "optax",
 )  # fmt: skip
-"""Those that curv stands on, then those of its extras."""
+"""The required packages, then those of the extras."""
 
 LEAST = 1 << 30
-"""Bytes without which little can be analysed."""
+"""Least number of bytes of memory for useful analyses."""
 
 
 def examined(threads: int | None, sums_rightly: bool, memory: Memory, speed: Speed) -> DoctorRecord:

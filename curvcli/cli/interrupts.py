@@ -29,11 +29,11 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal that asked for the answer."""
+        """The signal that asked for the intermediate result."""
         self.answerable = False
-        """Whether there is an answer that stopping early would give."""
+        """Whether the run can give an intermediate result."""
         self.hand_on: Callable[[int], None] | None = None
-        """Where signals go instead: to the process that computes for this one."""
+        """Forwards signals to the child process that computes."""
         self._guarded = False
 
     def guard(self) -> None:
@@ -96,4 +96,4 @@ def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 current = Interrupts()
-"""Of this process."""
+"""The signals of this process."""

@@ -246,7 +246,7 @@ SWITCHED_OFF = {
     "rescale": "leave steps that do not minimise Q as long as their method makes them",
     "layers": "leave the layers' traces out: a GGN-like matrix needs forward derivatives only, half the cost",
 }
-"""What the options of settings that are on by default say."""
+"""Help texts of the flags that turn off settings that are on by default."""
 
 AS_TEXT: dict[str, tuple[Any, str]] = {
     "max_memory": (str, "SIZE"),
@@ -268,7 +268,7 @@ AS_TEXT: dict[str, tuple[Any, str]] = {
     "factors_from": (str, "FILE"),
     "matrices": (str, "LIST"),
 }
-"""Settings whose options take text that is understood later, and what stands for it in the help."""
+"""Settings whose options take text that is parsed later, and the metavar of that text."""
 
 DATA_FIELDS = ("params", "exclude", "num_examples", "batch_size", "batch_norm", "seed", "dtype", "threads", "devices",
                "shard_params", "distributed")  # fmt: skip

@@ -13,7 +13,7 @@ from curvcli.errors import OutputError
 from curvcli.run.files import SURROGATES
 
 STDOUT = {Path(name) for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")}
-"""Names of stdout as a file."""
+"""The names of stdout as an output file."""
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from curvcli.schema.report import Report, analysis_of
 WIDEST = 110
 
 COVERED = ("spectrum", "trace")
-"""Views that say of every number in their headline whether it is of all examples."""
+"""Views whose headline states the scope of every number itself."""
 
 
 def render(report: Report[Any, Any] | DiffRecord | DoctorRecord, stream: TextIO) -> str:

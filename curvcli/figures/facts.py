@@ -11,7 +11,7 @@ from curvcli.schema.base import Strict
 from curvcli.schema.estimate import Eigenvalue, Estimate, Interval
 
 MOST = 400
-"""Rows; the report has them all."""
+"""Maximum number of rows; the report has all numbers."""
 
 
 def table(reports: Sequence[AnyReport]) -> Table:

@@ -18,7 +18,7 @@ DARK = ("#5ab4f0", "#ff9a4d", "#3ad6a4", "#f0a3d0", "#e6c34a", "#9fd8ff", "#b892
 """Colours of series on a dark page."""
 
 MOST_POINTS = 260
-"""Of a series that can be pointed at: more lie closer than a pixel or two."""
+"""Maximum number of points of a series with values; more would be closer than about a pixel."""
 
 SCALE_NAMES = {"linear": "linear", "log": "logarithmic", "symlog": "logarithmic beyond the middle"}
 

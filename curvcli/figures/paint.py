@@ -26,10 +26,10 @@ from curvcli.figures.picture import Axis, Mesh, Panel, Picture, Rule, Scale, Ser
 from curvcli.figures.ticks import STEPS, Apart, LogTicks, Ticks
 
 WIDTH, HEIGHT = 7.2, 3.7
-"""Of one panel, in inches."""
+"""Width of a panel in inches."""
 
 MOST_NAMES = 24
-"""Names along an axis that runs to the right; of more, every second or third is shown."""
+"""Maximum number of labels along a horizontal axis; of more, every second or third is shown."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from curvcli.schema.estimate import Eigenvalue, Estimate, Interval
 from curvcli.schema.spectrum import SpectrumReport
 
 FEWEST = 3
-"""Steps that make a run; fewer are laid over each other."""
+"""Least number of steps of a run; reports of fewer are overlaid."""
 
 ROWS = 90
-"""Bins of the map of densities."""
+"""Number of bins of the map of densities."""
 
 FAINTEST = 0.02
 """Least number of eigenvalues in a bin that is drawn."""
@@ -88,9 +88,9 @@ def _sharpness(steps: list[float], curves: dict[str, list[Interval | None]], rat
 
 def _over(steps: list[float], name: str, values: list[Interval | None]) -> Panel:
     series = _series(_spelled(name), steps, values, 0)
-    ends = [value for one in (series.y, series.low or []) for value in one]
+    ends = [value for side in (series.y, series.low or []) for value in side]
     title = _spelled(name)[0].upper() + _spelled(name)[1:]
-    unresolved = sum(one is not None and one.value is None for one in values)
+    unresolved = sum(estimate is not None and estimate.value is None for estimate in values)
     note = (
         f" At {unresolved} of {len(values)} steps it is not resolved: the interval alone is drawn."
         if unresolved

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, SymmetricalLogLocator
 
 STEPS = [1, 2, 2.5, 5, 10]
-"""Distances between ticks, times a power of ten."""
+"""Distances between ticks, up to a power of ten."""
 
 
 class Ticks(Formatter):

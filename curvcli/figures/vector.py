@@ -22,7 +22,7 @@ MARKED = paint.Theme(
     ink="#010101", faint="#020202", grid="#030303", paper="#040404",
     series=tuple(f"#0501{index:02x}" for index in range(len(paint.LIGHT.series))),
 )  # fmt: skip
-"""Colours that stand for the page's own."""
+"""Placeholder colours, which are replaced by variables of the page."""
 
 VARIABLES = {
     MARKED.ink: "var(--ink)", MARKED.faint: "var(--faint)", MARKED.grid: "var(--grid)", MARKED.paper: "var(--paper)",

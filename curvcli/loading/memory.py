@@ -135,8 +135,8 @@ def refusal(error: ValidationError) -> str:
 
 def _traced(what: str) -> CurvError:
     return UsageError(
-        f"the {what} are traced by JAX, not known",
-        "ask outside jax.jit, jax.grad and jax.vmap, where arrays have values",
+        f"the {what} are traced by JAX and have no values",
+        "call the analysis outside jax.jit, jax.grad and jax.vmap",
     )
 
 

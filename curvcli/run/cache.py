@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 1 << 30
-"""Bytes of compiled programs; the least recently used go."""
+"""Maximum number of bytes of compiled programs; the least recently used are removed."""
 
 _DIGEST = hashlib.sha256().digest_size
 

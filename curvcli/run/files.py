@@ -16,7 +16,7 @@ from curvcli.errors import OutputError, SpecError, UsageError
 from curvcli.sources import will_write
 
 SURROGATES = "backslashreplace"
-"""Bytes of a path that are no UTF-8 are lone surrogates in Python; `\\udcff` is what JSON calls them."""
+"""The handler of undecodable bytes in paths, lone surrogates in Python: it writes JSON's escapes such as `\\udcff`."""
 
 
 def write_file(path: Path, content: str | bytes) -> None:

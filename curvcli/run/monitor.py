@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 REASONS = (None, "time limit", "interrupted")
-"""Why a run is stopped, by how much it matters."""
+"""Reasons why a run stops, in ascending order of precedence."""
 
 
 class Monitor:

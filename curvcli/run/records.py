@@ -40,7 +40,7 @@ def open_regular(path: Path, flags: int) -> int:
     OSError
         It cannot be opened.
     """
-    hint = "give another --state folder, or remove this one to begin anew"
+    hint = "give another --state folder, or remove this one to start again"
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -187,7 +187,7 @@ class Records:
                 os.ftruncate(self._file, self._end)
             raise OutputError(
                 f"{self._path} could not be written: {error.strerror}",
-                "make room, and give the same command again: it goes on from what is kept",
+                "free some space, and run the same command again: it continues from the stored values",
             ) from error
         self._end += _HEAD.size + len(text) + len(values)
 
@@ -206,7 +206,7 @@ class Records:
             except ValueError as error:  # pydantic's errors are ValueErrors
                 raise DataError(
                     f"{self._path} is damaged: a record at byte {offset} is not one that curv wrote",
-                    "give another --state folder, or remove this one to begin anew",
+                    "give another --state folder, or remove this one to start again",
                 ) from error
             offset += _HEAD.size + length + record.size
             if offset > size:

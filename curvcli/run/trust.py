@@ -16,7 +16,7 @@ from curvcli.errors import OutputError
 from curvcli.run import cache
 
 ZOO = "curvcli.zoo"
-"""Its functions may be named by any file."""
+"""The module whose functions any file may name."""
 
 CODE = {"model": ("target",), "data": ("path",), "loss": ("name", "likelihood", "regulariser")}
 """Settings of curv.toml that can name code."""
@@ -95,9 +95,7 @@ def trust(specification: Any) -> None:
     """
     record = _record(specification)
     if record is None:
-        raise OutputError(
-            "what is trusted cannot be remembered: there is no cache folder", "set CURV_CACHE_DIR, or give --trust"
-        )
+        raise OutputError("trust cannot be stored: there is no cache folder", "set CURV_CACHE_DIR, or give --trust")
     with atomic.replacing(record) as stream:
         stream.write(digest(specification).encode())
 

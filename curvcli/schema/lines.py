@@ -21,10 +21,10 @@ ARGUMENTS = {
     "array": "FILE",
     "tangent": "TARGET",
 }
-"""Kinds of directions, and what stands behind their colon."""
+"""Kinds of directions, and their argument after the colon."""
 
 FROM_FILES = ("checkpoint", "array", "tangent")
-"""Those that come from outside the problem."""
+"""Kinds of directions that come from outside the problem."""
 
 RANGES = {
     "checkpoint": (-0.5, 1.5),
@@ -33,7 +33,7 @@ RANGES = {
     "array": (-1.0, 1.0),
     "tangent": (-1.0, 1.0),
 }
-"""Default ranges; those of the others, whose length means nothing, depend on the curvature along them."""
+"""Default ranges; directions without a natural length have a range by their curvature."""
 
 
 BatchStats = Literal["fixed", "interpolate", "recompute"]
@@ -43,11 +43,11 @@ BATCH_STATS: dict[str | None, str] = {
     "interpolate": "between both checkpoints'",
     "recompute": "recomputed from the data at each point",
 }
-"""What the statistics of batch normalisation are along a line, in words."""
+"""Descriptions of the statistics of batch normalisation along a line."""
 
 
 FARTHEST = 1e30
-"""The largest multiple of a vector; float32 ends at 3e38."""
+"""Maximum multiple of a vector; the largest float32 is 3e38."""
 
 
 class Along(NamedTuple):

@@ -18,9 +18,9 @@ MATRIX_OF: dict[str, MatrixName] = {
     "newton": "hessian", "gauss-newton": "ggn", "natural": "fisher", "kfac": "kfac", "ekfac": "ekfac",
     "hessian-free": "ggn", "bfgs": "hessian", "covariance": "gradient-covariance",
 }  # fmt: skip
-"""What each method inverts, or approximates."""
+"""The matrix that each method inverts, or approximates."""
 MODEL_OF: dict[str, MatrixName] = {**MATRIX_OF, "kfac": "ggn", "ekfac": "ggn", "covariance": "ggn"}
-"""The exact matrix in the quadratic model Q that each method's step is judged by."""
+"""The exact matrix of the quadratic model Q with which each method's step is compared."""
 ITERATIVE = ("newton", "gauss-newton", "natural", "hessian-free", "covariance")
 """Methods that solve a system; the others have their inverse in closed form."""
 PREVIOUS = "previous"

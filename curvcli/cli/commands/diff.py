@@ -19,8 +19,8 @@ def diff(
 ) -> int:
     """[bold]curv diff before.json after.json | jq '.differences[] | select(.significant)'[/bold]
 
-    Two reports of one analysis, number by number: the change, where the true change lies by both intervals, and whether
-    it can be chance. Settings that the two runs did not share are listed.
+    Compares two reports of one analysis, number by number: the change, an interval of the true change, and whether the
+    change is significant. Settings in which the two runs differ are listed.
     """
     from curvcli.cli.differences import compared
     from curvcli.cli.output import own_stdout, write_line

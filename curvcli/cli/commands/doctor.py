@@ -16,8 +16,8 @@ def doctor(
 ) -> int:
     """[bold]curv doctor --format json | jq .speed[/bold]
 
-    Versions, devices, threads, cache, memory, and a second of Hessian products: what to send along with a report of a
-    fault, and why curv may be slow here.
+    Shows versions, devices, threads, cache, memory, and the speed of Hessian products, measured for a second. Include
+    the output in a bug report.
     """
     from curvcli.cli import output
     from curvcli.cli.health import examined

@@ -10,8 +10,8 @@ from curvcli.schema.settings import InitSettings
 def init(request: Request) -> int:
     """[bold]curv init model.ckpt --model net.py:CNN --data digits.npz --loss softmax_cross_entropy[/bold]
 
-    Write a curv.toml in this folder (or to -o FILE), after the loss was evaluated with it. From then on
-    [bold]curv spectrum[/bold] is a complete command here.
+    Writes a curv.toml in this folder (or to -o FILE), after evaluating the loss with it. From then on
+    [bold]curv spectrum[/bold] is a complete command in this folder.
     """
     from curvcli.cli.specification import write_spec
 

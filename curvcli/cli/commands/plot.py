@@ -38,9 +38,9 @@ def plot(
 
     [bold]curv spectrum runs/7 --all-steps -o run.jsonl; curv plot run.jsonl --learning-rate 0.1[/bold]
 
-    Reports as pictures: png, svg, pdf, or a page of its own that shows values, switches scales and hides series.
-    Several reports are laid over each other; those of one run at several steps become curves over the steps, and
-    spectra a map. stdout has the names of the files written.
+    Draws reports as png, svg, pdf, or as a self-contained page that shows values, switches scales and hides series.
+    Several reports are overlaid. Reports of one run at several steps become curves over the steps, and spectra a map.
+    The names of the files written are printed on stdout.
     """
     from curvcli.cli.output import STDOUT, own_stdout, write_line
     from curvcli.run import files
@@ -75,7 +75,7 @@ def _read(paths: list[Path]) -> list[Any]:
     from curvcli.run.reports import read_all
 
     if paths.count(STDIN) > 1:
-        raise UsageError("stdin is read once, and - is given twice", "give - once: its reports are all taken")
+        raise UsageError("stdin is read once, and - is given twice", "give - once: all reports of stdin are read")
     loaded = []
     for path in paths:
         reports, failed = read_all(path)
@@ -83,7 +83,7 @@ def _read(paths: list[Path]) -> list[Any]:
         if failed:
             warn(f"{path}: {failed} checkpoint{'s' * (failed != 1)} without a report, left out")
     if not loaded:
-        raise DataError(f"{paths[0]} holds errors alone", "see what they say: jq .error " + str(paths[0]))
+        raise DataError(f"{paths[0]} holds error records only", "show their messages: jq .error " + str(paths[0]))
     return loaded
 
 

@@ -12,7 +12,7 @@ def schema(
 ) -> int:
     """[bold]curv schema spectrum[/bold]
 
-    The JSON Schema of a report, of an error record, or of curv.toml. Without NAME: the names there are.
+    Prints the JSON Schema of a report, of an error record, or of curv.toml. Without NAME: the list of names.
     """
     import json
 

@@ -16,9 +16,9 @@ def trust(
 ) -> int:
     """[bold]curv trust downloads/resnet/curv.toml[/bold]
 
-    Allow the code that a curv.toml names. The file, and the files with the code, are remembered by digest: after a
-    change of any of them the code runs only when it is trusted again. Modules that this code imports are not part of
-    the digest. A curv.toml given to --spec needs no trust, nor does what the command line names.
+    Allows the code that a curv.toml names to run. A digest of the file and of the files with the code is stored: after
+    a change of any of them the code must be trusted again. Modules that this code imports are not part of the digest.
+    A curv.toml given to --spec, and code named on the command line, need no trust.
     """
     from curvcli.cli import output
     from curvcli.cli.problem import named_specification

@@ -9,7 +9,7 @@ from curvcli.cli.format import Part, number
 from curvcli.schema.diff import Difference, DiffRecord, Side
 
 MOST = 24
-"""Rows of the table, and of settings."""
+"""Maximum number of rows of the table, and of settings."""
 
 
 def view(record: DiffRecord, width: int, unicode: bool) -> list[Part]:

@@ -11,7 +11,7 @@ from curvcli.schema.direction import DirectionReport, DirectionResult
 from curvcli.schema.lines import BATCH_STATS
 
 MOST = 12
-"""Directions that are shown in the table of several."""
+"""Maximum number of rows of the table of directions."""
 
 
 COVERS_ALL_EXAMPLES = False

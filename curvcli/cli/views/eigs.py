@@ -10,7 +10,7 @@ from curvcli.cli.plot_text import bar
 from curvcli.schema.eigs import Eigenpair, EigsReport
 
 SHOWN = 20
-"""Eigenvalues of a longer list that are shown, half of them from either end."""
+"""Maximum number of eigenvalues shown, half of them from either end of the list."""
 
 
 COVERS_ALL_EXAMPLES = False

@@ -10,10 +10,10 @@ from curvcli.cli.plot_text import line_plot
 from curvcli.schema.step import CgStep, StepReport, StepResult
 
 MOST = 12
-"""Rows of a table of trials, or of steps, half of them from either end."""
+"""Maximum number of rows of a table of trials or steps, half of them from either end."""
 
 FEWEST = 8
-"""Iterations of conjugate gradients that make a picture."""
+"""Least number of iterations of conjugate gradients that are plotted."""
 
 
 COVERS_ALL_EXAMPLES = False

@@ -129,4 +129,4 @@ READERS: dict[str, Callable[[Path, Select], Tree]] = {
     "safetensors": _read_safetensors,
     "npz": _read_npz,
 }
-"""The selected arrays of a file, by its format."""
+"""Readers of the selected arrays of a file, by format."""

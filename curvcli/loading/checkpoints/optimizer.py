@@ -44,10 +44,10 @@ Keys = tuple[str, ...]
 Arrays = dict[str, np.ndarray]
 
 B1, B2, EPS = 0.9, 0.999, 1e-8
-"""What Optax itself takes where nothing else is given."""
+"""The default constants of Optax."""
 
 UNSEEN = 100
-"""In units of eps: measured on biases before BatchNorm at 2 to 9 in float32, in batches of 32 to 2,048 examples."""
+"""Threshold in units of eps. Biases before BatchNorm were measured at 2 to 9 in float32 (batches of 32 to 2,048)."""
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from curvcli.loading.checkpoints.orbax import REPLACE
 from curvcli.sources import check_regular, register
 
 BLOCK_BYTES = 64 << 20
-"""Of an array that no host holds whole, looked at together."""
+"""Bytes of a block of an array that no host holds as a whole."""
 
 Placing = Callable[[tuple[int, ...]], Any]
-"""The sharding of an array by its shape."""
+"""A function from the shape of an array to its sharding."""
 
 Format = Literal["orbax", "msgpack", "safetensors", "npz", "memory"]
 

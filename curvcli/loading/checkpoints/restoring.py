@@ -21,7 +21,7 @@ from curvcli.errors import DataError
 
 REPLACE = "copy the whole checkpoint again from where it was written, or choose another one"
 _TRIAL = "_CURV_TRIAL"
-"""Set in the process that reads such an item first."""
+"""Environment variable of the child process that reads an item first."""
 _CLAIM_FLOOR, _CLAIM_RATIO = 2**30, 1000  # no compressor reaches this on a trained network
 
 

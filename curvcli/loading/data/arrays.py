@@ -87,17 +87,17 @@ def check_values(path: str, noun: str, arrays: dict[Key, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-_SEEN = struct.Struct("32sqq")
-"""Of a block: its digest, how many values are not finite, the first row that has one."""
+_CHECKED = struct.Struct("32sqq")
+"""The layout of a block's digest, its number of invalid values, and its first invalid row."""
 
 
 def _block_checks(array: Any) -> list[tuple[bytes, int, int]]:
     """Return digest, number of invalid values and first invalid row of each block; each process reads its own."""
     starts = _starts(array)
     count = processes()
-    local = [_SEEN.pack(*_look(array, start)) for start in starts[process() :: count]]
-    local += [_SEEN.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(local))
-    everyone = [list(_SEEN.iter_unpack(part)) for part in from_all(b"".join(local))]
+    local = [_CHECKED.pack(*_look(array, start)) for start in starts[process() :: count]]
+    local += [_CHECKED.pack(b"", 0, 0)] * (-(-len(starts) // count) - len(local))
+    everyone = [list(_CHECKED.iter_unpack(part)) for part in from_all(b"".join(local))]
     return [everyone[place % count][place // count] for place in range(len(starts))]
 
 

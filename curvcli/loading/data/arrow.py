@@ -15,7 +15,7 @@ from curvcli.loading.access import reading
 from curvcli.loading.data.stored import Rows, whole_if_small
 
 GROUPS_KEPT = 2
-"""Row groups of a .parquet column that are kept once read: the next batch begins where the last one ended."""
+"""Number of row groups of a .parquet column in the cache: the next batch begins where the last one ended."""
 
 
 class Piece(NamedTuple):
@@ -34,7 +34,7 @@ class Opened(NamedTuple):
 
 
 Opener = Callable[[Sequence[str]], Callable[[Path], Opened]]
-"""Called with the names of columns: what opens the files that have them."""
+"""A function from the names of columns to a function that opens a file."""
 
 
 def parquet_opener(names: Sequence[str]) -> Callable[[Path], Opened]:

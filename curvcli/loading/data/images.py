@@ -13,7 +13,7 @@ from curvcli.loading.data.dataset import Dataset, load_dataset
 from curvcli.schema.report import ProblemRecord
 
 LARGEST = 128
-"""Pixels of a side: larger images are thinned out, for they are shown as small as a thumb."""
+"""Maximum number of pixels of a side; larger images are subsampled, as they are shown as thumbnails."""
 
 
 def read_images(
@@ -93,4 +93,4 @@ def _read(problem: ProblemRecord, sources: Sequence[str]) -> dict[str, Dataset] 
 
 
 def _no_code(target: str) -> Any:
-    raise UsageError(f"{target} is code", "pictures run none")
+    raise UsageError(f"{target} is code", "pictures run no code")

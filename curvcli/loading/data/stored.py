@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 WHOLE_BYTES = 256 << 20
-"""Columns up to this size together are read at once; of larger ones the rows that are asked for."""
+"""Columns up to this size together are read at once; of larger ones only the rows that are used."""
 
 GAP = 8
-"""Rows not asked for that are read along, rather than another piece begun."""
+"""Maximum number of unused rows that are read along to avoid another read."""
 
 
 class Rows:

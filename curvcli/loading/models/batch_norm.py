@@ -30,10 +30,10 @@ Call = Callable[[Flat, PyTree, PyTree, Arguments], tuple[Any, Flat]]
 """`(params by path, collections, inputs, arguments) -> (outputs, statistics as the call leaves them, by path)`."""
 
 TRAINING = {"train": True, "training": True, "is_training": True, "use_running_average": False, "deterministic": True}
-"""Arguments of a model's call that ask for batch statistics without dropout."""
+"""Arguments of a model's call that select batch statistics without dropout."""
 
 SWITCHED = {"use_running_average": False, "momentum": 0.0, "axis_name": None}
-"""What a BatchNorm is set to. One program has the whole batch: there is no axis of devices."""
+"""Attributes of a BatchNorm in training mode. A program has the whole batch, so there is no axis of devices."""
 
 
 def statistics_of(names: list[str], call: Call, arguments: Callable[[], Arguments], shapes: Any) -> BatchStatistics:
@@ -91,7 +91,7 @@ def in_training_mode(network: Any) -> Any:
     statistics = network.statistics
     if statistics is None:
         raise UsageError(
-            "--batch-norm batch: the model has no batch statistics", "leave it out: the answer is that of fixed ones"
+            "--batch-norm batch: the model has no batch statistics", "leave it out: the answer is the same"
         )
     return replace(network, call=lambda *arguments: statistics.training(*arguments)[0], statistics=None)
 

@@ -21,7 +21,7 @@ from curvcli.sources import register
 
 NAME = "curv.toml"
 PROJECT_MARKERS = (".git", "pyproject.toml")
-"""What the root folder of a project holds; curv.toml is not looked for above it."""
+"""Files that mark the root folder of a project, above which curv.toml is not searched."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
         RecursionError,
     ) as error:  # an integer of 5000 digits, 1000 brackets
         raise SpecError(
-            f"{path} is not valid TOML: {error}", "mend the line named, or write it anew: curv init"
+            f"{path} is not valid TOML: {error}", "correct the line named, or write a new file: curv init"
         ) from error
     return FoundSpec(values, path.parent, str(path), trusted, carried)
 

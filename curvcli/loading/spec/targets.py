@@ -82,7 +82,7 @@ class Targets:
                 if not Path(os.path.realpath(place)).is_relative_to(near):
                     raise SpecError(
                         f"{self.origin} names data outside of {near}: {path}",
-                        f"it lies beside the checkpoint and may name nothing further off; read it, then {self._advice}",
+                        f"a specification beside a checkpoint may only name data near it; read it, then {self._advice}",
                     )
 
     def _is_allowed(self, name: str) -> bool:
