@@ -32,13 +32,14 @@ class Code:
         The setting that names it: `model.target`.
     target
         `file.py:attr` or `pkg.mod:attr`.
-    file
-        The file of the target; None for a module that is not in the folder of the curv.toml.
+    files
+        The files that importing the target runs first; of a module, its packages' too. Empty for a module that is in
+        neither the current folder nor that of the curv.toml.
     """
 
     setting: str
     target: str
-    file: Path | None
+    files: tuple[Path, ...]
 
 
 def code_of(specification: Any) -> list[Code]:
@@ -49,17 +50,28 @@ def code_of(specification: Any) -> list[Code]:
         for key in keys if isinstance(values, dict) else ():
             module, separator, attribute = str(values.get(key, "")).rpartition(":")
             if separator and module and attribute and module != ZOO:
-                codes.append(Code(f"{table}.{key}", values[key], _file_of(module, specification.base)))
+                codes.append(Code(f"{table}.{key}", values[key], _files_of(module, specification.base)))
     return codes
 
 
-def _file_of(module: str, base: Path) -> Path | None:
-    """Return the file of `file.py` or `pkg.mod` in a folder; None where there is none."""
+def _files_of(module: str, base: Path) -> tuple[Path, ...]:
+    """Return the files of `file.py`, or of `pkg.mod` in the current folder, else in the base."""
+    if module.endswith(".py"):
+        return tuple(filter(_is_regular, [base / module]))
     parts = module.split(".")
-    candidates = [module] if module.endswith(".py") else [f"{'/'.join(parts)}.py", "/".join([*parts, "__init__.py"])]
+    for folder in (Path.cwd(), base):  # in the order of the import
+        place = folder.joinpath(*parts)
+        source = next(filter(_is_regular, (place / "__init__.py", place.with_name(f"{place.name}.py"))), None)
+        if source is not None:
+            packages = (folder.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts)))
+            return (*filter(_is_regular, packages), source)
+    return ()
+
+
+def _is_regular(path: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        return next((base / name for name in candidates if stat.S_ISREG((base / name).stat().st_mode)), None)
-    return None
+        return stat.S_ISREG(path.stat().st_mode)
+    return False
 
 
 def digest(specification: Any) -> str:
@@ -69,8 +81,9 @@ def digest(specification: Any) -> str:
     """
     hashed = hashlib.sha256(json.dumps(specification.values, sort_keys=True, default=str).encode())
     for code in code_of(specification):
-        content = b"" if code.file is None else code.file.read_bytes()
-        hashed.update(f"\0{code.setting}\0{len(content)}\0".encode() + content)
+        for path in code.files:
+            content = path.read_bytes()
+            hashed.update(f"\0{code.setting}\0{len(content)}\0".encode() + content)
     return hashed.hexdigest()
 
 

@@ -76,6 +76,19 @@ def test_modules_of_the_folder_are_part_of_the_digest(coded: Project, curv: Any)
     assert curv(*FAST).code == 78
 
 
+def test_packages_of_a_module_are_part_of_the_digest(coded: Project, curv: Any) -> None:
+    (coded.folder / "models").mkdir()
+    for name in ("__init__.py", "net.py"):
+        coded.write(f"models/{name}", NET)
+    text = (coded.folder / "curv.toml").read_text()
+    coded.write("curv.toml", text.replace("net.py:model", "models.net:model"))
+    trusted = curv("trust", "curv.toml").out
+    assert "models/__init__.py, " in trusted
+    assert curv(*FAST).code == 0
+    coded.write("models/__init__.py", NET + "# changed\n")
+    assert curv(*FAST).code == 78
+
+
 def test_what_is_not_remembered(coded: Project, curv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert curv(*FAST, "--trust", "--no-cache").code == 0
     assert curv(*FAST).code == 78

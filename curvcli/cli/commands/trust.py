@@ -32,9 +32,14 @@ def trust(
     else:
         code = code_of(specification)
         remember(specification)
-        files = [f"  {item.setting}: {item.target} ({item.file or 'a module outside of its folder'})" for item in code]
+        files = [f"  {item.setting}: {item.target} ({_places(item.files)})" for item in code]
         lines = [f"{specification.origin}: {'trusted' if code else 'trusted; it names no code'}", *files]
     with output.own_stdout() as stdout:
         for line in lines:
             output.write_line(stdout, line)
     return 0
+
+
+def _places(files: tuple[Path, ...]) -> str:
+    """Name the files of a target."""
+    return ", ".join(map(str, files)) or "a module outside of its folder"
