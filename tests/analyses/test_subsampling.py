@@ -101,10 +101,10 @@ def test_both_intervals_stand_in_every_number(run, settings) -> None:
             return [result.trace, result.frobenius_norm, *(layer.trace for layer in result.layers)]
         return [layer.mean for layer in result.layers] if settings is DiagSettings else result.eigenvalues
 
-    for number in numbers(run(problem, settings(**options), Silent()).result):
+    for number in numbers(run(Context(problem, Silent()), settings(**options)).result):
         assert number.interval[0] < number.given_data[0] <= number.value <= number.given_data[1] < number.interval[1]
         assert number.data_stderr > 0
-    for number in numbers(run(replace(problem, population=40), settings(**options), Silent()).result):
+    for number in numbers(run(Context(replace(problem, population=40), Silent()), settings(**options)).result):
         assert number.interval_given_data is None
         assert number.given_data == number.interval
 
