@@ -6,7 +6,9 @@ deadlines and interrupts, so no algorithm has to.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from jax import Array
 
 from curvcli.linalg.operator import LinearOperator
 
@@ -20,7 +22,7 @@ class Algorithm(Protocol[State, Result_co]):
     `said(state) -> str` is optional: what is known so far, for those who watch.
     """
 
-    def init(self, operator: LinearOperator, key: Any) -> State:
+    def init(self, operator: LinearOperator, key: Array | None) -> State:
         """The state before the first step."""
         ...
 
@@ -96,7 +98,7 @@ class Offset:
 def iterate(
     algorithm: Algorithm[State, Result_co],
     operator: LinearOperator,
-    key: Any,
+    key: Array | None,
     *,
     monitor: Monitor,
     stage: str,

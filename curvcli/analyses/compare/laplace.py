@@ -389,7 +389,7 @@ def _roots(
 
 
 def _predictive(
-    problem: Problem, settings: CompareSettings, roots: Iterator[Array], *, exact: bool
+    problem: Problem, settings: CompareSettings, roots: Iterator[Array | np.ndarray], *, exact: bool
 ) -> tuple[Predictive, np.ndarray]:
     """Variances [N, ..., C] of the outputs, and their summary over outputs with any weight."""
     weights = _output_weights(problem)
