@@ -7,7 +7,9 @@ loops over items that are known beforehand, `finished` for all others. Nothing e
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
+
+from jax import Array
 
 from curvcli.linalg.operator import LinearOperator
 
@@ -22,7 +24,7 @@ class Algorithm(Protocol[State, Result_co]):
     `said(state) -> str` is optional: what is known so far, for those who watch.
     """
 
-    def init(self, operator: LinearOperator, key: Any) -> State:
+    def init(self, operator: LinearOperator, key: Array | None) -> State:
         """The state before the first step."""
         ...
 
@@ -98,7 +100,7 @@ class Offset:
 def iterate(
     algorithm: Algorithm[State, Result_co],
     operator: LinearOperator,
-    key: Any,
+    key: Array | None,
     *,
     monitor: Monitor,
     stage: str,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+
+import numpy as np
+from jax import Array
 
 from curvcli.linalg.operator import LinearOperator
 from curvcli.stopwatch import timed
@@ -20,14 +22,14 @@ class Meter:
     def count(self, operator: LinearOperator) -> LinearOperator:
         """The same operator, its products and forms counted here."""
 
-        def matmat(vectors: Any) -> Any:
+        def matmat(vectors: Array) -> Array:
             self.products += len(vectors)
             self.data_passes += 1
             return timed("products", operator.matmat, vectors)
 
         another, exactly, of_pairs = operator.by_another, operator.precise, operator.forms
 
-        def precise(vectors: Any) -> Any:
+        def precise(vectors: Array | np.ndarray) -> np.ndarray:
             assert exactly is not None
             self.products += len(vectors)
             self.data_passes += 1
@@ -40,7 +42,7 @@ class Meter:
         if of_pairs is None:
             return counted
 
-        def forms(vectors: Any) -> Any:
+        def forms(vectors: Array) -> Array:
             self.forms += len(vectors)
             self.data_passes += 1
             return timed("products", of_pairs, vectors)

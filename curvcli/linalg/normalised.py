@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 from curvcli.linalg.krylov.lanczos import not_finite
@@ -45,7 +45,7 @@ def normalised(operator: LinearOperator) -> tuple[LinearOperator, Unit]:
     return replace(operator, matmat=unit.divides(operator.matmat), forms=forms, known=None, precise=None), unit
 
 
-def power_of_two(size: float, dtype: Any) -> float:
+def power_of_two(size: float, dtype: DTypeLike) -> float:
     """The power of two above a magnitude, as a unit; 1 for 0.
 
     Raises

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 
 
-def sphere(key: Array, first: int, count: int, dim: int, dtype: Any) -> Array:
+def sphere(key: Array, first: int, count: int, dim: int, dtype: DTypeLike) -> Array:
     """Vectors first, first + 1, … uniform on the unit sphere: [count, dim].
 
     Uniform on the sphere, not random signs: the law of every estimate then depends on the spectrum alone, and the

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 from curvcli.linalg.diagonal.entries import Found, Moments, Ranges, Segments
@@ -23,7 +24,7 @@ from curvcli.linalg.reductions import inner_products
 from curvcli.linalg.trace.stock import Stock
 
 
-def signs(key: Array, first: int, count: int, dim: int, dtype: Any) -> Array:
+def signs(key: Array, first: int, count: int, dim: int, dtype: DTypeLike) -> Array:
     """Vectors first, first + 1, … of random signs: [count, dim].
 
     Since ω_d² = 1, only off-diagonal entries are in the variance: one product gives a diagonal matrix exactly.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -98,11 +98,11 @@ class ThickRestart:
     capacity: int
     max_products: int
     start: KrylovSpace
-    key: Any = None
+    key: Array | None = None
     magnitude: bool = False
     widest: int = WIDEST
 
-    def init(self, operator: LinearOperator, key: Any = None) -> Search:
+    def init(self, operator: LinearOperator, key: Array | None = None) -> Search:
         """The space given."""
         space, width = self.start, max(len(self.start.front), 1)
         look = krylov.ritz(space) if space.size else None
@@ -169,6 +169,7 @@ class ThickRestart:
             return state
         if state.space.size + state.width > self.capacity:
             state = self._restarted(state)
+        assert self.key is not None
         fresh = sphere(self.key, state.starts, missing, operator.dim, operator.dtype)
         return state._replace(
             space=krylov.add_directions(state.space, fresh), settled=self._settled(state),

@@ -9,12 +9,13 @@ All k processes advance together, so each step reads the data once and applies o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 from curvcli.errors import NumericsError, suggest_float64
@@ -22,6 +23,8 @@ from curvcli.linalg.krylov import basis as bases
 from curvcli.linalg.krylov.basis import Basis
 from curvcli.linalg.krylov.offload import Store
 from curvcli.linalg.operator import LinearOperator
+
+Size = TypeVar("Size", float, np.ndarray)
 
 
 class LanczosState(NamedTuple):
@@ -84,7 +87,7 @@ class Lanczos:
     reorthogonalize: Literal["full", "none"] = "full"
     store: Store | None = None
 
-    def init(self, operator: LinearOperator, key: Any = None) -> LanczosState:
+    def init(self, operator: LinearOperator, key: Array | None = None) -> LanczosState:
         """No step done."""
         k = len(self.start)
         empty = np.zeros((k, 0))
@@ -140,14 +143,14 @@ class Lanczos:
         ]
 
 
-def not_finite(dtype: Any) -> NumericsError:
+def not_finite(dtype: DTypeLike) -> NumericsError:
     """What to raise when a product in this type has an entry that is no number."""
     return NumericsError(
         "a product of the matrix is not finite", suggest_float64(dtype, "check the model and the loss at these weights")
     )
 
 
-def check_powers(peak: float, dtype: Any) -> None:
+def check_powers(peak: float, dtype: DTypeLike) -> None:
     """Refuse images whose squares (in float64, on the host: their squares' squares) are beyond the arithmetic.
 
     Parameters
@@ -171,7 +174,7 @@ def check_powers(peak: float, dtype: Any) -> None:
         )
 
 
-def breakdown(norm: Any, dtype: Any) -> Any:
+def breakdown(norm: Size, dtype: DTypeLike) -> Size:
     """The β below which a Krylov space counts as invariant, for ‖A‖ ≈ `norm`."""
     return 32 * np.finfo(dtype).eps * norm
 

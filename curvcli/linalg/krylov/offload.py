@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.errors import MemoryLimitError
 
@@ -32,7 +32,7 @@ class Store:
 
     folder: Path | None = None
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """An array of zeros.
 
         Raises

@@ -7,10 +7,11 @@ either end (the start of the refinement of the extremes), and the outlying Ritz 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.linalg.iterate import Monitor, Offset, iterate
 from curvcli.linalg.krylov import basis as bases
@@ -164,7 +165,7 @@ def _one_row_more(t: Tridiagonal) -> Tridiagonal:
     return t._replace(alpha=np.append(t.alpha, t.alpha[-1]), beta=np.append(t.beta, 0.0))
 
 
-def _outliers(collected: Collected, key: Array, dim: int, dtype: Any) -> list[Outliers]:
+def _outliers(collected: Collected, key: Array, dim: int, dtype: DTypeLike) -> list[Outliers]:
     """For each probe the outliers that the others know."""
     owners = np.concatenate([np.full(len(values), owner) for owner, values, _ in collected.outliers])
     values = np.concatenate([values for _, values, _ in collected.outliers])

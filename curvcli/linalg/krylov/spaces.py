@@ -8,12 +8,13 @@ orthogonalisation removes anyway, so that neither a restart nor a fresh directio
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 from curvcli.linalg.krylov import basis as bases
@@ -61,7 +62,7 @@ def from_vectors(front: Array, mesh: Mesh | None = None) -> KrylovSpace:
     return KrylovSpace(bases.empty(front.shape[1], mesh), np.zeros((0, 0)), front, np.zeros((len(front), 0)), 0.0)
 
 
-def from_random(key: Any, block: int, dim: int, dtype: Any, mesh: Mesh | None = None) -> KrylovSpace:
+def from_random(key: Array, block: int, dim: int, dtype: DTypeLike, mesh: Mesh | None = None) -> KrylovSpace:
     """The empty space before `block` random orthonormal start vectors."""
     empty = from_vectors(jnp.zeros((0, dim), dtype), mesh)
     return add_directions(empty, sphere(key, 0, block, dim, dtype))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +95,7 @@ class BlockCg:
     root: Root | None = None
     each: Each | None = None
 
-    def init(self, operator: LinearOperator, key: Any = None) -> CgState:
+    def init(self, operator: LinearOperator, key: Array | None = None) -> CgState:
         """x = 0; a right-hand side within its target is solved."""
         unit, norms = normalise(self.rhs)
         norms = np.asarray(norms, np.float64)
@@ -260,7 +260,14 @@ def solve(
 
 
 def _solve_cut(
-    operator: LinearOperator, mesh: Mesh, rhs: Array, tol: Any, max_steps: int, monitor: Monitor, root: Any, each: Any
+    operator: LinearOperator,
+    mesh: Mesh,
+    rhs: Array,
+    tol: float | np.ndarray,
+    max_steps: int,
+    monitor: Monitor,
+    root: Root | None,
+    each: Each | None,
 ) -> Solution:
     """`solve` with all blocks cut along dim across devices; the residuals measured at last are those of whole rows."""
     dim = operator.dim

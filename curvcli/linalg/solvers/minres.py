@@ -72,7 +72,7 @@ class Minres:
     def _process(self) -> Lanczos:
         return Lanczos(normalise(self.rhs)[0], self.max_steps, self.reorthogonalize)
 
-    def init(self, operator: LinearOperator, key: Any = None) -> MinresState:
+    def init(self, operator: LinearOperator, key: Array | None = None) -> MinresState:
         """x = 0; a right-hand side of zero is solved."""
         k, zero = len(self.rhs), jnp.zeros_like(self.rhs)
         lanczos = self._process().init(operator)

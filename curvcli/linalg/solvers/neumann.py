@@ -6,7 +6,7 @@ Slower than conjugate gradients on every positive definite matrix; here to compa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +69,7 @@ class Neumann:
     tol: float
     max_steps: int
 
-    def init(self, operator: LinearOperator, key: Any = None) -> NeumannState:
+    def init(self, operator: LinearOperator, key: Array | None = None) -> NeumannState:
         """x = 0, which solves b = 0."""
         term, norms = normalise(self.rhs)
         nonzero, k = np.asarray(norms) > 0, len(self.rhs)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 from curvcli.linalg.reductions import combinations, inner_products, row_norms
@@ -75,7 +76,7 @@ def _basis(rows: Array, largest: float) -> Array:
     return combinations(jnp.asarray(right[solid], rows.dtype), orthogonal.T)
 
 
-def _rounding(matrix: np.ndarray, dtype: Any) -> float:
+def _rounding(matrix: np.ndarray, dtype: DTypeLike) -> float:
     return len(matrix) * float(np.finfo(dtype).eps)
 
 

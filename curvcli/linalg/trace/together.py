@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from curvcli.compiling import jit
 from curvcli.linalg.normalised import power_of_two
@@ -83,7 +83,7 @@ class Together:
         """The place of ‖A_i − A_j‖_F²."""
         return 2 * self.count + self.pairs.index((min(i, j), max(i, j)))
 
-    def tests(self, key: Array, count: int, dtype: Any) -> Array:
+    def tests(self, key: Array, count: int, dtype: DTypeLike) -> Array:
         """The next test vectors [count, D], of unit length, away from the basis."""
         vectors = sphere(key, self.drawn, count, self.dim, dtype)
         return _away(vectors, self.basis) if len(self.basis) else vectors
