@@ -4,6 +4,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 
@@ -39,16 +40,26 @@ jax.jit(lambda: 0)()
 
 
 # Thousands of loaded programs exhaust the memory maps that a process may have (65,530 by default), and XLA crashes.
-MOST_MAPS = 25_000
+MOST_MAPS = 12_000
 
 
 EVERY_TEST = pytest.StashKey[list[pytest.Item]]()
 """The tests that were collected, before `-m` leaves some out."""
 
 
+def is_case(test: pytest.Item, name: str) -> bool:
+    """Whether a case of a parametrised test has the id `name`, in which * stands for anything."""
+    case = test.callspec.id  # type: ignore[attr-defined]
+    return case == name or fnmatchcase(case, name)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep what `test_tiers.py` compares."""
+    """Mark the cases slow that `first_tier` does not name, and keep the tests of both tiers for `test_tiers.py`."""
+    for item in items:
+        first = item.get_closest_marker("first_tier")
+        if first and not any(is_case(item, name) for name in first.args):
+            item.add_marker(pytest.mark.slow)
     config.stash[EVERY_TEST] = list(items)
 
 

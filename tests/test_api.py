@@ -48,6 +48,7 @@ def objective(data):
     return Objective(MLP(features=[8, 3]), data, "softmax_cross_entropy", l2=1e-3)
 
 
+@pytest.mark.first_tier("trace-float32")
 @pytest.mark.parametrize(("name", "dtype"), [("spectrum", "float64"), ("trace", "float32"), ("influence", "float32")])
 def test_as_the_command_line(objective, variables, data, tmp_path, capfd, name, dtype):
     from curvcli.cli.main import run
@@ -102,6 +103,7 @@ def test_every_method(objective, variables):
     assert after == pytest.approx(moved.result.final_loss)
 
 
+@pytest.mark.slow
 def test_functions_and_nnx_modules(data, variables):
     def loss(outputs, labels):
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
@@ -220,6 +222,7 @@ def test_a_faulty_jax_is_no_silent_one(data, monkeypatch):
     machine.check_sums.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch, capfd):
     """The code of docs/python.md, in order, with a logger in place of the services."""
 
@@ -244,6 +247,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capfd):
     assert "Spectra of the Hessian over the run" in Path("run.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_s_numbers_in_a_fresh_process():
     """JAX has computed (`net.init`) before `Objective` is made, and no flag guards it: float32 agrees with float64."""
     first = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]

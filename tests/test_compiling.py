@@ -52,6 +52,7 @@ print(json.dumps([found["plain"], found["jit"], [found[key] for key in found if 
 """
 
 
+@pytest.mark.slow
 def test_a_jax_that_has_computed_before_is_right() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)

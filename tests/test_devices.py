@@ -105,6 +105,7 @@ def test_a_batch_smaller_than_the_devices_is_whole_on_each() -> None:
     np.testing.assert_array_equal(first.inputs, batches.inputs[:3])
 
 
+@pytest.mark.first_tier("hessian-4", "ggn-4", "gradient-covariance-4", "kfac-4")
 @MORE
 @pytest.mark.parametrize("name", MATRICES)
 def test_products(name: str, count: int) -> None:
@@ -116,6 +117,7 @@ def test_products(name: str, count: int) -> None:
     np.testing.assert_allclose(on_host(together.matmat(vectors)), wanted, atol=50 * EPS * np.abs(wanted).max(), rtol=0)
 
 
+@pytest.mark.first_tier("4")
 @COUNTS
 def test_products_of_a_dense_hessian(count: int) -> None:
     problem = problem_of()
@@ -147,6 +149,7 @@ def test_parameters_that_are_cut(count: int) -> None:
     np.testing.assert_allclose(to_dense(build(cut_up, "hessian")), exact, atol=50 * EPS * np.linalg.norm(exact, 2))
 
 
+@pytest.mark.first_tier("4")
 @COUNTS
 def test_bases_lie_cut_along_dim(count: int) -> None:
     mesh, rng = mesh_of(count), np.random.default_rng(0)
@@ -179,6 +182,7 @@ def test_cut_and_whole_again() -> None:
     np.testing.assert_array_equal(whole(mesh, 11, wide), rows)
 
 
+@pytest.mark.first_tier("4")
 @COUNTS
 def test_lanczos_and_conjugate_gradients(count: int) -> None:
     problem = problem_of()
@@ -267,6 +271,7 @@ def assert_same(alone: Any, together: Any) -> None:
             assert found[path] == pytest.approx(value, rel=1e-6, abs=1e-9), path
 
 
+@pytest.mark.first_tier("trace", "eigs", "step")
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis(name: str) -> None:
     problem = problem_of(sizes=(4, 5, 3), count=21)

@@ -49,6 +49,7 @@ def test_make_says_that_there_are_no_steps(tmp_path: Path) -> None:
     assert "has no steps" in done.stderr
 
 
+@pytest.mark.slow
 @needs_make
 def test_make_writes_a_report_once_and_holds_it_against_the_learning_rate(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()

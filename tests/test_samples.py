@@ -31,6 +31,7 @@ def answer(capfd: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return load_json(capfd.readouterr().out)
 
 
+@pytest.mark.first_tier("digits_mlp.ckpt", "tanh_regression.ckpt")
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_sample_model_passes_its_self_checks(
     name: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
@@ -47,6 +48,7 @@ def test_every_sample_model_passes_its_self_checks(
     assert [warning for warning in report["warnings"] if not any(text in warning for text in expected)] == []
 
 
+@pytest.mark.slow
 def test_the_linear_autoencoder_has_the_lectures_curvature(capfd: pytest.CaptureFixture[str]) -> None:
     result = answer(capfd, "spectrum", str(SAMPLES / "linear_autoencoder.ckpt"), "--dtype", "float64")["result"]
     assert result["lambda_max"]["value"] == pytest.approx(2.078364, abs=5e-7)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from curvcli import errors
 from curvcli.cli.main import COMMANDS
 from curvcli.losses import LOSSES
 from curvcli.schema.matrices import MATRICES as FACTS
-from tests.conftest import EVERY_TEST
+from tests.conftest import EVERY_TEST, is_case
 
 TESTS = Path(__file__).parent
 MATRICES = [name for name, facts in FACTS.items() if facts.matrix == "taken"]
@@ -69,6 +70,20 @@ def test_no_combination_is_tested_by_slow_tests_alone(tests_of):
     """Command × matrix, command × loss, matrix × loss, command × exit code."""
     quick, slow = _combinations(tests_of[True]), _combinations(tests_of[False])
     assert not sorted(f"{pair}: {slow[pair]}" for pair in slow.keys() - quick.keys())
+
+
+def test_cases_that_are_named_for_the_first_tier_exist(tests_of):
+    every = [*tests_of[True], *tests_of[False]]
+    named = {
+        (test.path, test.originalname, name)
+        for test in every
+        for mark in test.iter_markers("first_tier")
+        for name in mark.args
+    }
+    cases = defaultdict(list)
+    for test in every:
+        cases[test.path, test.originalname].append(test)
+    assert [case for case in named if not any(is_case(test, case[2]) for test in cases[case[:2]])] == []
 
 
 def test_what_a_test_names_is_read_from_its_source_and_its_parameters():

@@ -54,6 +54,7 @@ def problem_of(cls: Any, batch: int | None, mode: str = "batch") -> Problem:
     return asked(model)._held.at(variables, None, settings).problem
 
 
+@pytest.mark.first_tier("Linen-20")
 @pytest.mark.parametrize(("cls", "batch"), [(Linen, 20), (Nnx, 12), (NnxTold, 16)])
 def test_the_hessian_is_that_of_the_loss_in_training_mode(cls: Any, batch: int) -> None:
     variables = KINDS[cls][1]
@@ -64,6 +65,7 @@ def test_the_hessian_is_that_of_the_loss_in_training_mode(cls: Any, batch: int) 
     np.testing.assert_allclose(sums.objective(problem), value(w), rtol=1e-13)
 
 
+@pytest.mark.first_tier("20")
 @pytest.mark.parametrize("batch", [12, 20])
 def test_reports_say_what_the_answer_depends_on(batch: int) -> None:
     cls, (model, variables) = Linen, KINDS[Linen]
@@ -80,6 +82,7 @@ def test_reports_say_what_the_answer_depends_on(batch: int) -> None:
     assert any("left out" in warning for warning in found.report.warnings) == (COUNT % batch > 0)
 
 
+@pytest.mark.first_tier("Nnx")
 @pytest.mark.parametrize("cls", [Linen, Nnx])
 def test_the_sandwiches_have_the_jacobian_of_whole_batches(cls: Any) -> None:
     batch, (_, variables) = 16, KINDS[cls]
@@ -119,6 +122,7 @@ def test_without_a_batch_size_all_examples_are_one_batch_and_no_plan_changes_it(
     assert fixed[0] == pytest.approx(fixed[1], rel=1e-13)
 
 
+@pytest.mark.slow
 def test_other_analyses_of_the_same_objective() -> None:
     model, variables = KINDS[Linen]
     value, w = objective(Linen, params_of(Linen, variables)[0], 12)

@@ -63,6 +63,7 @@ def _(primals: Any, tangents: Any) -> Any:
     return jnp.tanh(primals[0]), 1.1 * tangents[0] * (1 - jnp.tanh(primals[0]) ** 2)
 
 
+@pytest.mark.first_tier("*-float32")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("name", "change"),
@@ -114,6 +115,7 @@ def test_randomness_is_caught() -> None:
     assert "a callback to Python" in warnings[0]
 
 
+@pytest.mark.first_tier("tanh-0-float32", "relu-1-float64", "gelu-2-float32")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu, jax.nn.gelu])
@@ -136,6 +138,7 @@ def test_no_false_alarm_at_any_of_many_seeds(widths: tuple[int, ...], dtype: str
     assert alarms(relu_problem(widths, dtype=dtype), range(200)).alarms == 0
 
 
+@pytest.mark.first_tier("float32")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_no_false_alarm_at_a_minimum_or_without_curvature(dtype: str) -> None:
     rng = np.random.default_rng(0)
@@ -163,6 +166,7 @@ def checked(problem: Problem, matrix: str) -> dict[str, Any]:
     return {name: check for name, check in checks.items() if not check.passed}
 
 
+@pytest.mark.first_tier("float64")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_matrix_that_is_zero_but_for_rounding_is_no_fault(dtype: str) -> None:
     """The covariance of one gradient, or of copies of it; H − G where every example is fitted; a linear loss."""
@@ -187,6 +191,7 @@ def test_a_matrix_that_is_zero_but_for_rounding_is_no_fault(dtype: str) -> None:
     assert not checked(replace(pair, batches=replace(pair.batches, inputs=inputs, targets=targets)), "residual")
 
 
+@pytest.mark.first_tier("float32")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_curvature_that_is_zero_is_no_fault(dtype: str) -> None:
     linear = user_loss("linear", lambda z, t: jnp.sum(z * t, axis=-1))

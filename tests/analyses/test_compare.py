@@ -77,6 +77,7 @@ def gradient_of(problem: Problem) -> np.ndarray:
     return np.asarray(sums.objective_and_gradient(problem, Layout.of(problem.params))[1])
 
 
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("method", ["dense", "sampled"])
 def test_steps_have_the_regulariser_in_every_matrix(method: str) -> None:
     full = dense()
@@ -136,6 +137,7 @@ def linear_problem(loss: str = "squared_error", **rest: Any) -> Problem:
     return mlp_problem(loss, sizes=(4, 3), **rest)
 
 
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("method", ["dense", "sampled"])
 def test_a_linear_layer_has_one_matrix(method: str) -> None:
     problem = linear_problem(l2=0.1)

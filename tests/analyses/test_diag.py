@@ -158,6 +158,7 @@ def test_same_seed_same_numbers_whatever_the_batches(network: tuple[Problem, np.
     assert np.abs(sampled[0] - sampled[1]).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_rtol_goes_on_until_it_is_met(network: tuple[Problem, np.ndarray]) -> None:
     problem, truth = network
     loose, tight = (run(problem, method="xdiag", rtol=rtol) for rtol in (0.5, 0.02))
@@ -285,6 +286,7 @@ def test_forecast(network: tuple[Problem, np.ndarray]) -> None:
     assert sampled.bytes > diag.forecast(Context(problem), DiagSettings(method="hutchinson", probes=40))[1].bytes
 
 
+@pytest.mark.first_tier("ggn")
 @pytest.mark.parametrize("matrix", ["ggn", "empirical-fisher"])
 def test_the_output_side_gives_the_diagonal(matrix: str) -> None:
     problem = mlp_problem(sizes=(4, 16, 3), count=23, l2=1e-2)

@@ -77,6 +77,7 @@ def everything(network: Problem) -> Answer[Any]:
     return run(network, *KINDS, given={"array:given": given}, points=9)
 
 
+@pytest.mark.slow
 def test_derivatives(network: Problem, truth: Any, everything: Answer[Any]) -> None:
     gradient, hessian = truth
     curved = dense_hessian(replace(network, loss=replace(network.loss, value=lambda z, t: 0 * jnp.sum(z, -1))))
@@ -369,6 +370,7 @@ def filled(key: Any, shape: tuple[int, ...]) -> Any:
     return jax.random.normal(key, shape, "float64")
 
 
+@pytest.mark.slow
 def test_filters_are_what_reaches_one_output_unit() -> None:
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(6, 5, 4)), rng.integers(0, 2, (6, 5))

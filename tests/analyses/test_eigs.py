@@ -46,6 +46,7 @@ def network() -> tuple[Problem, np.ndarray]:
     return problem, dense_hessian(problem)
 
 
+@pytest.mark.first_tier("5-*")
 @BOTH_WAYS
 @pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
 @pytest.mark.parametrize("k", [1, 5, 24])

@@ -61,6 +61,7 @@ def entry(problem: Problem, mode: str, place: tuple[int, ...]) -> Callable[[floa
     return lambda theta: with_shift(problem, "targets" if mode == "label_perturb" else "inputs", place, theta)
 
 
+@pytest.mark.first_tier("remove-*", "label_perturb-loss", "input_perturb-margin")
 @pytest.mark.parametrize("measure", ["loss", "output", "margin"])
 @pytest.mark.parametrize("mode", MODES)
 def test_scores_of_a_network(mode: str, measure: str) -> None:
@@ -73,6 +74,7 @@ def test_scores_of_a_network(mode: str, measure: str) -> None:
     close(found[index], actual, found)
 
 
+@pytest.mark.first_tier("poisson")
 @pytest.mark.parametrize("loss", ["squared_error", "sigmoid_cross_entropy", "poisson"])
 def test_scores_with_other_losses(loss: str) -> None:
     problem = network(loss)
@@ -92,6 +94,7 @@ def test_soft_labels_of_softmax_regression() -> None:
     close(inputs[:, CHANGED, 3], difference(entry(problem, "input_perturb", (CHANGED, 3)), asked, "loss"))
 
 
+@pytest.mark.slow
 def test_tokens_with_a_mask() -> None:
     problem = tokens()
     asked, mask = queries(problem), problem.batches.weight
@@ -183,6 +186,7 @@ def test_a_change_of_data_agrees_with_the_scores_and_with_refits() -> None:
             close(found.arrays[f"dw/{name}"][0], (np.asarray(up[name]) - np.asarray(down[name])) / 2e-5)
 
 
+@pytest.mark.slow
 def test_each_iteration_of_conjugate_gradients_comes_nearer() -> None:
     problem, change = softmax(), np.random.default_rng(8).normal(size=(23, 3))
     settings = {"label_perturb": True, "perturb": "x.npy", "measure": "output", "given": {"change": change}}

@@ -48,6 +48,7 @@ def test_standard_errors_of_sampled_self_influence_cover(mode: str) -> None:
         assert np.mean(covered) > 0.8
 
 
+@pytest.mark.slow
 def test_the_move_that_an_error_belongs_to() -> None:
     exact = run(PROBLEM, label_perturb=True).arrays["scores"]
     answer = run(PROBLEM, label_perturb=True, solver="cg", samples=256, tol=1e-8)
@@ -138,6 +139,7 @@ def test_blocks_of_vectors_change_nothing(monkeypatch: pytest.MonkeyPatch, probl
 # --- sweeps and iterations --------------------------------------------------------------------------------
 
 
+@pytest.mark.first_tier("dense", "cg")
 @pytest.mark.parametrize("solver", ["dense", "cg", "neumann"])
 def test_a_sweep_around_the_damping(solver: str) -> None:
     asked: dict[str, Any] = {"queries": QUERIES, "damping": 0.1, "solver": solver, "tol": 1e-8}

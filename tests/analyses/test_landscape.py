@@ -43,6 +43,7 @@ def run(problem: Problem, *along: str, vectors: Any = None, **settings: Any) -> 
     return landscape.run(Context(problem, monitor, LineInputs(given)), LandscapeSettings(**settings))
 
 
+@pytest.mark.slow
 def test_a_plane(network: Problem, vectors: np.ndarray) -> None:
     answer = run(network, *GIVEN, vectors=vectors, range=["-1:1", "0:2"])
     result = answer.result

@@ -96,6 +96,7 @@ def test_away_from_the_maximum_it_says_how_far(matrix: str) -> None:
     assert found.decrement == pytest.approx(log_posterior(other, 3.0) - log_posterior(away, 3.0), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_sampled_read_out_has_the_same_decrement() -> None:
     problem = mlp_problem(sizes=(4, 5, 3), count=30, l2=0.05)
     dense, _ = read_out(problem, method="dense")

@@ -75,6 +75,7 @@ def run(analysis: Any, kind: Any, cls: Any, size: int = COUNT, **settings: Any) 
     return analysis.run(Context(problem, Silent(), LineInputs(way, statistics)), kind(**given))
 
 
+@pytest.mark.first_tier("recompute-Linen", "fixed-Nnx")
 @pytest.mark.parametrize("cls", ENDS)
 @pytest.mark.parametrize("asked_for", [None, "recompute", "interpolate", "fixed"])
 def test_losses_between_two_runs(cls: Any, asked_for: Any) -> None:

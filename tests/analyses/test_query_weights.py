@@ -43,6 +43,7 @@ def parts(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     return x, residual[:, 0], a, inverse
 
 
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("solver", ["dense", "cg"])
 def test_held_out_rows_are_queries_like_any_other(solver: str) -> None:
     problem = masked()
@@ -104,6 +105,7 @@ def test_self_influence_has_the_weight_of_the_removal_alone() -> None:
         np.testing.assert_allclose(found.arrays["scores"][n], actual[0], rtol=1e-6)
 
 
+@pytest.mark.first_tier("remove-loss", "label_perturb-margin")
 @pytest.mark.parametrize("measure", ["loss", "margin"])
 @pytest.mark.parametrize("mode", MODES)
 def test_scores_do_not_depend_on_the_weights_of_the_queries(mode: str, measure: str) -> None:

@@ -192,6 +192,7 @@ def test_removal_from_logistic_regressions(loss: str) -> None:
         np.testing.assert_allclose(found.actual, expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_class_numbers_move_as_soft_labels_do() -> None:
     """Central differences of refits are the derivative (1/M) H⁻¹ ∇_w z_c."""
     problem = regression("softmax_cross_entropy", np.arange(N) % 3)

@@ -76,6 +76,7 @@ def holds(estimate: Any, truth: float) -> bool:
     return low <= truth <= high
 
 
+@pytest.mark.first_tier("logits100", "tied")
 def test_precise_products_are_those_of_the_matrix(case: tuple[Problem, np.ndarray]) -> None:
     problem, matrix = case
     operator = build(problem, "hessian")
@@ -112,6 +113,7 @@ def test_residuals_are_those_of_the_matrix(case: tuple[Problem, np.ndarray]) -> 
     assert np.abs(values - exact[-3:]).max() < 0.01 * np.abs(narrow - exact[-3:]).max()
 
 
+@pytest.mark.first_tier("logits30-lanczos", "offset-dense")
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_eigenvalues(case: tuple[Problem, np.ndarray], method: str) -> None:
     problem, matrix = case
@@ -120,6 +122,7 @@ def test_eigenvalues(case: tuple[Problem, np.ndarray], method: str) -> None:
     assert all(holds(pair, truth) for pair, truth in zip(answer.result.eigenvalues, exact, strict=True))
 
 
+@pytest.mark.first_tier("logits30-xtrace", "offset-hutchinson", "tied-dense")
 @pytest.mark.parametrize("method", ["dense", "hutchinson", "xtrace"])
 def test_spectrum(case: tuple[Problem, np.ndarray], method: str) -> None:
     problem, matrix = case
@@ -133,6 +136,7 @@ def test_spectrum(case: tuple[Problem, np.ndarray], method: str) -> None:
     assert result.trace.interval[0] < result.trace.value < result.trace.interval[1]
 
 
+@pytest.mark.first_tier("logits30-dense", "tied-xtrace")
 @pytest.mark.parametrize("method", ["dense", "xtrace"])
 def test_trace_and_diagonal(case: tuple[Problem, np.ndarray], method: str) -> None:
     problem, matrix = case
@@ -152,6 +156,7 @@ def test_trace_and_diagonal(case: tuple[Problem, np.ndarray], method: str) -> No
         assert holds(layer.trace, truths[layer.name].sum())
 
 
+@pytest.mark.first_tier("tied")
 def test_both_ends_of_a_saddle(case: tuple[Problem, np.ndarray]) -> None:
     problem, matrix = case
     exact = np.linalg.eigvalsh(matrix)
@@ -165,6 +170,7 @@ def test_both_ends_of_a_saddle(case: tuple[Problem, np.ndarray]) -> None:
         assert high >= np.sum(exact < -2 * result.tolerance)
 
 
+@pytest.mark.first_tier("tied")
 def test_solves_tell_their_true_residuals(case: tuple[Problem, np.ndarray]) -> None:
     problem, _ = case
     matrix = np.asarray(build(in_float64(problem), "ggn").matmat(jnp.eye(problem.dim)), np.float64)
@@ -179,6 +185,7 @@ def test_solves_tell_their_true_residuals(case: tuple[Problem, np.ndarray]) -> N
         assert [one == "converged" for one in found.status] == [bool(one <= 2e-4) for one in true]
 
 
+@pytest.mark.first_tier("cg")
 @pytest.mark.parametrize("solver", ["dense", "cg"])
 def test_influence_measures_its_solves(solver: str) -> None:
     problem = rounding_problem("logits30")
@@ -202,6 +209,7 @@ def test_steps_are_judged_by_the_matrix_itself() -> None:
         assert 0 < result.solve.residual < 1e-3
 
 
+@pytest.mark.first_tier("tied")
 def test_distances_of_matrices(case: tuple[Problem, np.ndarray]) -> None:
     problem, matrix = case
     ggn = np.asarray(build(in_float64(problem), "ggn").matmat(jnp.eye(problem.dim)), np.float64)

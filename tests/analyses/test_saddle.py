@@ -62,6 +62,7 @@ def assert_no_wrong_verdicts(count: int, method: str) -> int:
     return undecided
 
 
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_no_wrong_verdict_on_random_quadratics(method: str) -> None:
     assert assert_no_wrong_verdicts(60, method) <= 3
@@ -75,6 +76,7 @@ def test_no_wrong_verdict_on_a_thousand_random_quadratics(method: str) -> None:
     assert undecided <= 20
 
 
+@pytest.mark.first_tier("saddle", "local-maximum")
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_large_one_from_random_vectors(kind: str) -> None:
     values = LARGE[kind]
@@ -229,6 +231,7 @@ def network() -> tuple[Problem, np.ndarray]:
     return problem, dense_hessian(problem)
 
 
+@pytest.mark.first_tier("lanczos")
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_against_the_dense_hessian(network: tuple[Problem, np.ndarray], method: str) -> None:
     problem, matrix = network

@@ -176,6 +176,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+@pytest.mark.first_tier("float32-*")
 @pytest.mark.parametrize("name", RUNS)
 def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> None:
     run, expected = RUNS[name]
@@ -212,6 +213,7 @@ def test_every_number_has_its_power_of_the_scale(base: Problem, name: str) -> No
             assert min(abs(power - whole) for whole in POWERS) < 0.01, (place, c, one, found[place])
 
 
+@pytest.mark.first_tier("float32")
 def test_covariances_of_gradients_are_right_or_refused(base: Problem) -> None:
     """They go with the square of the loss: 1e-40 and 1e40 are no numbers of float32, but the matrix written out is."""
     settings: dict[str, Any] = {"dtype": base.dtype.name, "skip_checks": True, "matrix": "gradient-covariance"}

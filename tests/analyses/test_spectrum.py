@@ -162,6 +162,7 @@ def test_zero_matrix() -> None:
         assert result.trace.value == 0
 
 
+@pytest.mark.slow
 def test_num_parameters_below_the_steps() -> None:
     problem = mlp_problem(sizes=(2, 2), count=9)
     exact = np.linalg.eigvalsh(dense_hessian(problem))
@@ -200,6 +201,7 @@ def test_user_warning_for_a_loss_that_is_not_finite() -> None:
         run(problem)
 
 
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("method", ["dense", "xtrace"])
 def test_error_of_the_examples_left_out(method: str) -> None:
     """λ_max of random subsets spreads as stated; nothing is stated where nothing is left out."""
@@ -229,6 +231,7 @@ def test_error_of_the_examples_left_out(method: str) -> None:
     assert np.max(np.abs(errors) / stated) < 5
 
 
+@pytest.mark.first_tier("gauss-newton", "fisher-mc")
 @pytest.mark.parametrize("matrix", ["ggn", "gauss-newton", "fisher-mc", "empirical-fisher"])
 def test_the_output_side_has_the_same_spectrum(matrix: str) -> None:
     problem = replace(mlp_problem(sizes=(4, 16, 3), count=23, l2=1e-2), population=50)

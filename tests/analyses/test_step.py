@@ -50,6 +50,7 @@ def dense_curvature(problem: Problem, method: str) -> np.ndarray:
     return dense_ggn(problem) + problem.regulariser.l2 * np.eye(problem.dim)
 
 
+@pytest.mark.first_tier("newton-more1", "gauss-newton-more2", "natural-more0")
 @pytest.mark.parametrize("more", [{}, {"cg_steps": 200}, {"cg_steps": 200, "precondition": "diagonal"}])
 @pytest.mark.parametrize("method", ["newton", "gauss-newton", "natural"])
 def test_the_step_solves_the_damped_system(method: str, more: dict[str, Any]) -> None:
@@ -72,6 +73,7 @@ def test_the_step_solves_the_damped_system(method: str, more: dict[str, Any]) ->
     assert result.solve.residual <= 2e-10
 
 
+@pytest.mark.slow
 def test_covariance_inverts_the_covariance_and_is_judged_by_the_ggn() -> None:
     problem = mlp_problem(sizes=(2, 2, 2), count=30)
     covariance, ggn, g = dense_curvature(problem, "covariance"), dense_ggn(problem), gradient(problem)

@@ -28,6 +28,7 @@ def moved(problem: Problem, found) -> Problem:
     return replace(problem, params={name: jnp.asarray(leaf) for name, leaf in found.params.items()})
 
 
+@pytest.mark.first_tier("gauss-newton", "kfac", "hessian-free")
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_previewed_happens(method: str) -> None:
     problem = mlp_problem(l2=0.01)

@@ -62,6 +62,7 @@ LAWS = {
 }
 
 
+@pytest.mark.first_tier("30-skewed", "100-flat")
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("used", [30, 100])
 def test_intervals_hold_the_numbers_of_all_examples(law: str, used: int) -> None:

@@ -44,6 +44,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "DENSE_DIM", 0)
 
 
+@pytest.mark.first_tier("6-*")
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])
 @pytest.mark.parametrize("probes", [6, 40])
@@ -174,6 +175,7 @@ def test_shared_spread_leaves_the_probes_own_error_out() -> None:
     assert np.std(samples[0], ddof=1) > 3
 
 
+@pytest.mark.first_tier("ggn")
 @pytest.mark.parametrize("matrix", ["hessian", "ggn", "empirical-fisher", "gradient-covariance"])
 def test_error_of_the_examples_left_out(matrix: str) -> None:
     """Over random subsets: the mean squared error of the trace is the stated one."""

@@ -62,6 +62,7 @@ def test_the_lectures_numbers(curv, name, curvature):
         assert result["output_change"]["rms"] < 1e-14
 
 
+@pytest.mark.slow
 def test_directions_from_files(project, curv):
     hessian = dense_matrix(project, "hessian")
     curv("eigs", "--skip-checks", "--dtype", "float64", "-k", 3, "--vectors", "pairs.npz")

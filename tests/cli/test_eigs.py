@@ -31,6 +31,7 @@ def test_one_line_of_json_that_fits_its_schema(project, curv, schema_of):
     assert all(check["passed"] for check in report["checks"].values())
 
 
+@pytest.mark.first_tier("hessian-lanczos", "ggn-dense")
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 def test_numbers_are_those_of_the_matrix_written_down_anew(project, curv, matrix, method):

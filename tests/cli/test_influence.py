@@ -58,6 +58,7 @@ def test_one_line_of_json_that_fits_its_schema(project, curv, schema_of):
     assert report["cost"]["products"] >= 67
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(project, curv):
     asked = (*FAST, "--label-perturb", "--solver", "cg", "--samples", 8)
     first, second, third = (json.dumps(curv(*asked, "--seed", seed).report["result"]) for seed in (3, 3, 4))
@@ -74,6 +75,7 @@ def test_for_people(project, curv, monkeypatch):
             assert any(part in line for line in lines), part
 
 
+@pytest.mark.slow
 def test_on_a_terminal(project, start):  # noqa: F811
     out, err = Terminal(80), Terminal(80)
     process = start("influence --skip-checks --remove --queries 0 --solver cg", stdout=out.theirs, stderr=err.theirs)
@@ -119,6 +121,7 @@ def test_rows_that_are_none(project, curv, rows):
 SHAPES = {"--remove": (), "--label-perturb": (3,), "--input-perturb": (4,)}
 
 
+@pytest.mark.first_tier("loss---remove", "output---label-perturb", "margin---input-perturb")
 @pytest.mark.parametrize("mode", SHAPES)
 @pytest.mark.parametrize("measure", ["loss", "output", "margin"])
 def test_shapes_of_the_scores(project, curv, mode, measure):
@@ -164,6 +167,7 @@ def test_score_files_that_cannot_be_written(project, curv):
     assert curv(*FAST, project.folder / "model.npz", "model.npz", "--remove", "--scores", "s.npz").code == 2
 
 
+@pytest.mark.slow
 def test_many_scores_are_in_the_file_alone(project, curv):
     asked = (*FAST, "--label-perturb", "--queries", "0:56", "--damping", "0.1")  # 56 · 60 · 3 = 10,080
     result = curv(*asked).report["result"]
@@ -207,6 +211,7 @@ def test_what_is_no_question_is_refused(project, curv, options, says):
     assert says in answered.error
 
 
+@pytest.mark.first_tier("cg", "dense")
 @pytest.mark.parametrize("solver", ["cg", "minres", "neumann", "dense"])
 def test_solvers(project, curv, solver):
     asked = (*FAST, "--remove", "--queries", "0:3", "--damping", "0.05", "--solver", solver, "--tol", "1e-3")
@@ -230,6 +235,7 @@ def test_negative_curvature(project, curv):
     assert answered.report["result"]["validity"]["verdict"] == "not-at-minimum"
 
 
+@pytest.mark.slow
 def test_factors_of_another_command(project, curv):
     saving = ("step", "--skip-checks", "--method", "kfac", "--damping", 0.1, "--save-factors", "k.npz", "--quiet")
     assert curv(*saving).code == 0
@@ -304,6 +310,7 @@ def test_groups(project, curv):
     assert "60 examples" in answered.error
 
 
+@pytest.mark.first_tier("label-perturb-shape1")
 @pytest.mark.parametrize(("mode", "shape"), [("remove", (60,)), ("label-perturb", (60, 3)), ("input-perturb", (60, 4))])
 def test_one_change_and_what_it_does(project, curv, mode, shape):
     change = np.random.default_rng(0).normal(size=shape)
@@ -361,6 +368,7 @@ def test_a_deadline_is_answered(project, curv):
     assert result["validity"]["verdict"] == "unknown"
 
 
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("solver", ["dense", "cg"])
 def test_a_forecast_is_of_the_size_of_what_is_spent(project, curv, solver):
     asked = (*FAST, "--remove", "--queries", "0:8", "--solver", solver)

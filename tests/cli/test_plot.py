@@ -44,6 +44,7 @@ def made(project, curv):
     return make
 
 
+@pytest.mark.first_tier("dense", "trace", "eigs", "diag", "line", "landscape", "inspect")
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis_in_every_format(made, curv, name):
     report = made(name)

@@ -57,6 +57,7 @@ def named(project):
     return make
 
 
+@pytest.mark.first_tier("A\\u202e", "A[bold]x")
 @pytest.mark.parametrize("name", ["A\x1b]0;PWNED\x07\x1b[2J", "A\u202e", "A[bold]x", "A[red]x", "A:smile:"])
 def test_a_summary_shows_names_as_escapes(named, curv, name: str) -> None:
     outcome = curv("trace", named(name), *A, "--format", "text", "-q")
@@ -67,6 +68,7 @@ def test_a_summary_shows_names_as_escapes(named, curv, name: str) -> None:
     assert all(line.isprintable() for line in wrong.err.splitlines())
 
 
+@pytest.mark.first_tier("a  \\n  b", "<script>")
 @pytest.mark.parametrize("name", ['a xmlns="b', "a\x1b", "#010101", "a  \n  b", "<script>", "A\ufffe"])
 def test_a_page_keeps_its_tags(named, curv, name: str) -> None:
     pytest.importorskip("matplotlib")

@@ -329,6 +329,7 @@ def test_quiet_and_verbose(project, curv):
     assert "67 parameters" in curv(*SAMPLED, "-v").err
 
 
+@pytest.mark.slow
 def test_from_a_folder_inside_the_project(project, curv, monkeypatch):
     (project.folder / "notes").mkdir()
     monkeypatch.chdir(project.folder / "notes")
@@ -359,6 +360,7 @@ def test_everything_on_the_command_line(project, curv):
     assert (problem["normaliser"], problem["l2"], problem["reduction"]) == (1, 1e-4, "sum")
 
 
+@pytest.mark.slow
 def test_odd_file_names(project, curv):
     odd = os.fsdecode(b"r\xff n: 1.npz")
     project.checkpoint(odd)

@@ -102,6 +102,7 @@ def test_self_checks_are_repeated_though_products_are_kept(project, curv):
     assert not answered.report["checks"]["deterministic"]["passed"]
 
 
+@pytest.mark.first_tier("spectrum-fewer1-more1-8", "trace-fewer2-more2-8")
 @pytest.mark.parametrize(
     ("command", "fewer", "more", "saved"),
     [
@@ -202,6 +203,7 @@ def test_a_full_disk_leaves_what_was_kept(project, curv, monkeypatch):
     assert curv(*PLAIN, "--state", "kept").report["result"] == first
 
 
+@pytest.mark.slow
 def test_killed_ten_times_it_ends_in_the_same_bytes(project, curv, process_environment):
     """Real processes, each killed a moment later than the last one had got to."""
     line = [str(one) for one in (*LARGER, "--state", "kept")]
@@ -244,6 +246,7 @@ def test_a_folder_of_somebody_else_s_is_left_alone(project, curv, name):
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, "mine")]
 
 
+@pytest.mark.first_tier("link-records", "hard link-problem.json", "fifo-lock", "folder-problem.copy.json")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "folder"])
 def test_links_and_pipes_in_a_state_folder_are_refused(project, curv, name, kind):
@@ -271,6 +274,7 @@ def record(text):
     return HEAD.pack(b"curv", len(text), zlib.crc32(text)) + text
 
 
+@pytest.mark.first_tier("description0", "description3", "description5")
 @pytest.mark.parametrize(
     "description",
     [

@@ -12,6 +12,7 @@ FAST = ("step", "--skip-checks")
 METHODS = ("newton", "gauss-newton", "natural", "kfac", "ekfac", "hessian-free", "bfgs", "covariance")
 
 
+@pytest.mark.first_tier("gauss-newton", "natural", "kfac", "hessian-free")
 @pytest.mark.parametrize("method", METHODS)
 def test_one_line_of_json_that_fits_its_schema(project, curv, schema_of, method):
     answered = curv("step", "--method", method, "--quiet")
@@ -83,6 +84,7 @@ def test_the_same_seed_gives_the_same_bytes(project, curv):
     assert first == second
 
 
+@pytest.mark.first_tier("newton", "kfac", "hessian-free")
 @pytest.mark.parametrize("method", METHODS)
 def test_for_people(project, curv, method):
     shown = curv(*FAST, "--format", "text", "--method", method, "--steps", 3, "--quiet").out

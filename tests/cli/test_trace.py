@@ -26,6 +26,7 @@ def test_report(project: Any, curv: Any) -> None:
     assert result["trace"]["data_stderr"] is None
 
 
+@pytest.mark.first_tier("hutch++")
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
 def test_sampled_answers_hold_the_exact_one(project: Any, curv: Any, method: str) -> None:
     exact = curv("trace", "--dtype", "float64").report["result"]
@@ -38,6 +39,7 @@ def test_sampled_answers_hold_the_exact_one(project: Any, curv: Any, method: str
     assert json.dumps(again["result"]) == json.dumps(found["result"])
 
 
+@pytest.mark.slow
 def test_part_of_the_examples(project: Any, curv: Any) -> None:
     result = curv("trace", "--num-examples", "20", "--matrix", "ggn").report["result"]
     assert result["trace"]["data_stderr"] > 0
@@ -45,6 +47,7 @@ def test_part_of_the_examples(project: Any, curv: Any) -> None:
     assert curv("trace", "--num-examples", "60").report["result"]["trace"]["data_stderr"] is None
 
 
+@pytest.mark.first_tier("fisher-mc")
 @pytest.mark.parametrize("matrix", ["fisher-mc", "gradient-covariance", "ntk"])
 def test_other_matrices(project: Any, curv: Any, matrix: str) -> None:
     report = curv("trace", "--matrix", matrix, "--method", "xtrace", "--probes", "8").report

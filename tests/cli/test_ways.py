@@ -88,6 +88,7 @@ def test_dry_run_times_nothing(project, curv, monkeypatch):
     assert timed
 
 
+@pytest.mark.first_tier("command1")
 @pytest.mark.parametrize(
     "command", [SAMPLED, ("trace", "--method", "xtrace", "--probes", 8), ("diag", "--method", "xdiag", "--probes", 8),
                 ("eigs", "--method", "lanczos", "-k", 2)],

@@ -36,6 +36,7 @@ def test_every_matrix_but_the_kernel_has_forms() -> None:
         example_forms(mlp_problem(), "ntk", probes(mlp_problem()))
 
 
+@pytest.mark.first_tier("*-5")
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 @pytest.mark.parametrize("matrix", sorted(FORMS))
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "poisson"])
@@ -48,6 +49,7 @@ def test_mean_is_the_quadratic_form(loss: str, matrix: str, batch_size: int) -> 
     np.testing.assert_allclose(shares.mean(axis=1), expected, **CLOSE)
 
 
+@pytest.mark.first_tier("ggn", "fisher-mc")
 @pytest.mark.parametrize("matrix", sorted(FORMS))
 def test_masked_tokens(matrix: str) -> None:
     problem = token_problem(batch_size=4)
@@ -79,6 +81,7 @@ def test_forms_and_products_have_the_same_draws() -> None:
     np.testing.assert_allclose(shares.mean(axis=1), np.sum(products * vectors, axis=1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_users_loss_that_couples_tokens() -> None:
     def smooth(z: Any, t: Any) -> Any:
         return jnp.sum((z[:, 1:] - z[:, :-1]) ** 2, axis=(1, 2)) + jnp.sum(

@@ -47,6 +47,7 @@ def test_one_datum_is_exact_by_layer(loss: str) -> None:
         np.testing.assert_allclose(found, true, atol=1e3 * EPS * np.abs(true).max())
 
 
+@pytest.mark.first_tier("mlp_problem")
 @pytest.mark.parametrize("make", [mlp_problem, token_problem, linen_problem, embedding_problem])
 def test_the_trace_of_ekfac_is_that_of_the_matrix(make) -> None:
     problem: Problem = make()
@@ -79,6 +80,7 @@ def test_the_eigendecomposition_in_closed_form(corrected: bool) -> None:
     np.testing.assert_allclose(inverse, np.eye(problem.dim), atol=1e6 * EPS)
 
 
+@pytest.mark.slow
 def test_parameters_without_a_layer_have_their_diagonal() -> None:
     problem = linen_problem()
     matrix = kfac(problem, Recipe("exact"))
@@ -106,6 +108,7 @@ def test_factored_damping() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.first_tier("recipe1")
 @pytest.mark.parametrize("recipe", [Recipe("exact"), Recipe("sampled", samples=2), Recipe("exact", "reduce")])
 def test_the_batch_size_does_not_matter(recipe: Recipe) -> None:
     few, many = (written_out(kfac(token_problem(batch_size=size), recipe, corrected=True)) for size in (2, 9))

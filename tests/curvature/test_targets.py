@@ -61,6 +61,7 @@ def dense(problem: Problem, name: str) -> np.ndarray:
 # --- classes that are ruled out ---------------------------------------------------------------------------
 
 
+@pytest.mark.first_tier("ggn", "fisher-mc", "kfac")
 @pytest.mark.parametrize("name", [*MATRICES, "kfac"])
 def test_ruled_out_classes(name: str) -> None:
     """Class numbers and rows; the truth is that of finite logits, e^−10⁴ being 0."""
@@ -114,6 +115,7 @@ def test_mass_on_a_class_that_is_ruled_out_is_an_infinite_loss(targets: np.ndarr
         finite_objective(replace(problem, batches=replace(problem.batches, weight=weight)))
 
 
+@pytest.mark.first_tier("sigmoid_cross_entropy-ggn", "poisson-hessian", "poisson-fisher-mc")
 @pytest.mark.parametrize("name", ["hessian", "ggn", "fisher-mc", "empirical-fisher", "residual"])
 @pytest.mark.parametrize("loss", ["sigmoid_cross_entropy", "poisson"])
 def test_infinite_outputs_that_targets_agree_with(loss: str, name: str) -> None:

@@ -112,6 +112,7 @@ def unequal(*shape: int) -> np.ndarray:
     return np.exp(2 * rng.normal(size=shape)) * (rng.random(shape) < 0.7)
 
 
+@pytest.mark.first_tier("linear_tokens-shape1-*", "embedded-shape4-*")
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize(
     ("make", "shape"),
@@ -137,6 +138,7 @@ def test_reduce_is_exact_where_an_example_repeats_its_input() -> None:
     np.testing.assert_allclose(found, true, atol=1e3 * EPS * np.abs(true).max())
 
 
+@pytest.mark.first_tier("recipe0-True", "recipe2-False")
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("recipe", [*EXACT, Recipe("empirical"), Recipe("sampled", samples=2)])
 def test_what_stands_in_masked_tokens_changes_nothing(recipe: Recipe, corrected: bool) -> None:
@@ -149,6 +151,7 @@ def test_what_stands_in_masked_tokens_changes_nothing(recipe: Recipe, corrected:
     np.testing.assert_allclose(one, two, atol=1e4 * EPS * np.abs(one).max())
 
 
+@pytest.mark.first_tier("recipe1-*")
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("recipe", EXACT)  # draws, and signs of empirical gradients, belong to places in the data
 def test_an_example_of_weight_two_is_that_example_twice(recipe: Recipe, corrected: bool) -> None:
@@ -162,6 +165,7 @@ def test_an_example_of_weight_two_is_that_example_twice(recipe: Recipe, correcte
     np.testing.assert_allclose(one, two, atol=1e4 * EPS * np.abs(one).max())
 
 
+@pytest.mark.first_tier("recipe1-*")
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("recipe", EXACT)  # draws, and signs of empirical gradients, belong to places in the data
 def test_data_without_their_padding_give_the_same(recipe: Recipe, corrected: bool) -> None:

@@ -54,6 +54,7 @@ def test_many_right_hand_sides_of_any_size(values):
     assert values.min() <= found.lowest[0] <= found.norm[0] <= values.max() * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1), rank=st.integers(0, 4), k=st.sampled_from([1, 4]), dim=st.sampled_from([1, 3, 8])

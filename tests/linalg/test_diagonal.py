@@ -72,6 +72,7 @@ def leave_one_out(matrix: np.ndarray, tests: np.ndarray, *, sides: int = 2) -> n
     return np.array([sample - center * control for sample, control in parts])
 
 
+@pytest.mark.first_tier("2-*", "3-indefinite")
 @pytest.mark.parametrize("spectrum", ["few outliers", "indefinite", "exponential"])
 @pytest.mark.parametrize("count", [2, 3, 9])
 def test_xdiag_is_its_definition(spectrum: str, count: int) -> None:
@@ -114,6 +115,7 @@ def test_diagonal_matrices_are_exact() -> None:
     assert max(law.stderr for law in found.sums) == 0
 
 
+@pytest.mark.first_tier("values1", "values3")
 @pytest.mark.parametrize("values", [np.zeros(7), np.ones(7), np.array([3.0, 0, 0, 0, 0, 0, 0]), [2.0], [1.0, -4.0]])
 def test_what_the_images_span_is_exact(values: Any) -> None:
     matrix = rotated(np.asarray(values, float))

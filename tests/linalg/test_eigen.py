@@ -82,6 +82,7 @@ HARD = {
 }
 
 
+@pytest.mark.first_tier("2-3-*-1", "0-12-*-2")
 @pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize(("low", "high"), [(2, 3), (0, 12), (12, 0)])
@@ -118,6 +119,7 @@ def test_nearly_all_pairs(count: int) -> None:
     np.testing.assert_allclose(found.values, np.sort(values)[-count:], atol=1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     multiplicities=st.lists(st.integers(1, 9), min_size=1, max_size=8),

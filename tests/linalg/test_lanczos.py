@@ -111,6 +111,7 @@ def test_probes_do_not_depend_on_their_grouping() -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(dim=st.integers(1, 40), k=st.integers(1, 3), steps=st.integers(1, 45), seed=st.integers(0, 1000))
 def test_ritz_values_lie_within_the_spectrum(dim: int, k: int, steps: int, seed: int) -> None:

@@ -40,6 +40,7 @@ def test_right_hand_sides_of_any_size(dtype):
     assert meter.data_passes == found.iterations.max() + 1
 
 
+@pytest.mark.first_tier("values1")
 @pytest.mark.parametrize("values", [np.linspace(0.1, 9, 30), np.r_[np.full(29, 1e-2), 50.0], np.full(5, 2.0)])
 def test_the_automatic_scale_converges(values):
     matrix, meter = symmetric(values), Meter()

@@ -97,6 +97,7 @@ def test_leaving_two_out_equals_leaving_them_out() -> None:
             assert two.square[pair, side] == pytest.approx(squares[index], rel=1e-9)
 
 
+@pytest.mark.first_tier("xtrace")
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
 @settings(max_examples=15, deadline=None)
 @given(products=st.integers(4, 30), seed=st.integers(0, 1000), rank=st.integers(1, 40), shift=st.floats(-2, 2))
@@ -109,6 +110,7 @@ def test_parts_sum_to_the_whole(method: str, products: int, seed: int, rank: int
         assert np.isfinite(law.value + law.stderr + law.dof)
 
 
+@pytest.mark.first_tier("hutch++")
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
 def test_estimates_are_unbiased(method: str) -> None:
     matrix = matrix_with(np.r_[20, -8, 5, np.linspace(-0.5, 1, 37)])
@@ -122,6 +124,7 @@ def test_estimates_are_unbiased(method: str) -> None:
     assert np.all(np.abs(mean - truths) < 4 * error)
 
 
+@pytest.mark.first_tier("flat-hutchinson", "outlier-hutch++", "indefinite-xtrace")
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
 @pytest.mark.parametrize("spectrum", ["flat", "outlier", "decay", "indefinite"])
 def test_the_standard_error_is_the_estimators_own(method: str, spectrum: str) -> None:

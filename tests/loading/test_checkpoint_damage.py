@@ -73,6 +73,7 @@ def same(found, expected):
     assert json.dumps(found, default=np.ndarray.tolist) == json.dumps(expected, default=np.ndarray.tolist)
 
 
+@pytest.mark.first_tier("corrupt")
 @pytest.mark.parametrize("damage", ["delete", "corrupt"])
 def test_the_optimizer_is_not_read(damage, tmp_path):
     path = pytree(tmp_path / "ckpt", tree(), use_ocdbt=False)
@@ -328,6 +329,7 @@ def test_safetensors_is_optional(tmp_path, monkeypatch):
     assert "curvcli[safetensors]" in caught.value.hint
 
 
+@pytest.mark.first_tier("0")
 @pytest.mark.parametrize("seed", range(3))
 def test_any_damage_is_an_error_or_harmless(seed, tmp_path):
     random = np.random.default_rng(seed)

@@ -90,6 +90,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return CASES[request.param](tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.first_tier("linen-ggn", "nnx-gauss-newton", "tokens-hessian", "pair-ggn")
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_curvature_is_the_dense_one_for_every_batch_size(case: tuple[Loaded, Truth], matrix: str) -> None:
     loaded, truth = case
@@ -119,6 +120,7 @@ def test_the_same_network_is_read_however_it_is_saved(tmp_path: Path, make: Call
     np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.first_tier("names1")
 @pytest.mark.parametrize("names", [[f"layers/{i}/*"] for i in range(2)] + [["*/b*", "norm/*"]])
 def test_a_block_of_parameters_gives_the_principal_block(tmp_path: Path, names: list[str]) -> None:
     loaded, truth = nnx_case(tmp_path)

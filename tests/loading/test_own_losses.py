@@ -44,6 +44,7 @@ def trace(objective: Objective, matrix: str, params: Any = PARAMS, **settings: A
     return objective.trace(params, matrix=matrix, dtype="float64", skip_checks=True, **settings).result.trace.value
 
 
+@pytest.mark.first_tier("tokens")
 @pytest.mark.parametrize("reduction", ["mean", "tokens"])
 def test_the_outputs_of_an_example_are_one_unit(reduction: Any) -> None:
     named, own = (
@@ -80,6 +81,7 @@ def test_outputs_with_weights_of_their_own_are_units() -> None:
         trace(Objective(network, (X, VALUES, mask), lambda z, t: elementwise(z, t).sum(axis=-1)), "hessian")
 
 
+@pytest.mark.first_tier("float64-smoothed")
 @pytest.mark.parametrize("loss", [cross_entropy, smoothed])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_likelihood_of_the_same_hessian_stands_for_the_loss(loss: Any, dtype: Any) -> None:
@@ -141,6 +143,7 @@ def test_pairs_of_examples_are_named() -> None:
             trace(Objective(first, (X, LABELS / 2), loss), "hessian")
 
 
+@pytest.mark.first_tier("3")
 @pytest.mark.parametrize("tokens", [2, 3, 4, 5])
 def test_a_loss_a_token_is_none_of_them(tokens: int) -> None:
     # As many tokens as examples, and as classes.
