@@ -145,6 +145,7 @@ def test_auto_takes_xdiag_where_it_pays(network: tuple[Problem, np.ndarray], mon
     assert run(problem, probes=problem.dim).result.method == "dense"
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_whatever_the_batches(network: tuple[Problem, np.ndarray]) -> None:
     problem, _ = network
     other = replace(problem, batches=problem.batches.resized(7))

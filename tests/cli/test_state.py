@@ -60,6 +60,7 @@ class Net(MLP):
 """
 
 
+@pytest.mark.first_tier("spectrum")
 @pytest.mark.parametrize(
     "command", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in COMMANDS]
 )
@@ -102,7 +103,7 @@ def test_self_checks_are_repeated_though_products_are_kept(project, curv):
     assert not answered.report["checks"]["deterministic"]["passed"]
 
 
-@pytest.mark.first_tier("spectrum-fewer1-more1-8", "trace-fewer2-more2-8")
+@pytest.mark.first_tier("trace-fewer2-more2-8")
 @pytest.mark.parametrize(
     ("command", "fewer", "more", "saved"),
     [
