@@ -62,7 +62,7 @@ def _(primals: Any, tangents: Any) -> Any:
     return jnp.tanh(primals[0]), 1.1 * tangents[0] * (1 - jnp.tanh(primals[0]) ** 2)
 
 
-@pytest.mark.first_tier("*-float32")
+@pytest.mark.first_tier("stop_gradient*-float32", "custom_jvp*-float32")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("name", "change"),

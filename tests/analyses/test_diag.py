@@ -72,6 +72,7 @@ def network() -> tuple[Problem, np.ndarray]:
     return problem, np.diag(dense_hessian(problem))
 
 
+@pytest.mark.first_tier("softmax", "squared")
 @pytest.mark.parametrize("kind", ["softmax", "squared", "tokens"])
 def test_dense_is_exact(kind: str) -> None:
     problem = tokens_problem() if kind == "tokens" else mlp_problem(

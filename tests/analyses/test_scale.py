@@ -180,6 +180,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     "float32-trace of forms",
     "float32-diag xdiag",
     "float32-saddle dense",
+    "float32-direction",
     "float32-landscape",
     "float32-influence cg remove",
     "float32-influence leverage",

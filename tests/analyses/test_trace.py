@@ -280,6 +280,7 @@ def test_the_parameters_side_where_that_is_smaller(wide: Problem) -> None:
         run(wide, matrix="ggn", method="dense", max_memory=50_000)
 
 
+@pytest.mark.first_tier("fisher-mc")
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("matrix", ["ggn", "fisher-mc", "gradient-covariance"])
 def test_forms_without_the_layers(wide: Problem, matrix: str) -> None:

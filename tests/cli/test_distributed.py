@@ -82,6 +82,7 @@ def told_of_a_loss(process: subprocess.Popen[str], within: float) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_two_processes_answer_as_one(start: Start, curv: Callable[..., Outcome]) -> None:
     first, second = start(2, *SHORT)
     out, err = first.communicate(timeout=200)

@@ -13,7 +13,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.first_tier("spectrum")
+@pytest.mark.first_tier("landscape")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_same_seed_gives_the_same_bytes(project, curv, name):
     one, again, other = (

@@ -28,7 +28,6 @@ COMMANDS = {
     "step": ("step", "--method", "hessian-free", "--steps", 2),
     "compare": ("compare", "--method", "sampled", "--matrices", "hessian,ggn,diagonal"),
 }
-QUICK = ("spectrum", "landscape", "influence")
 PLAIN = ("trace", "--method", "hutchinson", "--probes", 8, "--skip-checks", "--dtype", "float64")
 LONGER = {
     "spectrum": ("spectrum", "--method", "hutchinson"),
@@ -61,9 +60,7 @@ class Net(MLP):
 
 
 @pytest.mark.first_tier("spectrum")
-@pytest.mark.parametrize(
-    "command", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in COMMANDS]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_cut_off_anywhere_it_ends_in_the_same_bytes(project, curv, command):
     line = (*COMMANDS[command], *FAST)
     whole = json.dumps(curv(*line).report["result"])
