@@ -86,11 +86,13 @@ def test_what_was_compiled_serves_other_weights(objective, data, variables):
     assert fresh.eigs(other, k=2, method="lanczos", dtype="float64").result == second.result
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_told(objective, variables):
     found = objective.trace(variables, method="hutchinson", rtol=1e-6, time_limit=1e-9)
     assert any("stopped early (time limit)" in one for one in found.report.warnings)
 
 
+@pytest.mark.slow
 def test_every_method(objective, variables):
     for name in ("diag", "saddle", "direction", "landscape", "compare"):
         found = getattr(objective, name)(variables, skip_checks=True)
@@ -195,6 +197,7 @@ def test_functions_of_one_name_are_told_apart(data):
     assert held.trace({"w": np.zeros((4, 1))}, matrix="fisher-mc", mc_samples=1, **options).result.trace.value > 0
 
 
+@pytest.mark.slow
 def test_data_that_come_once_serve_every_call(data, variables):
     batches = ((inputs, targets) for inputs, targets in zip(*(np.split(one, 2) for one in data), strict=True))
     once = Objective(MLP(features=[8, 3]), batches, "softmax_cross_entropy")

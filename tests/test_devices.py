@@ -271,7 +271,7 @@ def assert_same(alone: Any, together: Any) -> None:
             assert found[path] == pytest.approx(value, rel=1e-6, abs=1e-9), path
 
 
-@pytest.mark.first_tier("trace", "eigs", "step")
+@pytest.mark.first_tier("trace", "eigs")
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis(name: str) -> None:
     problem = problem_of(sizes=(4, 5, 3), count=21)

@@ -59,7 +59,7 @@ def test_tables_say_what_the_help_says(name: str) -> None:
     assert with_tables(text, name) == text  # else: python docs/pages.py
 
 
-@pytest.mark.first_tier("trace", "landscape", "step", "compare", "inspect", "watch", "plot", "init", "schema")
+@pytest.mark.first_tier("trace", "landscape", "watch", "plot", "init", "schema")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_print_what_the_page_shows(name: str, terminal: Callable[[str], str]) -> None:
     shown = examples(page(name))

@@ -58,6 +58,7 @@ def test_ranks_of_a_resample_are_ranks_anew() -> None:
     np.testing.assert_allclose(_spearman(x[:, None], y[:, None])(counts.astype(float)), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_intervals_cover() -> None:
     rng, rho, hits = np.random.default_rng(3), 0.8, np.zeros(2)
     for _ in range(120):

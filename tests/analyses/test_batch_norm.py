@@ -82,7 +82,7 @@ def test_reports_say_what_the_answer_depends_on(batch: int) -> None:
     assert any("left out" in warning for warning in found.report.warnings) == (COUNT % batch > 0)
 
 
-@pytest.mark.first_tier("Nnx")
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [Linen, Nnx])
 def test_the_sandwiches_have_the_jacobian_of_whole_batches(cls: Any) -> None:
     batch, (_, variables) = 16, KINDS[cls]

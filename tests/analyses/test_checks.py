@@ -63,7 +63,7 @@ def _(primals: Any, tangents: Any) -> Any:
     return jnp.tanh(primals[0]), 1.1 * tangents[0] * (1 - jnp.tanh(primals[0]) ** 2)
 
 
-@pytest.mark.first_tier("*-float32")
+@pytest.mark.first_tier("stop_gradient*-float32", "custom_jvp*-float32")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("name", "change"),
@@ -126,6 +126,7 @@ def test_no_false_alarm(activation: Callable[[Any], Any], seed: int, dtype: str)
 DEEP = (8, *(30,) * 8, 4)
 
 
+@pytest.mark.slow
 def test_no_false_alarm_where_a_kink_is_near() -> None:
     """Within 1e-6 of the weights' size, along the gradient: one seed in forty of this network."""
     assert alarms(relu_problem(DEEP, dtype="float32"), [77]).alarms == 0
@@ -149,6 +150,7 @@ def test_no_false_alarm_at_a_minimum_or_without_curvature(dtype: str) -> None:
     assert checks(flat) == (set(), [])
 
 
+@pytest.mark.first_tier("softmax_cross_entropy", "poisson")
 @pytest.mark.parametrize("loss", ["squared_error", "softmax_cross_entropy", "sigmoid_cross_entropy", "poisson"])
 def test_no_false_alarm_for_any_loss(loss: str) -> None:
     for dtype in ("float32", "float64"):
@@ -166,7 +168,7 @@ def checked(problem: Problem, matrix: str) -> dict[str, Any]:
     return {name: check for name, check in checks.items() if not check.passed}
 
 
-@pytest.mark.first_tier("float64")
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_matrix_that_is_zero_but_for_rounding_is_no_fault(dtype: str) -> None:
     """The covariance of one gradient, or of copies of it; H − G where every example is fitted; a linear loss."""

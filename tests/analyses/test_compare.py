@@ -241,6 +241,7 @@ def test_a_regulariser_of_the_users_own_is_in_every_step() -> None:
     assert any("no part of kfac, ekfac and diagonal" in one for one in answer.warnings)
 
 
+@pytest.mark.slow
 def test_products_are_counted_and_forecast() -> None:
     answer = compared(skip_checks=False)
     settings = CompareSettings(dtype="float64")

@@ -73,6 +73,7 @@ def network() -> tuple[Problem, np.ndarray]:
     return problem, np.diag(dense_hessian(problem))
 
 
+@pytest.mark.first_tier("softmax", "squared")
 @pytest.mark.parametrize("kind", ["softmax", "squared", "tokens"])
 def test_dense_is_exact(kind: str) -> None:
     problem = tokens_problem() if kind == "tokens" else mlp_problem(
@@ -146,6 +147,7 @@ def test_auto_takes_xdiag_where_it_pays(network: tuple[Problem, np.ndarray], mon
     assert run(problem, probes=problem.dim).result.method == "dense"
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_whatever_the_batches(network: tuple[Problem, np.ndarray]) -> None:
     problem, _ = network
     other = replace(problem, batches=problem.batches.resized(7))

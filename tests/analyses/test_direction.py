@@ -167,6 +167,7 @@ def test_the_batch_size_does_not_matter(network: Problem, everything: Answer[Any
         np.testing.assert_allclose(a.profile.loss, b.profile.loss, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_tokens_and_masks() -> None:
     problem = token_problem()
     answer = run(problem, "random", points=5)

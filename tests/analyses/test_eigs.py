@@ -135,6 +135,7 @@ def linear_problem(features: int, outputs: int, rank: int | None = None) -> tupl
     return problem, np.sort(np.repeat(np.linalg.eigvalsh(x.T @ x / 40), outputs))[::-1]
 
 
+@pytest.mark.first_tier("7-*")
 @BOTH_WAYS
 @pytest.mark.parametrize("k", [1, 7, 15])
 def test_multiple_eigenvalues_come_as_often_as_they_are(method: str, k: int) -> None:
@@ -155,6 +156,7 @@ def test_low_rank_and_zero(method: str) -> None:
     assert answer.result.eigenvalues[0].gradient_cosine_squared is None
 
 
+@pytest.mark.first_tier("1-*")
 @BOTH_WAYS
 @pytest.mark.parametrize("features", [1, 2])
 def test_one_and_two_parameters(method: str, features: int) -> None:
@@ -165,6 +167,7 @@ def test_one_and_two_parameters(method: str, features: int) -> None:
     assert answer.result.gradient_overlap == pytest.approx(1)
 
 
+@pytest.mark.first_tier("dense")
 @BOTH_WAYS
 def test_all_pairs(method: str) -> None:
     problem = mlp_problem(sizes=(4, 5, 3))
@@ -172,6 +175,7 @@ def test_all_pairs(method: str) -> None:
     np.testing.assert_allclose(values(answer), np.linalg.eigvalsh(dense_hessian(problem))[::-1], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_holds_the_float64_truth(network: tuple[Problem, np.ndarray]) -> None:
     problem = mlp_problem(sizes=(8, 12, 5), count=60, l2=1e-3, dtype="float32")
     exact = np.linalg.eigvalsh(network[1])[::-1]

@@ -81,6 +81,7 @@ def test_the_choice_of_damping(problem: Any, asked: Any, found: Any, damping: fl
     assert (told.lambda_min, told.lambda_max, told.mean) == found
 
 
+@pytest.mark.slow
 def test_damping_added_is_the_damping_reported() -> None:
     for asked in ({"damping": 0.7}, {"damping": "auto"}, {"damping": 0.7, "solver": "cg", "tol": 1e-12}):
         answer = run(FREE, queries=QUERIES, measure="output", **asked)
@@ -169,6 +170,7 @@ def test_a_solve_that_says_nothing_is_said_to() -> None:
     assert any(warning.startswith("1 of them have residuals above 0.5") for warning in found.warnings)
 
 
+@pytest.mark.first_tier("dense-*")
 @pytest.mark.parametrize("matrix", ["ggn", "hessian"])
 @pytest.mark.parametrize("solver", ["dense", "cg"])
 def test_at_a_minimum_another_matrix_than_the_hessian_is_measured_against_it(matrix: str, solver: str) -> None:
@@ -251,6 +253,7 @@ def test_a_singular_system_without_damping_is_said() -> None:
     assert run(wide).result.damping > 0
 
 
+@pytest.mark.slow
 def test_one_damping_for_one_matrix_whatever_the_solver() -> None:
     for l2 in (0.0, 1e-2):
         problem = mlp_problem(sizes=(4, 5, 3), count=23, l2=l2)

@@ -238,6 +238,7 @@ def test_the_batch_size_does_not_matter() -> None:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_labels_as_numbers_and_as_rows_give_the_same() -> None:
     problem = mlp_problem(l2=0.1)
     rows = replace(problem, batches=replace(problem.batches, targets=np.eye(3)[problem.batches.targets]))

@@ -84,6 +84,7 @@ def test_scores_with_other_losses(loss: str) -> None:
         close(found[(slice(None), *place)], actual)
 
 
+@pytest.mark.slow
 def test_soft_labels_of_softmax_regression() -> None:
     problem = softmax()
     asked = replace(queries(problem), targets=np.array([0, 2, 1, 1]))

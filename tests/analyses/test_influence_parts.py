@@ -98,6 +98,7 @@ def test_an_example_that_alone_decides_its_fit_has_no_removal() -> None:
     assert run(problem, leverage=True, damping=0.1).result.leverage.capped == 0
 
 
+@pytest.mark.slow
 def test_corrected_scores_have_the_shape_of_the_scores() -> None:
     for problem in (PROBLEM, token_problem(l2=0.02)):
         answer = run(problem, queries=QUERIES[:2], measure="output", leverage=True)

@@ -74,6 +74,7 @@ def test_the_order_of_ways_out() -> None:
         assert counts == sorted(counts, reverse=True)
 
 
+@pytest.mark.slow
 def test_basis_on_the_disk_gives_the_same_answers(tmp_path) -> None:
     limit = limit_for("disk")
     answer = run(limit, state=str(tmp_path))

@@ -112,6 +112,7 @@ def test_the_parts_make_the_evidence() -> None:
     assert found.log_evidence.value == pytest.approx(parts)
 
 
+@pytest.mark.first_tier("poisson")
 @pytest.mark.parametrize("loss", ["poisson", "sigmoid_cross_entropy", "softmax_cross_entropy", "squared_error"])
 def test_the_likelihood_is_normalised(loss: str) -> None:
     problem = mlp_problem(loss, l2=0.1)

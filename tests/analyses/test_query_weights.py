@@ -118,6 +118,7 @@ def test_scores_do_not_depend_on_the_weights_of_the_queries(mode: str, measure: 
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_mask_of_tokens_selects_them() -> None:
     """Fractional weights count as 1; of a sequence without any, every token that has a label does."""
     problem = at_minimum(token_problem(l2=0.05))

@@ -179,6 +179,7 @@ def test_a_float32_analysis_is_refitted_in_float64() -> None:
 MEASURES: tuple[queries.Measure, ...] = ("loss", "output", "margin")
 
 
+@pytest.mark.first_tier("sigmoid_cross_entropy")
 @pytest.mark.parametrize("loss", ["sigmoid_cross_entropy", "softmax_cross_entropy"])
 def test_removal_from_logistic_regressions(loss: str) -> None:
     targets = RNG.integers(0, 2, (N, 1)).astype(float) if loss.startswith("sigmoid") else np.arange(N) % 3

@@ -90,6 +90,7 @@ def test_precise_products_are_those_of_the_matrix(case: tuple[Problem, np.ndarra
     assert build(in_float64(problem), "hessian").precise is None
 
 
+@pytest.mark.first_tier("fisher-mc", "ntk")
 @pytest.mark.parametrize("name", ["fisher-mc", "gradient-covariance", "empirical-fisher", "ggn", "ntk"])
 def test_precise_products_of_other_matrices_are_not_of_another_matrix(name: str) -> None:
     """Label draws do not depend on the arithmetic."""

@@ -38,6 +38,7 @@ def network() -> tuple[Problem, np.ndarray]:
     return problem, np.linalg.eigvalsh(dense_hessian(problem))
 
 
+@pytest.mark.first_tier("xtrace")
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
 def test_against_dense(network: tuple[Problem, np.ndarray], method: str) -> None:
     problem, exact = network
@@ -183,6 +184,7 @@ def test_scale_of_the_loss_does_not_matter(scale: float) -> None:
     assert other.negative_mass.value == pytest.approx(one.negative_mass.value, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_float32_holds_the_float64_truth() -> None:
     problem = mlp_problem(sizes=(8, 12, 5), count=60, l2=1e-3, dtype="float32")
     exact = np.linalg.eigvalsh(dense_hessian(mlp_problem(sizes=(8, 12, 5), count=60, l2=1e-3)))

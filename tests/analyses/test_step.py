@@ -87,6 +87,7 @@ def test_covariance_inverts_the_covariance_and_is_judged_by_the_ggn() -> None:
     np.testing.assert_allclose(delta(problem, plain), r, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_on_linear_least_squares_every_singular_direction_shrinks_by_its_factor() -> None:
     problem, damping = linear(), 0.05
     values, vectors = np.linalg.eigh(dense_ggn(problem))
@@ -97,6 +98,7 @@ def test_on_linear_least_squares_every_singular_direction_shrinks_by_its_factor(
     np.testing.assert_allclose(after, damping / (values + damping) * before, rtol=1e-9)
 
 
+@pytest.mark.first_tier("gauss-newton", "ekfac", "bfgs")
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_quadratic_the_undamped_ratio_is_one(method: str) -> None:
     result = answer(linear(l2=0.1), method=method, damping=0.0).result
@@ -192,6 +194,7 @@ def test_negative_curvature_is_followed_and_said() -> None:
     assert any("negative curvature" in said for said in found.warnings)
 
 
+@pytest.mark.slow
 def test_no_step_leaves_the_trust_region() -> None:
     for method in METHODS:
         result = answer(mlp_problem(), method=method, damping=1e-3, radius=0.1).result

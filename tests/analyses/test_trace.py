@@ -44,7 +44,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "DENSE_DIM", 0)
 
 
-@pytest.mark.first_tier("6-*")
+@pytest.mark.first_tier("6-hutch*")
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])
 @pytest.mark.parametrize("probes", [6, 40])
@@ -93,6 +93,7 @@ def test_every_matrix(network: tuple[Problem, np.ndarray], matrix: str) -> None:
     assert bool(result.layers) == (matrix != "ntk")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large")
 def test_rtol_stops_when_it_is_met(network: tuple[Problem, np.ndarray]) -> None:
     problem, exact = network
@@ -225,6 +226,7 @@ def test_the_batch_size_does_not_matter(network: tuple[Problem, np.ndarray], mon
     assert one.trace.stderr == pytest.approx(other.trace.stderr, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_error_of_the_layers_is_that_of_their_blocks() -> None:
     """With one layer alone differentiated, the whole's error is the layer's."""
     problem = replace(mlp_problem(sizes=(4, 5, 3), count=80), population=400)
@@ -252,6 +254,7 @@ def wide() -> Problem:
     return replace(problem, batches=replace(problem.batches, weight=weight))
 
 
+@pytest.mark.first_tier("fisher", "fisher-mc")
 @pytest.mark.parametrize("matrix", SANDWICHES)
 def test_the_output_side_is_exact_where_it_is_smaller(wide: Problem, matrix: str) -> None:
     shift = 0.3 + (0.0 if matrix == "empirical-fisher" else 1e-2)
@@ -278,6 +281,7 @@ def test_the_parameters_side_where_that_is_smaller(wide: Problem) -> None:
         run(wide, matrix="ggn", method="dense", max_memory=50_000)
 
 
+@pytest.mark.first_tier("fisher-mc")
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("matrix", ["ggn", "fisher-mc", "gradient-covariance"])
 def test_forms_without_the_layers(wide: Problem, matrix: str) -> None:

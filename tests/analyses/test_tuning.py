@@ -121,6 +121,7 @@ def test_short_runs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed
 
 
+@pytest.mark.first_tier("hessian", "fisher-mc")
 @pytest.mark.parametrize("matrix", ["hessian", "fisher-mc", "gradient-covariance", "ntk"])
 def test_a_timed_way_gives_the_same_matrix(matrix: Any) -> None:
     settings = SETTINGS.model_copy(update={"matrix": matrix, "mc_samples": 2})

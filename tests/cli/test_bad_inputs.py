@@ -220,6 +220,7 @@ ANSWERED = {
 }
 
 
+@pytest.mark.first_tier("one class", "not converged", "no tangents")
 @pytest.mark.parametrize("case", ANSWERED)
 def test_a_doubtful_input_is_answered_with_a_warning(project: Any, curv: Any, case: str) -> None:
     command, prepare, text = ANSWERED[case]

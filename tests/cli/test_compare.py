@@ -31,6 +31,7 @@ def test_one_line_of_json_that_fits_its_schema(project, curv, schema_of):
     assert report["settings"]["matrices"] == []
 
 
+@pytest.mark.slow
 def test_traces_are_those_of_curv_trace(project, curv):
     found = curv(*FAST, "--factors", "exact").report["result"]
     for name in ("hessian", "ggn", "empirical-fisher", "kfac"):
@@ -97,6 +98,7 @@ def test_part_of_the_examples_is_said(project, curv):
     assert any("20 of 60 examples were used" in one for one in report["warnings"])
 
 
+@pytest.mark.slow
 def test_view(project, curv):
     text = curv(*FAST, "--format", "text").out
     lines = text.splitlines()

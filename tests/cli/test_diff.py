@@ -61,6 +61,7 @@ def test_for_people(reports, curv, monkeypatch):
     assert max(map(len, shown)) <= 80
 
 
+@pytest.mark.first_tier("None-*", "{}-*")
 @pytest.mark.parametrize(
     ("content", "code", "text"),
     [

@@ -82,6 +82,7 @@ def told_of_a_loss(process: subprocess.Popen[str], within: float) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_two_processes_answer_as_one(start: Start, curv: Callable[..., Outcome]) -> None:
     first, second = start(2, *SHORT)
     out, err = first.communicate(timeout=200)
@@ -95,6 +96,7 @@ def test_two_processes_answer_as_one(start: Start, curv: Callable[..., Outcome])
         assert together["result"][name]["value"] == pytest.approx(alone["result"][name]["value"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_workers_sum_rightly_whatever_flags_are_set(
     project: Project, start: Start, curv: Callable[..., Outcome], process_environment: dict[str, str]
 ) -> None:

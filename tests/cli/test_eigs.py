@@ -31,7 +31,7 @@ def test_one_line_of_json_that_fits_its_schema(project, curv, schema_of):
     assert all(check["passed"] for check in report["checks"].values())
 
 
-@pytest.mark.first_tier("hessian-lanczos", "ggn-dense")
+@pytest.mark.first_tier("hessian-lanczos")
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 @pytest.mark.parametrize("matrix", ["hessian", "ggn"])
 def test_numbers_are_those_of_the_matrix_written_down_anew(project, curv, matrix, method):
@@ -101,6 +101,7 @@ def test_dry_run(project, curv):
     assert forecast["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_part_of_the_examples(project, curv):
     part = curv(*FAST, "--num-examples", 30, "-k", 4)
     errors = [pair["data_stderr"] for pair in part.report["result"]["eigenvalues"]]

@@ -88,6 +88,7 @@ def test_on_a_terminal(project, start):  # noqa: F811
     assert "Influence of" not in err.read(0)
 
 
+@pytest.mark.slow
 def test_what_a_network_prints_is_not_in_the_report(project, shell):
     project.write("net.py", "from curvcli import zoo\nprint('hello from the model')\nMLP = zoo.MLP\n")
     answered = shell("$CURV influence --skip-checks --remove --queries 0 --model net.py:MLP 2>err")
@@ -142,6 +143,7 @@ def test_shapes_of_the_scores(project, curv, mode, measure):
     assert own["target"] is None
 
 
+@pytest.mark.first_tier(".npz")
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
 def test_formats_of_score_files(project, curv, suffix):
     file = project.folder / f"scores{suffix}"
@@ -211,7 +213,7 @@ def test_what_is_no_question_is_refused(project, curv, options, says):
     assert says in answered.error
 
 
-@pytest.mark.first_tier("cg", "dense")
+@pytest.mark.first_tier("dense")
 @pytest.mark.parametrize("solver", ["cg", "minres", "neumann", "dense"])
 def test_solvers(project, curv, solver):
     asked = (*FAST, "--remove", "--queries", "0:3", "--damping", "0.05", "--solver", solver, "--tol", "1e-3")

@@ -57,6 +57,7 @@ def ended(process):
     return code, process.stderr.read()
 
 
+@pytest.mark.first_tier("False-signals0-130")
 @pytest.mark.parametrize(
     ("answerable", "signals", "code"),
     [(False, [signal.SIGINT], 130), (True, [signal.SIGTERM], 143), (True, [signal.SIGINT, signal.SIGINT], 130)],

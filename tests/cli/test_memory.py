@@ -13,6 +13,7 @@ GROWING = {
 }
 
 
+@pytest.mark.first_tier("diag", "compare")
 @pytest.mark.parametrize("name", GROWING)
 def test_the_hint_names_the_largest_setting_that_fits(project, curv, name):
     command, option, much = GROWING[name]

@@ -22,7 +22,7 @@ def test_the_terminal_says_which_numbers_are_of_all_examples(project, curv):
     assert "of these" not in whole
 
 
-@pytest.mark.first_tier("command2", "command3", "command7")
+@pytest.mark.first_tier("command2")
 @pytest.mark.parametrize(
     "command",
     [

@@ -44,7 +44,7 @@ def made(project, curv):
     return make
 
 
-@pytest.mark.first_tier("dense", "trace", "eigs", "diag", "line", "landscape", "inspect")
+@pytest.mark.first_tier("trace", "landscape", "inspect")
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis_in_every_format(made, curv, name):
     report = made(name)
@@ -99,6 +99,7 @@ def test_several_reports_are_laid_over_each_other(project, curv):
     check_page(page, [Path("hessian.json"), Path("ggn.json")])
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_over_its_steps(project, curv):
     root = project.steps("run", range(0, 40, 10))
     done = curv("spectrum", root, "--all-steps", *FAST, "--spec", "curv.toml", "-o", "run.jsonl")
@@ -184,6 +185,7 @@ def test_scores_in_a_file_make_the_label_matrices(project, curv):
     np.testing.assert_allclose(mesh["z"], scores[rows], rtol=1e-3)
 
 
+@pytest.mark.first_tier("arguments0-*", "arguments1-*", "arguments3-*", "arguments5-*")
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -29,6 +29,7 @@ def test_one_line_of_json_that_fits_its_schema(project, curv, schema_of):
     assert all(check["passed"] for check in report["checks"].values())
 
 
+@pytest.mark.first_tier("lanczos")
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_numbers_are_those_of_the_matrix_written_down_anew(project, curv, method):
     values = np.linalg.eigvalsh(dense_matrix(project, "hessian"))
@@ -89,6 +90,7 @@ def test_adam_from_the_checkpoint(project, curv):
     assert given["threshold"] == pytest.approx(60)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(project, curv):
     first, second = (json.dumps(curv(*FAST, "--method", "lanczos", "--seed", 3).report["result"]) for _ in range(2))
     assert first == second
@@ -112,6 +114,7 @@ def test_for_people(project, curv):
     assert re.search(r"bound +no curvature below -\S+ *\n", exact)
 
 
+@pytest.mark.slow
 def test_forecast(project, curv):
     forecast = curv("saddle", "--dry-run", "--method", "lanczos").report["forecast"]
     assert forecast["products"] > 67

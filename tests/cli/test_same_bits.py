@@ -13,6 +13,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.first_tier("landscape")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_same_seed_gives_the_same_bytes(project, curv, name):
     one, again, other = (
@@ -23,6 +24,7 @@ def test_the_same_seed_gives_the_same_bytes(project, curv, name):
     assert one != other
 
 
+@pytest.mark.slow
 def test_the_same_threads_give_the_same_bytes(project, shell):
     command = "$CURV trace --skip-checks -q --method hutchinson --probes 4 --threads 2"
     one, again = (load_json(shell(command).out)["result"] for _ in range(2))

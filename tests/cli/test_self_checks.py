@@ -68,6 +68,7 @@ NAMED = {
 }
 
 
+@pytest.mark.first_tier("Wrong", "Mixes")
 @pytest.mark.parametrize("model", NAMED)
 def test_what_is_wrong_is_named(project, curv, model):
     project.write("models.py", MODELS)
@@ -80,6 +81,7 @@ def test_what_is_wrong_is_named(project, curv, model):
     assert says in said
 
 
+@pytest.mark.slow
 def test_a_kernel_in_loops_and_checkpoints_is_trusted(project, curv):
     project.write("models.py", MODELS)
     answered = curv("inspect", "--model", "models.py:Loops", "--probes", 2, "--matrix", "ggn")

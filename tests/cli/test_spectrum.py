@@ -93,6 +93,7 @@ def test_numbers_are_those_of_the_matrix_written_down_anew(project, curv, matrix
     np.testing.assert_allclose(result["near_zero_tolerance"], 1e-10 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_settings_of_a_report_give_its_result_again_and_other_seeds_another(project, curv):
     first = curv(*SAMPLED, "--seed", 5, "--confidence", 0.9, "--exclude", "*/bias").report
     again: list[object] = ["spectrum"]
@@ -118,6 +119,7 @@ def test_the_answer_does_not_depend_on_the_batch_size(project, curv):
         np.testing.assert_allclose(result["nodes"], results[0]["nodes"], atol=1e-13)
 
 
+@pytest.mark.first_tier("xtrace")
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace"])
 def test_sampling_covers_the_exact_numbers(project, curv, method):
     result = curv(*FAST, "--method", method, "--probes", 6, "--steps", 12, "--matrix", "ggn").report["result"]
@@ -153,6 +155,7 @@ def test_options_that_change_the_matrix(project, curv):
         np.testing.assert_allclose(nodes(*options), np.linalg.eigvalsh(hessian[np.ix_(block, block)]), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_options_that_change_how_much_is_looked_at(project, curv):
     options = ("--num-examples", 10, "--reorthogonalize", "none", "--confidence", 0.5, "--threads", 1)
     report = curv(*SAMPLED, *options).report

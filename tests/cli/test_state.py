@@ -28,7 +28,6 @@ COMMANDS = {
     "step": ("step", "--method", "hessian-free", "--steps", 2),
     "compare": ("compare", "--method", "sampled", "--matrices", "hessian,ggn,diagonal"),
 }
-QUICK = ("spectrum", "landscape", "influence")
 PLAIN = ("trace", "--method", "hutchinson", "--probes", 8, "--skip-checks", "--dtype", "float64")
 LONGER = {
     "spectrum": ("spectrum", "--method", "hutchinson"),
@@ -60,9 +59,8 @@ class Net(MLP):
 """
 
 
-@pytest.mark.parametrize(
-    "command", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in COMMANDS]
-)
+@pytest.mark.first_tier("spectrum")
+@pytest.mark.parametrize("command", COMMANDS)
 def test_cut_off_anywhere_it_ends_in_the_same_bytes(project, curv, command):
     line = (*COMMANDS[command], *FAST)
     whole = json.dumps(curv(*line).report["result"])
@@ -102,7 +100,7 @@ def test_self_checks_are_repeated_though_products_are_kept(project, curv):
     assert not answered.report["checks"]["deterministic"]["passed"]
 
 
-@pytest.mark.first_tier("spectrum-fewer1-more1-8", "trace-fewer2-more2-8")
+@pytest.mark.first_tier("trace-fewer2-more2-8")
 @pytest.mark.parametrize(
     ("command", "fewer", "more", "saved"),
     [

@@ -103,6 +103,7 @@ def report(project, curv):
     return SpectrumReport.model_validate(curv(*SAMPLED.split()).report)
 
 
+@pytest.mark.first_tier("80")
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_the_summary_fits(report, monkeypatch, columns):
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -178,6 +179,7 @@ def test_interrupt_gives_what_was_reached(project, start):
     assert "\x1b[?25h" in err.read(0)  # the cursor is back
 
 
+@pytest.mark.slow
 def test_ends_of_pipes(project, shell):
     quiet = shell(f"$CURV {SAMPLED} | true")
     assert (quiet.code, quiet.out, quiet.err) == (141, "", "")

@@ -84,6 +84,7 @@ def test_view(project: Any, curv: Any) -> None:
     assert np.any(["±" in line for line in lines])
 
 
+@pytest.mark.slow
 def test_without_the_layers_forms_replace_products(project: Any, curv: Any) -> None:
     arguments = ("--matrix", "ggn", "--dtype", "float64")
     exact = curv("trace", *arguments).report["result"]
@@ -114,6 +115,7 @@ def test_without_the_layers_forms_replace_products(project: Any, curv: Any) -> N
     assert (hessian["cost"]["forms"], hessian["cost"]["products"]) == (0, 16 + 4)
 
 
+@pytest.mark.slow
 def test_few_outputs_are_written_out(project: Any, curv: Any) -> None:
     for command in ("trace", "spectrum"):
         report = curv(command, "--num-examples", "5", "--matrix", "ggn", "--skip-checks").report

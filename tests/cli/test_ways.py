@@ -18,6 +18,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CURV_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_plan_of_a_report_is_followed_and_repeated(project, curv):
     way = {"batch_size": 7, "application": "map", "residuals": "fresh"}
     project.write("plan.json", json.dumps(way))
@@ -35,6 +36,7 @@ def test_plan_of_a_report_is_followed_and_repeated(project, curv):
     assert curv(*SAMPLED, "--plan", "inspected.json").report["result"] == report["result"]
 
 
+@pytest.mark.slow
 def test_every_plan_gives_the_same_answer(project, curv):
     values = []
     for application in ("vmap", "map"):

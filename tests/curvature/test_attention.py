@@ -138,10 +138,8 @@ def problem(where: str, attention: Any) -> Problem:
     return make_problem(lambda p, x: model.apply({"params": nest_tree(p)}, x), params, ids, labels, **rest)
 
 
-@pytest.mark.parametrize(
-    "where",
-    [pytest.param("linen", marks=pytest.mark.slow), pytest.param("scan over remat", marks=pytest.mark.slow), "nnx"],
-)
+@pytest.mark.first_tier("nnx")
+@pytest.mark.parametrize("where", ["linen", "scan over remat", "nnx"])
 def test_a_kernel_without_forward_mode(where: str) -> None:
     one, other = problem(where, plain), problem(where, kernel)
     vectors = jnp.asarray(np.random.default_rng(1).normal(size=(2, one.dim)))

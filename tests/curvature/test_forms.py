@@ -62,6 +62,7 @@ def test_masked_tokens(matrix: str) -> None:
     assert shares[:, [0, 1, 3]].all()
 
 
+@pytest.mark.first_tier("fisher", "ggn")
 @pytest.mark.parametrize("matrix", sorted(FORMS - {"gradient-covariance", "fisher-mc"}))
 def test_share_of_an_example_is_the_form_of_that_example_alone(matrix: str) -> None:
     problem = mlp_problem("squared_error", count=6)

@@ -51,7 +51,7 @@ def whole(problem: Problem, matrix: str, damping: float = 0.0, **draws: Any) -> 
     return dense_matrix(problem, matrix, **draws) + shift * np.eye(problem.dim)
 
 
-@pytest.mark.first_tier("*-ragged", "ggn-tokens")
+@pytest.mark.first_tier("gauss-newton-ragged", "fisher-ragged", "empirical-fisher-ragged")
 @pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("matrix", [name for name in MATRICES if has(name, "output_side")])
 def test_output_side(kind: str, matrix: str) -> None:

@@ -75,12 +75,8 @@ def is_cut(problem: Problem) -> bool:
     return heads.cut(sums.functions(problem), problem.params, problem.frozen, batch) is not None
 
 
-OFTEN = ("tokens",)
-
-
-@pytest.mark.parametrize(
-    "name", [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in PROBLEMS]
-)
+@pytest.mark.first_tier("tokens")
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_every_matrix(name: str, request: pytest.FixtureRequest) -> None:
     possible = MATRICES if name == "tokens" else ["hessian", "ggn"]
     problem = PROBLEMS[name]()
@@ -95,9 +91,8 @@ def test_every_matrix(name: str, request: pytest.FixtureRequest) -> None:
     np.testing.assert_allclose(whole["hessian"], dense_hessian(problem), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name", ["tokens", *(pytest.param(one, marks=pytest.mark.slow) for one in ("examples", "coupled"))]
-)
+@pytest.mark.first_tier("tokens")
+@pytest.mark.parametrize("name", ["tokens", "examples", "coupled"])
 def test_forms(name: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("chunked")
     problem = PROBLEMS[name]()

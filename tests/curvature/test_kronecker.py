@@ -40,6 +40,7 @@ def test_a_deep_linear_network_is_exact_by_layer(corrected: bool) -> None:
         np.testing.assert_allclose(found, true, atol=1e3 * EPS * np.abs(true).max())
 
 
+@pytest.mark.first_tier("sigmoid_cross_entropy", "poisson", "squared_error")
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy", "poisson", "squared_error"])
 def test_one_datum_is_exact_by_layer(loss: str) -> None:
     problem = mlp_problem(loss, count=1)
@@ -57,6 +58,7 @@ def test_the_trace_of_ekfac_is_that_of_the_matrix(make) -> None:
         assert np.trace(found) == pytest.approx(np.trace(true), rel=1e4 * EPS)
 
 
+@pytest.mark.first_tier("empirical-*")
 @pytest.mark.parametrize(("sampling", "name"), [("sampled", "fisher-mc"), ("empirical", "empirical-fisher")])
 def test_the_same_draws_as_the_matrix_by_name(sampling, name: str) -> None:
     problem = mlp_problem()
@@ -115,6 +117,7 @@ def test_the_batch_size_does_not_matter(recipe: Recipe) -> None:
     np.testing.assert_allclose(few, many, atol=1e4 * EPS * np.abs(many).max())
 
 
+@pytest.mark.slow
 def test_reduce_is_exact_where_positions_share_a_sum() -> None:
     # The outputs are a mean over positions of a linear map: the mean input then is all that the loss sees.
     rng = np.random.default_rng(0)

@@ -30,6 +30,7 @@ def of_own_loss() -> Problem:
     return replace(mlp_problem("squared_error"), loss=loss)
 
 
+@pytest.mark.first_tier("of_own_loss-fisher", "weighted-empirical-fisher", "token_problem-ggn")
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -92,6 +93,7 @@ def test_losses_and_gradient_norms_are_those_of_a_loop(make: Any) -> None:
     np.testing.assert_allclose(few, (losses, expected), rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.first_tier("weighted-label-perturb", "token_problem-remove")
 @pytest.mark.parametrize("parameter", ["remove", "label-perturb", "input-perturb"])
 @pytest.mark.parametrize("make", [weighted, token_problem])
 def test_blocks_of_vectors_and_examples_do_not_matter(make: Any, parameter: Any) -> None:

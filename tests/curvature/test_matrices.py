@@ -35,6 +35,7 @@ def test_fisher_is_the_gauss_newton_matrix(loss: str) -> None:
     np.testing.assert_allclose(fisher, dense_matrix(problem, "fisher"), **CLOSE)
 
 
+@pytest.mark.first_tier("poisson-*")
 @pytest.mark.parametrize("matrix", [name for name in SUMMED if name not in ("hessian", "ggn", "gauss-newton")])
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
 def test_tokens_of_other_losses(loss: str, matrix: str) -> None:

@@ -53,6 +53,7 @@ def explicit(problem: Any, matrix: str) -> np.ndarray:
     return data + dense_hessian(zero)
 
 
+@pytest.mark.first_tier("*-5")
 @pytest.mark.parametrize("batch_size", ALL)
 @pytest.mark.parametrize("matrix", SUMMED)
 @pytest.mark.parametrize("loss", LOSSES)
@@ -65,6 +66,7 @@ WAYS_PROBLEM = mlp_problem(l2=0.01, batch_size=5)
 """One problem for all ways: what is compiled for one serves the next."""
 
 
+@pytest.mark.first_tier("*-map-0", "*-vmap-1")
 @pytest.mark.parametrize("kept_bytes", [0, 1])
 @pytest.mark.parametrize("application", ["vmap", "map"])
 @pytest.mark.parametrize("matrix", SUMMED)
@@ -186,6 +188,7 @@ def test_weights_leave_examples_out() -> None:
         np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+@pytest.mark.first_tier("4-*")
 @pytest.mark.parametrize("matrix", SUMMED)
 @pytest.mark.parametrize("batch_size", [1, 4, 9])
 def test_masked_tokens(matrix: str, batch_size: int) -> None:

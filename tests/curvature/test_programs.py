@@ -43,6 +43,7 @@ def fresh() -> Problem:
     return mlp_problem(sizes=(7, 9, 4), count=30, batch_size=10)
 
 
+@pytest.mark.first_tier("hessian-*-2", "fisher-mc-*-1")
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("way", [Way("map"), Way("vmap"), Way("vmap", 0, 4), Way("vmap", 1)], ids=str)
 @pytest.mark.parametrize("matrix", ["hessian", "ggn", "fisher-mc", "gradient-covariance"])

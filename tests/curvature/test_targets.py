@@ -61,7 +61,7 @@ def dense(problem: Problem, name: str) -> np.ndarray:
 # --- classes that are ruled out ---------------------------------------------------------------------------
 
 
-@pytest.mark.first_tier("ggn", "fisher-mc", "kfac")
+@pytest.mark.first_tier("gauss-newton", "kfac")
 @pytest.mark.parametrize("name", [*MATRICES, "kfac"])
 def test_ruled_out_classes(name: str) -> None:
     """Class numbers and rows; the truth is that of finite logits, e^−10⁴ being 0."""

@@ -236,6 +236,7 @@ def by_head(p: dict, x: Any) -> Any:
     return (heads @ p["inside"]).transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
 
 
+@pytest.mark.slow
 def test_the_axis_of_the_tokens_is_found_in_the_equations() -> None:
     rng = np.random.default_rng(0)
 

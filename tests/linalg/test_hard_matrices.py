@@ -62,6 +62,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
+@pytest.mark.first_tier("*float64*")
 def test_lanczos(case: Case) -> None:
     start = sphere(KEY, 0, 2, DIM, case.dtype)
     lanczos = Lanczos(start, DIM)
@@ -81,6 +82,7 @@ def test_lanczos(case: Case) -> None:
         assert np.all(gaps <= residuals + case.rounding(100))
 
 
+@pytest.mark.first_tier("*float64*")
 def test_extreme_eigenpairs(case: Case) -> None:
     start = krylov.from_random(KEY, 2, DIM, case.dtype)
     tol = 64 * case.eps if case.dtype == "float32" else 1e-9
@@ -111,6 +113,7 @@ def refused_at_extremes(case: Case, estimate: Callable[[], bool]) -> None:
         assert estimate()
 
 
+@pytest.mark.first_tier("*float64*")
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace", "hutch++"])
 def test_trace(case: Case, method: str) -> None:
     def estimate() -> bool:
@@ -141,6 +144,7 @@ def test_forms(case: Case) -> None:
     refused_at_extremes(case, estimate)
 
 
+@pytest.mark.first_tier("*float64*")
 @pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
 def test_diagonal(case: Case, method: str) -> None:
     def estimate() -> bool:
@@ -158,6 +162,7 @@ def test_diagonal(case: Case, method: str) -> None:
     refused_at_extremes(case, estimate)
 
 
+@pytest.mark.first_tier("*float32*")
 def test_density(case: Case) -> None:
     def estimate() -> bool:
         collected = slq.Collected()
@@ -183,6 +188,7 @@ SOLVERS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.first_tier("*float64*")
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers(case: Case, name: str) -> None:
     rhs = np.random.default_rng(3).normal(size=(3, DIM))

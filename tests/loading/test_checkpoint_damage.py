@@ -349,6 +349,7 @@ def test_any_damage_is_an_error_or_harmless(seed, tmp_path):
             load_checkpoint(path)
 
 
+@pytest.mark.first_tier("True-zarr.json-False")
 @pytest.mark.parametrize(
     ("zarr3", "name", "others"), [(False, ".zarray", False), (False, ".zarray", True), (True, "zarr.json", False)]
 )

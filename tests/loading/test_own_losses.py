@@ -94,6 +94,7 @@ def test_a_likelihood_of_the_same_hessian_stands_for_the_loss(loss: Any, dtype: 
         assert found.result.trace.value == pytest.approx(ggn.result.trace.value, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_a_likelihood_of_another_hessian_is_refused() -> None:
     own = Objective(network, (X, LABELS), weighted, likelihood="softmax_cross_entropy")
     named = Objective(network, (X, LABELS, CLASS_WEIGHTS[LABELS]), "softmax_cross_entropy")
