@@ -122,7 +122,7 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("trace", {"probes": 4, "method": "xtrace"}),
         ("eigs", {"k": 2, "tol": 1e-2, "method": "lanczos"}),
         *(
-            pytest.param(analysis, settings, marks=pytest.mark.slow)
+            pytest.param(analysis, settings, marks=pytest.mark.nightly)
             for analysis, settings in [
                 ("trace", {"probes": 8, "method": "hutchinson", "num_examples": 20}),
                 ("diag", {"probes": 4, "method": "xdiag"}),

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "decoder.py"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_answer_is_jaxs_own() -> None:
     """Compiled as a user has it: the tests' own flags are for small programs."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

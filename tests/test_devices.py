@@ -56,7 +56,7 @@ KEY = jax.random.key(3)
 EPS = float(np.finfo(float).eps)
 COUNTS = pytest.mark.parametrize("count", [2, 4, 8])
 MORE = pytest.mark.parametrize(
-    "count", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+    "count", [pytest.param(2, marks=pytest.mark.nightly), 4, pytest.param(8, marks=pytest.mark.nightly)]
 )
 
 

@@ -29,7 +29,7 @@ def test_without_digests_flipped_bytes_can_be_other_numbers(tmp_path: Path) -> N
     assert tally.outcomes["changed"] == len(tally.faults) >= 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files(kind: str, seed: int, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_right_answers_from_data_larger_than_the_limit(tmp_path: Path) -> None:
     sizes = [
         "--gigabytes",

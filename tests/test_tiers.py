@@ -47,7 +47,7 @@ def tests_of(request: pytest.FixtureRequest) -> dict[bool, list[pytest.Item]]:
         pytest.skip("only a part of the suite was collected")
     tiers: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for test in every:
-        if test.path.is_relative_to(TESTS):
+        if test.path.is_relative_to(TESTS) and test.get_closest_marker("nightly") is None:
             tiers[test.get_closest_marker("slow") is None].append(test)
     return tiers
 

@@ -132,7 +132,7 @@ def test_no_false_alarm_where_a_kink_is_near() -> None:
     assert alarms(relu_problem(DEEP, dtype="float32"), [77]).alarms == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("widths", [DEEP, (20, 50, 10), (20, 200, 200, 10)], ids=str)
 def test_no_false_alarm_at_any_of_many_seeds(widths: tuple[int, ...], dtype: str) -> None:

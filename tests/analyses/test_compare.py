@@ -121,7 +121,7 @@ def test_sampled_answers_are_within_their_errors_of_the_exact_ones() -> None:
         assert one.subspaces == pytest.approx(true.subspaces, abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rtol_draws_until_the_distances_are_known() -> None:
     few = compared(method="sampled", probes=4, k=1).result
     answer = compared(method="sampled", rtol=0.05, k=1)

@@ -88,7 +88,7 @@ def test_dense_is_exact(kind: str) -> None:
     assert {layer.mean.method for layer in answer.result.layers} == {"exact"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_diagonals_of_hessian_and_ggn_agree_for_relu() -> None:
     random = np.random.default_rng(3)
     problem = make_problem(
@@ -124,7 +124,7 @@ def test_sampled_against_dense(network: tuple[Problem, np.ndarray], method: str)
     assert 0.7 <= np.sqrt(np.mean(stderr**2)) / error <= 1.4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_auto_takes_xdiag_where_it_pays(network: tuple[Problem, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diag, "DENSE_DIM", 0)
 
@@ -239,7 +239,7 @@ def test_pruning_by_hand(network: tuple[Problem, np.ndarray]) -> None:
     assert 0 < prune.resolution < 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_prediction_of_sampled_pruning_covers(network: tuple[Problem, np.ndarray]) -> None:
     problem, truth = network
     w, held = np.asarray(flat_params(problem)), 0

@@ -255,7 +255,7 @@ def test_forecast_spends_nothing_and_is_near(network: tuple[Problem, np.ndarray]
     assert cost.products == problem.dim
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_error_of_using_part_of_the_data() -> None:
     """Over many parts, its square is the mean square of the eigenvalue's error."""
     whole = mlp_problem(sizes=(4, 6, 3), count=400, batch_size=400)

@@ -222,7 +222,7 @@ def test_an_example_given_twice_matters_half_as_much() -> None:
         np.testing.assert_allclose(found, once[:, rows] / 2, **CLOSE)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_batch_size_does_not_matter() -> None:
     problem = mlp_problem(l2=0.1, weight=np.random.default_rng(0).choice([0.0, 1.0, 2.0], 23))
 

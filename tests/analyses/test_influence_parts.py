@@ -25,7 +25,7 @@ OWN = replace(FREE, loss=user_loss("own", LOSSES["softmax_cross_entropy"].value)
 # --- samples ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("mode", ["remove", "label_perturb", "input_perturb"])
 def test_standard_errors_of_sampled_self_influence_cover(mode: str) -> None:
     asked: dict[str, Any] = {} if mode == "remove" else {mode: True}
@@ -112,7 +112,7 @@ def test_corrected_scores_have_the_shape_of_the_scores() -> None:
 # --- blocks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("problem", [PROBLEM, token_problem(l2=0.02)])
 def test_blocks_of_vectors_change_nothing(monkeypatch: pytest.MonkeyPatch, problem: Any) -> None:
     count = problem.batches.num_examples

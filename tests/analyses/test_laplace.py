@@ -127,7 +127,7 @@ def test_the_likelihood_is_normalised(loss: str) -> None:
     assert found.log_likelihood == pytest.approx(true)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("matrix", ["ggn", "kfac"])
 def test_draws_agree_with_the_matrix_written_out(matrix: str) -> None:
     problem = mlp_problem(l2=0.05, count=60)

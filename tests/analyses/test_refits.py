@@ -207,7 +207,7 @@ def test_class_numbers_move_as_soft_labels_do() -> None:
         np.testing.assert_allclose((ahead - behind) / (2 * step), (AT @ response).ravel(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_network_follows_its_response() -> None:
     """Small moves of labels, so that the linear response holds."""
     problem = mlp_problem(count=40, l2=0.02, batch_size=16)

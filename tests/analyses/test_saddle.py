@@ -68,7 +68,7 @@ def test_no_wrong_verdict_on_random_quadratics(method: str) -> None:
     assert assert_no_wrong_verdicts(60, method) <= 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
 def test_no_wrong_verdict_on_a_thousand_random_quadratics(method: str) -> None:
     undecided = assert_no_wrong_verdicts(1000, method)
@@ -91,7 +91,7 @@ def test_a_large_one_from_random_vectors(kind: str) -> None:
     assert (found.bound is None) == (values.min() < 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_bound_holds_as_often_as_it_says() -> None:
     """A single eigenvalue at −εU, of a spectrum that hides it: seldom missed, where it may be missed once in five."""
     values = np.r_[-0.05, np.linspace(0, 1, 1599) ** 8]

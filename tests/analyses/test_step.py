@@ -132,7 +132,7 @@ def test_factored_damping_is_the_product_of_damped_factors() -> None:
     np.testing.assert_allclose(found, np.r_[expected[-1], expected[:-1].ravel()], rtol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hessian_free_comes_near_the_minimum_of_its_quadratic_and_keeps_the_best_iterate() -> None:
     problem = mlp_problem(sizes=(6, 8, 5), count=80)
     g, matrix = gradient(problem), dense_ggn(problem) + 0.01 * np.eye(problem.dim)

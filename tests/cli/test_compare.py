@@ -40,7 +40,7 @@ def test_traces_are_those_of_curv_trace(project, curv):
         assert found["frobenius_norms"][name]["value"] == pytest.approx(alone["frobenius_norm"]["value"], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sampled_in_float32_holds_the_exact_distances(project, curv):
     exact = curv(*FAST, "--dtype", "float64", "-k", 1).report["result"]
     told = (*FAST, "--method", "sampled", "--probes", "12", "--confidence", "0.999", "-k", 1)

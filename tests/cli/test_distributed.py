@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_ends_the_others(start: Start, tmp_path: Path) 
     told_of_a_loss(first, 30)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", range(4))
 def test_any_of_four_is_killed(start: Start, tmp_path: Path, rank: int) -> None:
     processes = start(4, *ENDLESS, "--state", str(tmp_path / "kept"))
@@ -131,7 +131,7 @@ def test_any_of_four_is_killed(start: Start, tmp_path: Path, rank: int) -> None:
         told_of_a_loss(process, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", range(2))
 def test_a_process_that_is_stopped_ends_all_itself_included(start: Start, tmp_path: Path, rank: int) -> None:
     processes = start(2, *ENDLESS, "--state", str(tmp_path / "kept"))
@@ -141,7 +141,7 @@ def test_a_process_that_is_stopped_ends_all_itself_included(start: Start, tmp_pa
         told_of_a_loss(process, 60)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("missing", range(2))
 def test_a_process_that_never_starts(start: Start, monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
     monkeypatch.setitem(TIMEOUTS, "CURV_START_TIMEOUT", "8")
@@ -149,7 +149,7 @@ def test_a_process_that_never_starts(start: Start, monkeypatch: pytest.MonkeyPat
     assert "did not answer in time" in told_of_a_loss(process, 60)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_parent_s_end_is_the_worker_s(start: Start, tmp_path: Path) -> None:
     first, second = start(2, *ENDLESS, "--state", str(tmp_path / "kept"))
     under_way(tmp_path / "kept")
@@ -164,14 +164,14 @@ def test_the_parent_s_end_is_the_worker_s(start: Start, tmp_path: Path) -> None:
     raise AssertionError("the worker goes on")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_command_is_named(start: Start) -> None:
     for process in start(2, *SHORT, more={1: ("--num-examples", "59")}):
         said = told_of_a_loss(process, 100)
         assert "process 1 has settings other than process 0" in said or "another process" in said
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_everything_equals_one_process() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -182,7 +182,7 @@ def test_everything_equals_one_process() -> None:
     assert [process.wait(1200) for process in processes] == [0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_in_namespaces_of_their_own(start: Start) -> None:
     """Two hosts as far as the network goes: nothing listens beyond the addresses that are named."""
     names = [f"curv{os.getpid()}{side}" for side in "ab"]
@@ -207,7 +207,7 @@ def test_in_namespaces_of_their_own(start: Start) -> None:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_state_goes_on_with_another_number_of_processes(start: Start, tmp_path: Path) -> None:
     kept = ("--state", str(tmp_path / "kept"))
     for process in start(2, *SHORT, *kept):

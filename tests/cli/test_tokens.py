@@ -82,7 +82,7 @@ def test_spectrum_and_trace(reference: Reference, capfd: pytest.CaptureFixture[s
     assert found["trace"]["value"] == pytest.approx(np.trace(reference.hessian), rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_influence_of_whole_sequences(reference: Reference, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Those without a token have none."""
     options = ("--remove", "--queries", "2:4", "--solver", "cg", "--tol", "1e-10", "--scores", str(tmp_path / "s.npz"))

@@ -65,7 +65,7 @@ def test_a_plan_that_is_not_there(project, curv):
     assert "curv inspect" in outcome.error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_calibration_is_remembered_for_this_network_alone(project, curv, tmp_path):
     plan = curv("inspect", "--calibrate").report["result"]["plan"]
     assert plan["chosen"] == "measured"

@@ -139,7 +139,7 @@ def test_both_sides_leave_less_than_the_published_form() -> None:
         assert np.mean(np.square(ours)) <= better**2 * np.mean(np.square(theirs)), name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_intervals_cover(spectrum: str) -> None:
     """A small study; the large one is benchmarks/diag.py."""

@@ -82,7 +82,7 @@ def test_degrees_of_freedom_fall_where_one_eigenvalue_is_all() -> None:
     assert trace.dof == pytest.approx(2 / (8 / 64 + 4 / (8 * 28)))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("count", [8, 24])
 def test_coverage(spectrum: str, count: int) -> None:

@@ -67,7 +67,7 @@ def test_coverage(name: str, deflate: bool) -> None:
     assert hits.min() >= 51
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("name", ["flat", "one outlier", "few outliers", "indefinite", "power law"])
 def test_coverage_of_runs_that_were_cut_off(name: str, steps: int) -> None:

@@ -83,7 +83,7 @@ SPECTRA = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", SPECTRA)
 def test_intervals_cover(name: str) -> None:
     """Of trace, norm, distance, ratio and cosine, in 300 runs of 16 vectors each: 0.93 and more of nominal 0.95."""

@@ -150,7 +150,7 @@ SPECTRA = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_intervals_cover(method: str, spectrum: str) -> None:
