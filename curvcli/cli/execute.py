@@ -57,7 +57,7 @@ def execute(request: Request, report_class: type[Report[Any, Any]], run: Run) ->
     """
     settings = request.parsed_settings()
     for name in (*ARRAY_FILES, *CHECKPOINTS):
-        if getattr(settings, name, None):
+        if getattr(settings, name, None) is not None:
             _check_file(request, name, Path(getattr(settings, name)))
     if getattr(settings, "state", None):
         _check_one(request, "state", "holds the state of")
@@ -324,9 +324,11 @@ def write_spec(request: Request) -> int:
         )
     settings = request.parsed_settings()
     file = request.output["output"] or Path("curv.toml")
-    if os.path.lexists(file):
-        raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
-    output.check_writable(file)
+    printed = file in output.STDOUT
+    if not printed:
+        if os.path.lexists(file):
+            raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
+        output.check_writable(file)
     with output.own_stdout() as stdout:
         prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
         from curvcli.analyses.checks import finite_objective
@@ -336,16 +338,22 @@ def write_spec(request: Request) -> int:
         loaded = load(request, settings, target)
         value, _ = finite_objective(loaded.problem)
         found, _, path = locate(request, target.argument)
-        document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=file.resolve().parent)
+        folder = Path.cwd() if printed else file.resolve().parent
+        document = relative_to(loaded.spec, checkpoint=path, base=found.base, folder=folder)
         if settings.pin:
             _pin(document, loaded, path, settings)
-        output.write_file(file, tomli_w.dumps(document))
         problem = loaded.problem
-        output.write_line(
-            stdout,
-            f"{file}: loss {value:.6g} over {loaded.data.num_examples} examples, {problem.dim} parameters, "
-            f"normaliser {problem.normaliser:g}",
+        said = (
+            f"loss {value:.6g} over {loaded.data.num_examples} examples, {problem.dim} parameters, "
+            f"normaliser {problem.normaliser:g}"
         )
+        if printed:
+            output.write_line(stdout, tomli_w.dumps(document).rstrip("\n"))
+            if not request.output["quiet"]:
+                console.note(said)
+        else:
+            output.write_file(file, tomli_w.dumps(document))
+            output.write_line(stdout, f"{file}: {said}")
     return 0
 
 

@@ -33,6 +33,9 @@ from curvcli.loading.files import Select, Tree
 from curvcli.loading.orbax import REPLACE
 from curvcli.sources import check_regular, register
 
+DEEPEST = 100
+"""Levels of containers in one another."""
+
 BLOCK_BYTES = 64 << 20
 """Of an array that no host holds whole, looked at together."""
 
@@ -153,6 +156,7 @@ def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
     check_regular(path)
     with _translated(path):
         found, number = orbax.resolve(path, step)
+        check_regular(found)
         return found, "orbax" if found.is_dir() else files.detect(found), number
 
 
@@ -351,10 +355,16 @@ def _translated(path: Path) -> Iterator[None]:
         raise PermissionDeniedError(
             f"{error.filename or path}: permission denied", "ask its owner for read access, or copy it"
         ) from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
     except Exception as error:
         raise DataError(
             f"{path}: damaged, it cannot be read ({type(error).__name__}: {str(error)[:200]})", REPLACE
         ) from error
+
+
+def _too_deep(path: Path | str) -> CurvError:
+    return DataError(f"{path}: arrays lie more than {DEEPEST} levels deep", "save them under names of fewer parts")
 
 
 # Arrays
@@ -362,6 +372,8 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _as_arrays(node: Any, where: str, name: tuple[str, ...] = ()) -> Any:
     """The tree with every number an array, without text, None and empty containers (None if none left)."""
+    if len(name) > DEEPEST:
+        raise _too_deep(where)
     if isinstance(node, dict):
         members = {key: _as_arrays(value, where, (*name, key)) for key, value in node.items()}
         return {key: value for key, value in members.items() if value is not None} or None

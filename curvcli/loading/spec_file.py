@@ -102,6 +102,8 @@ def _read(path: Path, *, trusted: bool) -> FoundSpec:
         raise SpecError(
             f"{path} is not valid TOML: {error}", "mend the line named, or write it anew: curv init"
         ) from error
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}", "give a regular file") from error
     return FoundSpec(values, path.parent, str(path), trusted)
 
 

@@ -26,6 +26,8 @@ def diff(
     from curvcli.cli.differences import compared
     from curvcli.cli.render import render
 
+    if output in files.STDOUT:
+        output, format = None, format or "json"
     if output is not None:
         files.check_writable(output)
         files.check_distinct({"-o": output})
