@@ -53,6 +53,23 @@ def check_regular(path: Path) -> None:
             raise DataError(f"{path.name} is not a regular file: {_kind(mode)}", "give a file, or a folder of files")
 
 
+def _check_within(folder: Path) -> None:
+    """Refuse a folder that holds what is neither a file nor a folder, wherever in it: a library may open it."""
+    waiting, seen = [os.fspath(folder)], set()
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    continue
+                if not entry.is_dir():
+                    check_regular(Path(entry.path))
+                elif not entry.is_symlink():
+                    waiting.append(entry.path)
+                elif (identity := _identity(entry.path)) not in seen:  # links may lead in a circle
+                    seen.add(identity)
+                    waiting.append(entry.path)
+
+
 def register(path: Path, what: str) -> Path:
     """Remember that this file or folder is read; the same path.
 
@@ -64,7 +81,7 @@ def register(path: Path, what: str) -> Path:
     Raises
     ------
     DataError
-        It is a FIFO, a socket or a device.
+        It is a FIFO, a socket or a device, or a folder that holds one.
     UsageError
         It is where this command is going to write.
     """
@@ -73,6 +90,7 @@ def register(path: Path, what: str) -> Path:
         source = Path(os.path.realpath(path))
         if source in registry.read:  # looked at before; what is in it now may be what this command wrote
             return path
+        _check_within(source)
         registry.read[source] = what
         for option, target in registry.written.items():
             _refuse(target, option, _name_in(source, what, target))

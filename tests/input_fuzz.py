@@ -8,8 +8,10 @@ Python's, a hang, a crash, or a file that changed without being an output.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -68,6 +70,18 @@ def examples():
 """
 
 FAST = ["-q", "--skip-checks"]
+
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "FIFO": os.mkfifo,
+    "link to a FIFO": lambda path: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe")),
+    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "empty device": lambda path: path.symlink_to("/dev/null"),
+    "circle of links": lambda path: path.symlink_to(path.name),
+    "folder": lambda path: path.mkdir(),
+    "nothing": lambda path: None,
+}
+"""What a file is replaced by."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +223,7 @@ def scenes() -> Iterator[Scene]:
     for name, (file, _) in DATA.items():
         yield Scene(name, (file,), TRACE, data=name)
     yield Scene("spec", ("curv.toml",), TRACE)
-    yield Scene("spec-of-init", ("given.toml",), ["init", "--spec", "given.toml", "--pin", "-o", "new.toml"],
+    yield Scene("spec-of-init", ("given.toml",), ["init", "ckpt", "--spec", "given.toml", "--pin", "-o", "new.toml"],
                 prepare=_given,
                 outputs=("new.toml",))  # fmt: skip
     yield Scene("sidecar", ("ckpt.curv.toml",), [*TRACE, "ckpt", "--trust"],
@@ -317,23 +331,33 @@ class Stage:
         assert self.targets, scene.name
 
     def trial(self, random: np.random.Generator) -> tuple[str, str]:
-        """The outcome of one change, and what was changed and said."""
+        """The outcome of one change of a file's content, and what was changed and said."""
         target = self.targets[random.integers(len(self.targets))]
         content = mutated(self._kept[target], self.scene.suffix or target.suffix, random)
         (self.folder / target).write_bytes(content)
+        outcome, said = self._outcome(target, content, str(target))
+        if outcome == "fault":
+            self._keep(target, content)
+        return outcome, said
+
+    def special(self, target: Path, kind: str) -> tuple[str, str]:
+        """The outcome where something else stands in a file's place."""
+        (self.folder / target).unlink()
+        SPECIAL[kind](self.folder / target)
+        return self._outcome(target, None, f"{target} is a {kind}")
+
+    def _outcome(self, target: Path, content: bytes | None, what: str) -> tuple[str, str]:
         ended = self._worker.run(self.folder, self.scene.command)
         fault = self._fault(target, content, ended)
-        if fault:
-            self._keep(target, content)
-        self._restore()
+        self._restore(target)
         outcome = "fault" if fault else "refused" if ended.code in REFUSED else "answered"
-        return outcome, f"{self.scene.name}, {target}: {fault}: {ended.code} {ended.err[-600:]}"
+        return outcome, f"{self.scene.name}, {what}: {fault}: {ended.code} {ended.err[-600:]}"
 
-    def _fault(self, target: Path, content: bytes, ended: Ended) -> str:
+    def _fault(self, target: Path, content: bytes | None, ended: Ended) -> str:
         """What must not be; empty where all is well."""
         changed = [
             path for path, kept in {**self._kept, target: content}.items()
-            if not self._is_output(path) and self._content(path) != kept
+            if kept is not None and not self._is_output(path) and self._content(path) != kept
         ]  # fmt: skip
         new = [path for path in self._files() if path not in self._kept and not self._is_output(path)]
         if ended.code not in (*self.scene.codes, *REFUSED):
@@ -364,7 +388,13 @@ class Stage:
             if name not in self.scene.changed:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def _restore(self) -> None:
+    def _restore(self, target: Path) -> None:
+        path = self.folder / target
+        path.with_name("pipe").unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
         for path in self._files():
             if path not in self._kept:
                 (self.folder / path).unlink()
@@ -382,25 +412,25 @@ class Stage:
         (kept / f"{number:03d}-{self.scene.name}.command").write_text(json.dumps(self.scene.command))
 
 
-def fuzz_inputs(names: list[str], folder: Path, *, seed: int, trials: int, cache: Path, limit: float = 90.0) -> Tally:
-    """Change files of these scenes, `trials` times each.
+def fuzz_scene(name: str, folder: Path, worker: Worker, *, seed: int, trials: int, specials: int) -> Tally:
+    """Change the files of a scene.
 
     Parameters
     ----------
     folder
-        Empty; the scenes are set up in it, and what led to a fault stays in its `faults`.
-    cache
-        Of compiled programs.
-    limit
-        Seconds that a command may take.
+        Where it is set up; what led to a fault stays in its `faults`.
+    trials
+        Changes of contents.
+    specials
+        Files that each `SPECIAL` takes the place of.
     """
-    tally = Tally()
-    with Worker(cache, limit) as worker:
-        for name in names:
-            stage, random = Stage(SCENES[name], folder / name, worker), np.random.default_rng([seed, len(name)])
-            for _ in range(trials):
-                outcome, said = stage.trial(random)
-                tally.outcomes[outcome] += 1
-                if outcome == "fault":
-                    tally.faults.append(said)
+    tally, stage = Tally(), Stage(SCENES[name], folder / name, worker)
+    random = np.random.default_rng([seed, *name.encode()])
+    chosen = random.permutation(len(stage.targets))[:specials]
+    ends = [stage.trial(random) for _ in range(trials)]
+    ends += [stage.special(stage.targets[index], kind) for index in chosen for kind in SPECIAL]
+    for outcome, said in ends:
+        tally.outcomes[outcome] += 1
+        if outcome == "fault":
+            tally.faults.append(said)
     return tally

@@ -63,3 +63,36 @@ def test_a_fifo_is_an_error_and_not_a_wait(tmp_path):
         sources.register(tmp_path / "pipe", "the data")
     with pytest.raises(DataError, match="device"):
         sources.check_regular(Path("/dev/zero"))
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def link_to_pipe(path):
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [pipe, link_to_pipe, device])
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_could_block_inside_a_folder_is_refused(make, through_a_link, tmp_path):
+    folder, inner = tmp_path / "data", tmp_path / "data" / "a" / "b"
+    inner.mkdir(parents=True)
+    (inner / "circle").symlink_to(folder)
+    (inner / "broken").symlink_to("nowhere")
+    (inner / "x.npy").write_text("1")
+    with sources.registry():
+        sources.register(folder, "the data")
+    target = inner
+    if through_a_link:
+        target = tmp_path / "elsewhere"
+        target.mkdir()
+        (inner / "link").symlink_to(target)
+    make(target / "y.npy")
+    with sources.registry(), pytest.raises(DataError, match="is not a regular file"):
+        sources.register(folder, "the data")

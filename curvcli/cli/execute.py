@@ -44,7 +44,7 @@ def execute(request: Request, analysis: Analysis) -> int:
     """Run an analysis of each checkpoint, and write the reports to stdout or a file. Returns the exit code."""
     settings = request.parsed_settings()
     for name in (*ARRAY_FILES, *CHECKPOINTS):
-        if getattr(settings, name, None):
+        if getattr(settings, name, None) is not None:
             _check_file(request, name, Path(getattr(settings, name)))
     if getattr(settings, "state", None):
         _check_single(request, "state", "holds the state of")

@@ -92,6 +92,8 @@ def run(arguments: Sequence[str]) -> int:
     if chosen and chosen not in COMMANDS and not completing:
         return console.report_error(unknown_command(chosen), debug=False)
     try:
+        if any("\0" in argument for argument in arguments):  # which only a Python program can hand over
+            raise UsageError("an argument has a null byte", "no name of a file has one")
         if chosen in COMMANDS and distributed.asked_for(arguments):
             return distributed.supervise(arguments)
         with sources.registry():

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curvcli.cli import output
+from curvcli.cli import console, output
 from curvcli.cli.execute import tell_settings
 from curvcli.cli.options import Request
 from curvcli.cli.problem import load, locate
@@ -31,9 +31,11 @@ def write_spec(request: Request) -> int:
         )
     settings = request.parsed_settings()
     file = request.output["output"] or Path("curv.toml")
-    if os.path.lexists(file):
-        raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
-    files.check_writable(file)
+    printed = file in output.STDOUT
+    if not printed:
+        if os.path.lexists(file):
+            raise UsageError(f"{file} exists already", "move it away, or write elsewhere: -o FILE")
+        files.check_writable(file)
     with output.own_stdout() as stdout:
         prepare_jax(settings.dtype, settings.threads, cache=not request.output["no_cache"])
         from curvcli.analyses.common.checks import finite_objective
@@ -44,19 +46,25 @@ def write_spec(request: Request) -> int:
         tell_settings(request, loaded, set())
         value, _ = finite_objective(loaded.problem)
         source, _, path = locate(request, target.argument)
-        document = relative_to(loaded.spec, checkpoint=path, base=source.base, folder=file.resolve().parent)
+        folder = Path.cwd() if printed else file.resolve().parent
+        document = relative_to(loaded.spec, checkpoint=path, base=source.base, folder=folder)
         if settings.pin:
             _pin(document, loaded, path, settings)
+        problem = loaded.problem
+        summary = (
+            f"loss {value:.6g} over {loaded.data.num_examples} examples, {problem.dim} parameters, "
+            f"normaliser {problem.normaliser:g}"
+        )
+        if printed:
+            output.write_line(stdout, tomli_w.dumps(document).rstrip("\n"))
+            if not request.output["quiet"]:
+                console.note(summary)
+            return 0
         files.write_file(file, tomli_w.dumps(document))
         if not request.output["no_cache"]:  # what it names is what the user named, or trusts
             with contextlib.suppress(OutputError, OSError):
                 trust.trust(find_spec(None, file))
-        problem = loaded.problem
-        output.write_line(
-            stdout,
-            f"{file}: loss {value:.6g} over {loaded.data.num_examples} examples, {problem.dim} parameters, "
-            f"normaliser {problem.normaliser:g}",
-        )
+        output.write_line(stdout, f"{file}: {summary}")
     return 0
 
 

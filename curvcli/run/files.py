@@ -206,7 +206,7 @@ def write_arrays(path: Path, arrays: dict[str, Any], axes: dict[str, list[str]])
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save
 
-            stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+            stream.write(save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
         else:
             np.savez(stream, **arrays)
 

@@ -53,6 +53,7 @@ class StepSettings(AnalysisSettings):
     )
     momentum: str | None = Field(
         default=None,
+        min_length=1,
         description="file of the previous step (as --arrays writes it), or with --steps `previous`: the step is the "
         "best of the plane of both; hessian-free starts from it",
     )

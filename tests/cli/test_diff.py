@@ -82,3 +82,8 @@ def test_what_is_no_report(reports, project, curv, content, code, text):
 def test_two_analyses_are_not_compared(reports, project, curv):
     curv("trace", *FAST, "-o", "trace.json")
     assert "same analysis" in curv("diff", "a.json", "trace.json").error
+
+
+def test_stdout_by_name(reports, project, curv):
+    assert curv("diff", "a.json", "b.json", "-o", "-").report == curv("diff", "a.json", "b.json").report
+    assert not (project.folder / "-").exists()

@@ -109,6 +109,20 @@ def test_init_refuses_to_overwrite_and_to_write_what_does_not_work(project, curv
     assert curv("init", "model.npz", "-o", "missing/new.toml").code == 74
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_init_prints_a_specification(project, curv, name):
+    (project.folder / "curv.toml").rename(project.folder / "given.toml")
+    printed = curv("init", "model.npz", "--spec", "given.toml", "-o", name)
+    assert printed.code == 0
+    assert printed.err.startswith("loss ")
+    assert tomllib.loads(printed.out) == tomllib.loads((project.folder / "given.toml").read_text())
+    assert not (project.folder / "curv.toml").exists()
+    assert not (project.folder / "-").exists()
+    assert curv("init", "model.npz", "--spec", "given.toml", "-q", "-o", name).err == ""
+    project.write("curv.toml", printed.out)
+    assert curv("trace", "--skip-checks").code == 0
+
+
 def test_schema_names(curv, schema_of):
     names = curv("schema").out.split()
     assert {"spectrum", "inspect", "error", "curv.toml"} <= set(names)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization
+from safetensors.numpy import save_file
 
 from curvcli.errors import CurvError, DataError, NotFoundError, PermissionDeniedError, SpecError, UsageError
 from curvcli.loading.checkpoints.reading import check_finite, load_checkpoint
@@ -372,3 +373,27 @@ def test_chunks_beyond_reason_do_not_end_the_process(zarr3, name, others, tmp_pa
     with pytest.raises(DataError) as raised:
         load_checkpoint(tmp_path / "ckpt")
     assert "ckpt" in raised.value.message
+
+
+DEEP_WRITERS = {
+    "npz": lambda path, name, tree, leaf: np.savez(path, **{name: leaf}),
+    "safetensors": lambda path, name, tree, leaf: save_file({name: leaf}, path),
+    "msgpack": lambda path, name, tree, leaf: path.write_bytes(serialization.msgpack_serialize(tree)),
+    "orbax": lambda path, name, tree, leaf: pytree(path, tree),
+}
+
+
+@pytest.mark.parametrize("levels", [90, 200, 500])
+@pytest.mark.parametrize("kind", DEEP_WRITERS)
+def test_levels_of_names(kind, levels, tmp_path):
+    leaf = np.ones((2, 2), np.float32)
+    tree = {"kernel": leaf}
+    for _ in range(levels):
+        tree = {"a": tree}
+    path = tmp_path / f"deep.{kind}"
+    DEEP_WRITERS[kind](path, "params/" + "a/" * levels + "kernel", {"params": tree}, leaf)
+    if levels < 100:
+        assert len(load_checkpoint(path).tree) == 1
+    else:
+        with pytest.raises(DataError, match="more than 100 levels deep"):
+            load_checkpoint(path)

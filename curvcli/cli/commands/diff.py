@@ -23,10 +23,12 @@ def diff(
     change is significant. Settings in which the two runs differ are listed.
     """
     from curvcli.cli.differences import compared
-    from curvcli.cli.output import own_stdout, write_line
+    from curvcli.cli.output import STDOUT, own_stdout, write_line
     from curvcli.cli.render import render
     from curvcli.run import files
 
+    if output in STDOUT:
+        output, format = None, format or "json"
     if output is not None:
         files.check_writable(output)
         files.check_distinct({"-o": output})

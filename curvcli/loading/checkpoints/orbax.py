@@ -184,8 +184,10 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         checkpoint / "_CHECKPOINT_METADATA",
         checkpoint / "_METADATA",
     ):
-        # It only adds to what was read, so an unreadable one is left out.
+        # It only adds to what was read, so an unreadable one is left out; a FIFO would be waited for.
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+            if not file.is_file():
+                continue
             custom = json.loads(file.read_text("utf-8")).get("custom_metadata")
             metadata.update(custom if isinstance(custom, dict) else {})
     return metadata

@@ -32,6 +32,9 @@ from curvcli.loading.checkpoints.files import Select, Tree
 from curvcli.loading.checkpoints.orbax import REPLACE
 from curvcli.sources import check_regular, register
 
+DEEPEST = 100
+"""Levels of containers in one another."""
+
 BLOCK_BYTES = 64 << 20
 """Bytes of a block of an array that no host holds as a whole."""
 
@@ -151,6 +154,7 @@ def locate(path: Path, step: int | None) -> tuple[Path, Format, int | None]:
     check_regular(path)
     with _translated(path):
         weights, number = orbax.resolve(path, step)
+        check_regular(weights)
         return weights, "orbax" if weights.is_dir() else files.detect(weights), number
 
 
@@ -349,10 +353,16 @@ def _translated(path: Path) -> Iterator[None]:
         raise PermissionDeniedError(
             f"{error.filename or path}: permission denied", "ask its owner for read access, or copy it"
         ) from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
     except Exception as error:
         raise DataError(
             f"{path}: damaged, it cannot be read ({type(error).__name__}: {str(error)[:200]})", REPLACE
         ) from error
+
+
+def _too_deep(path: Path | str) -> CurvError:
+    return DataError(f"{path}: arrays lie more than {DEEPEST} levels deep", "save them under names of fewer parts")
 
 
 # Arrays
@@ -360,6 +370,8 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _as_arrays(node: Any, where: str, name: tuple[str, ...] = ()) -> Any:
     """Convert numbers to arrays, and drop text, None and empty containers; None if nothing remains."""
+    if len(name) > DEEPEST:
+        raise _too_deep(where)
     if isinstance(node, dict):
         members = {key: _as_arrays(value, where, (*name, key)) for key, value in node.items()}
         return {key: value for key, value in members.items() if value is not None} or None

@@ -136,6 +136,8 @@ def _read(path: Path, *, trusted: bool, carried: bool = False) -> FoundSpec:
         raise SpecError(
             f"{path} is not valid TOML: {error}", "correct the line named, or write a new file: curv init"
         ) from error
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}", "give a regular file") from error
     return FoundSpec(values, path.parent, str(path), trusted, carried)
 
 
