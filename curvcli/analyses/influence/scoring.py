@@ -197,7 +197,7 @@ def sweep(study: Study, right: Array, ranker: Ranker) -> list[SweepPoint]:
     for damping in dampings:
         # Negative curvature at less damping is an answer here, and no error.
         free = study.settings.model_copy(update={"solver": "auto"})
-        other = replace(system, settings=free, damping=damping, scale=None, records=[], warnings=[])
+        other = replace(system, settings=free, damping=damping, scale=None, solves=[], solver_changed=[])
         solutions = other.solve(right, ["sweep"], one_record=True)
         found = score(replace(study, system=other), solutions, keep=False).ranker.all
         theirs = np.argsort(-found, axis=1, kind="stable")[:, :top]
