@@ -36,6 +36,7 @@ def test_inspect_sees_what_is_there(project, curv, schema_of):
     jsonschema.validate(report, schema_of("inspect"), jsonschema.Draft202012Validator)
     assert InspectReport.model_validate(report).to_json() + "\n" == answered.out
     result = report["result"]
+    assert report["matrix"] == "hessian"
     assert result["layers"] == {"Dense_0": 40, "Dense_1": 27}
     assert {p["name"]: (p["shape"], p["size"], p["stored_dtype"]) for p in result["parameters"]} == {
         name: (list(value.shape), value.size, "float32") for name, value in project.params.items()
