@@ -191,7 +191,7 @@ def test_reports_before_a_failure_stay_in_the_file(project, curv, monkeypatch):
             raise FULL
         append(stream, data)
 
-    monkeypatch.setattr(output, "_append", full_at_the_third)
+    monkeypatch.setattr(files, "_append", full_at_the_third)
     answered = curv("trace", "--skip-checks", "-q", *["model.npz"] * 3, "-o", "reports.jsonl")
     assert answered.code == 74
     lines = (project.folder / "reports.jsonl").read_text().splitlines()

@@ -69,23 +69,24 @@ def test_a_change_ends_the_trust(coded: Project, curv: Any, name: str) -> None:
 
 def test_modules_of_the_folder_are_part_of_the_digest(coded: Project, curv: Any) -> None:
     text = (coded.folder / "curv.toml").read_text()
-    coded.write("curv.toml", text.replace("net.py:model", "net:model"))
+    coded.write("curv.toml", text.replace("net.py:model", "trusted_net:model"))
+    coded.write("trusted_net.py", NET)  # a name that no other test imports
     assert curv("trust", "curv.toml").code == 0
     assert curv(*FAST).code == 0
-    coded.write("net.py", NET + "# changed\n")
+    coded.write("trusted_net.py", NET + "# changed\n")
     assert curv(*FAST).code == 78
 
 
 def test_packages_of_a_module_are_part_of_the_digest(coded: Project, curv: Any) -> None:
-    (coded.folder / "models").mkdir()
+    (coded.folder / "trusted_models").mkdir()
     for name in ("__init__.py", "net.py"):
-        coded.write(f"models/{name}", NET)
+        coded.write(f"trusted_models/{name}", NET)
     text = (coded.folder / "curv.toml").read_text()
-    coded.write("curv.toml", text.replace("net.py:model", "models.net:model"))
+    coded.write("curv.toml", text.replace("net.py:model", "trusted_models.net:model"))
     trusted = curv("trust", "curv.toml").out
-    assert "models/__init__.py, " in trusted
+    assert "trusted_models/__init__.py, " in trusted
     assert curv(*FAST).code == 0
-    coded.write("models/__init__.py", NET + "# changed\n")
+    coded.write("trusted_models/__init__.py", NET + "# changed\n")
     assert curv(*FAST).code == 78
 
 
