@@ -107,9 +107,9 @@ def _combinations(tests: Iterable[pytest.Item]) -> dict[tuple[Any, Any], str]:
 
 
 def _words(test: pytest.Item) -> set[Any]:
-    """Strings of a test's source and of its parameters, its name, and the command that its file is named after."""
+    """Strings of a test's source and of its parameters, and the command that its file is named after."""
     of_file = {command for command in COMMANDS if test.path.stem.startswith(f"test_{command}")}
-    return of_file | set(test.originalname.split("_")) | _function(test).words | set(_parameters(test))  # type: ignore[attr-defined]
+    return of_file | _function(test).words | set(_parameters(test))
 
 
 def _codes(test: pytest.Item) -> set[int]:

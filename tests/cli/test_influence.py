@@ -237,7 +237,6 @@ def test_negative_curvature(project, curv):
     assert answered.report["result"]["validity"]["verdict"] == "not-at-minimum"
 
 
-@pytest.mark.slow
 def test_factors_of_another_command(project, curv):
     saving = ("step", "--skip-checks", "--method", "kfac", "--damping", 0.1, "--save-factors", "k.npz", "--quiet")
     assert curv(*saving).code == 0
