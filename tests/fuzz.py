@@ -29,6 +29,14 @@ from curvcli.schema.settings import DataSettings
 
 CUTS = 16
 _RANDOM = np.random.default_rng(0)
+
+
+def save_npz(path: Path) -> None:
+    """The parameters as .npz, whatever the name."""
+    with path.open("wb") as stream:
+        np.savez(stream, **flatten_tree({"params": PARAMS}))
+
+
 PARAMS = {
     f"Dense_{layer}": {"kernel": _RANDOM.normal(size=(a, b)).astype("f4"), "bias": _RANDOM.normal(size=b).astype("f4")}
     for layer, (a, b) in enumerate([(3, 8), (8, 2)])
@@ -82,7 +90,7 @@ def _manager(path: Path) -> None:
 CHECKPOINTS: dict[str, Callable[[Path], Any]] = {
     "msgpack": lambda path: path.write_bytes(serialization.to_bytes({"params": PARAMS})),
     "safetensors": lambda path: save_file(flatten_tree({"params": PARAMS}), path),
-    "npz": lambda path: np.savez(path.open("wb"), **flatten_tree({"params": PARAMS})),
+    "npz": save_npz,
     "orbax": _orbax,
     "orbax-zarr": lambda path: _orbax(path, use_ocdbt=False),
     "orbax-manager": _manager,

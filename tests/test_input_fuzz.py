@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.input_fuzz import SCENES, fuzz_scene
@@ -42,6 +43,7 @@ def test_there_are_a_thousand_changes() -> None:
 
 def test_a_crash_and_a_hang_are_faults(tmp_path: Path) -> None:
     (tmp_path / "crash.py").write_text("import os\nos._exit(7)\n")
+    np.savez(tmp_path / "x.npz", w=np.ones(3))
     (tmp_path / "hang.py").write_text("import time\ntime.sleep(60)\n")
     with Worker(tmp_path / "cache", limit=8.0) as process:
         assert process.run(tmp_path, ["schema"]).code == 0

@@ -66,7 +66,7 @@ class LossSpec(Strict):
         description="for a loss of your own, what its outputs stand for, which the Fisher matrices need: the name of "
         "a loss above, or a target `module:fn` with fn(outputs, key) -> targets drawn from them",
     )
-    l2: float = Field(default=0.0, ge=0, description="adds ½·l2·‖w‖² over all differentiated parameters")
+    l2: float = Field(default=0.0, ge=0, le=3e38, description="adds ½·l2·‖w‖² over all differentiated parameters")
     reduction: Reduction = Field(
         default="mean", description="divide the sum of losses by examples, by 1, or by tokens (their weights)"
     )
