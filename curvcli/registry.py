@@ -28,6 +28,8 @@ class Analysis:
         The module of `curvcli.analyses` with `run(context, settings)` and `forecast(context, settings)`.
     inputs
         The function of `curvcli.run.inputs` that reads further inputs of the analysis; None: it has none.
+    watched
+        Whether `curv watch` runs it on the steps of a training run.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Analysis:
     help: str
     engine: str
     inputs: str | None = None
+    watched: bool = True
 
     @property
     def settings(self) -> type[Any]:
@@ -204,6 +207,7 @@ they would take. With --laplace also the log evidence and the variances of the o
         summary="what curv sees: parameters, data, loss, gradient norm, self-checks, cost",
         engine="inspect",
         inputs="network",
+        watched=False,
         help="""[bold]curv inspect model.ckpt[/bold]
 
 What curv sees: parameters by layer, data, loss and gradient norm, whether the self-checks pass, and what

@@ -29,7 +29,7 @@ def test_changed_files(name: str, worker: Worker, tmp_path: Path) -> None:
     assert tally.outcomes["refused"] >= 8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", SCENES)
 def test_many_changed_files(name: str, worker: Worker, tmp_path: Path) -> None:
     tally = fuzz_scene(name, tmp_path, worker, seed=1, trials=TRIALS, specials=2)

@@ -34,8 +34,9 @@ def watch(
     extra = list(context.args)
     if analysis.startswith("-"):  # an option of the analysis, which has taken its place
         extra, analysis = [analysis, *extra], "spectrum"
-    if analysis not in ANALYSES:
-        raise UsageError(f"{analysis!r} is no analysis of checkpoints", f"one of: {', '.join(ANALYSES)}")
+    watched = [name for name, row in ANALYSES.items() if row.watched]
+    if analysis not in watched:
+        raise UsageError(f"{analysis!r} is no analysis of checkpoints", f"one of: {', '.join(watched)}")
     line = [analysis, folder, "--all-steps", *extra]
     following = Following(every, idle, until, new)
     return build_app(analysis)(line, prog_name="curv", standalone_mode=False, obj=following)
